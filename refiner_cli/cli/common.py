@@ -25,7 +25,7 @@ ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run director
 def open_dataset(text: str) -> Benchmark:
     """The benchmark that a name or a folder means; the demo is drawn if it is not there yet."""
     from refiner_cli.data.benchmark import load_benchmark
-    from refiner_cli.data.catalog import load_catalog
+    from refiner_cli.data.catalog import catalogue
     from refiner_cli.data.paths import find_dataset, home
 
     place = home(os.environ)
@@ -34,7 +34,7 @@ def open_dataset(text: str) -> Benchmark:
 
         terminal.note("The demo dataset is drawn (once).")
         make_demo(place.datasets / "demo")
-    return load_benchmark(find_dataset(text, place, load_catalog().keys()))
+    return load_benchmark(find_dataset(text, place, catalogue().datasets.keys()))
 
 
 def open_model(path: Path, device: str) -> tuple[Model, ModelInfo]:

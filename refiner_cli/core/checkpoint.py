@@ -43,6 +43,7 @@ class ModelInfo:
 
     method: str
     dataset: str
+    dataset_path: str  # where it lay
     dataset_fingerprint: str
     step: int
     metrics: dict[str, Any]  # validation metrics, percent

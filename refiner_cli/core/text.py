@@ -34,6 +34,7 @@ class Tokens:
     head: tuple[int, ...]  # before the text
     end: int  # right after it
     pad: int  # up to the context length
+    save: Callable[[str], object] | None = None  # writes the tokenizer to a folder, if it is not CLIP's
 
     @classmethod
     def of(cls, tokenizer: Any, context_length: int, split: Callable[[str], list[int]]) -> Tokens:
@@ -42,7 +43,7 @@ class Tokens:
         word = split("apple")
         start = next(i for i in range(len(ids)) if ids[i : i + len(word)] == word)
         tail = ids[start + len(word) :]
-        return cls(split=split, head=tuple(ids[:start]), end=tail[0], pad=tail[-1])
+        return cls(split=split, head=tuple(ids[:start]), end=tail[0], pad=tail[-1], save=getattr(tokenizer, "save_pretrained", None))
 
 
 class TextTower:

@@ -182,9 +182,8 @@ class Training:
     def save(self, calibration: Calibration, metrics: dict[str, Any]) -> None:
         """Write a checkpoint: a model directory, and what it takes to go on."""
         self.model.calibration = calibration
-        info = ModelInfo(
-            self.run.config.method, self.run.dataset.name, self.run.dataset.fingerprint, self.step, metrics
-        )
+        data = self.run.dataset
+        info = ModelInfo(self.run.config.method, data.name, data.path, data.fingerprint, self.step, metrics)
         with self.run.new_checkpoint(self.step) as folder:
             write_model(folder, self.model, info, with_backbone=False)
             save_file(optimizer_tensors(self.optimizer), folder / OPTIMIZER)

@@ -36,7 +36,9 @@ def decode(file: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; transparent pixels become white."""
+    """Any mode to RGB; transparent pixels become white, 16-bit grey is scaled to 8."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
@@ -48,7 +50,7 @@ class Preprocess:
     """What the backbone was trained with: resize, crop, normalise -> ``3 x H x W`` float32."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.pipeline = open_clip.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+        self.pipeline = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
 
     def __call__(self, image: Image.Image) -> Tensor:
         pixels: Tensor = self.pipeline(image)

@@ -79,7 +79,10 @@ def tarred(files: Mapping[str, bytes]) -> bytes:
 
 def split_files(root: str, pairs: Pairs, rows: Rows, separator: str = " ") -> dict[str, bytes]:
     return {
-        **{f"{root}{SPLIT_FOLDER}/{s}_pairs.txt": pair_text(pairs[s], separator) for s in ("train", "val", "test")},
+        **{
+            f"{root}{SPLIT_FOLDER}/{s}_pairs.txt": pair_text(pairs[s], separator)
+            for s in ("train", "val", "test")
+        },
         f"{root}{METADATA}": metadata(rows + USELESS),
     }
 
@@ -144,6 +147,8 @@ def c_gqa(pairs: Pairs, rows: Rows, root: str, more: Mapping[str, bytes] | None 
 def tiny_pairs() -> Pairs:
     """Two states, three objects; one unseen pair in val, one in test."""
     train = (("ripe", "apple"), ("cut", "pear"), ("ripe", "plum"), ("cut", "apple"))
-    return {"train": train, "val": (("ripe", "apple"), ("ripe", "pear")), "test": (("cut", "apple"), ("cut", "plum"))}
-
-
+    return {
+        "train": train,
+        "val": (("ripe", "apple"), ("ripe", "pear")),
+        "test": (("cut", "apple"), ("cut", "plum")),
+    }

@@ -36,7 +36,9 @@ def target(tmp_path: Path) -> Path:
 def bring(target: Path, log: Log, stop: Event) -> Bring:
     """Fetch the given addresses to the target, patient but quick."""
 
-    def run(*urls: str, attempts: int = 3, accept: Callable[[Source, Path, str], None] = lambda *_: None) -> None:
+    def run(
+        *urls: str, attempts: int = 3, accept: Callable[[Source, Path, str], None] = lambda *_: None
+    ) -> None:
         source = Source(file=target.name, urls=urls, holds="*")
         with client() as web:
             fetch(
@@ -64,7 +66,9 @@ def test_brings_a_file_and_leaves_nothing_else(site: Site, bring: Bring, target:
     assert log.progress("fetch")[-1].done == log.progress("fetch")[-1].total == len(ZIP)
 
 
-def test_resumes_a_cut_connection_without_fetching_a_byte_twice(site: Site, bring: Bring, target: Path) -> None:
+def test_resumes_a_cut_connection_without_fetching_a_byte_twice(
+    site: Site, bring: Bring, target: Path
+) -> None:
     bring(site.put("/data.zip", ZIP, cuts=[30_000, 20_000]))
     assert target.read_bytes() == ZIP
     assert site.asked_for("/data.zip") == [None, "bytes=30000-", "bytes=50000-"]
@@ -137,7 +141,9 @@ def test_what_is_not_accepted_does_not_become_the_target(site: Site, bring: Brin
 
 
 @pytest.mark.parametrize("status", [404, 403, 410])
-def test_a_mirror_without_the_file_is_left_at_once(site: Site, bring: Bring, target: Path, status: int) -> None:
+def test_a_mirror_without_the_file_is_left_at_once(
+    site: Site, bring: Bring, target: Path, status: int
+) -> None:
     gone = site.put("/old/data.zip", b"gone", status=status)
     bring(gone, site.put("/data.zip", ZIP))
     assert target.read_bytes() == ZIP

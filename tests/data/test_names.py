@@ -11,7 +11,13 @@ from refiner_cli.data.names import portable, relative
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("a/b.jpg", "a/b.jpg"), ("./a//b.jpg", "a/b.jpg"), ("a\\b.jpg", "a/b.jpg"), ("...jpg", "...jpg"), ("ä b", "ä b")],
+    [
+        ("a/b.jpg", "a/b.jpg"),
+        ("./a//b.jpg", "a/b.jpg"),
+        ("a\\b.jpg", "a/b.jpg"),
+        ("...jpg", "...jpg"),
+        ("ä b", "ä b"),
+    ],
 )
 def test_ordinary_names_stay(name: str, path: str) -> None:
     assert relative(name) == path
@@ -19,7 +25,19 @@ def test_ordinary_names_stay(name: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "/etc/passwd", "../x", "a/../../x", "a\\..\\..\\x", "C:\\x", "c:x", "\\\\server\\share", "a\0b", "a\nb"],
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a\\..\\..\\x",
+        "C:\\x",
+        "c:x",
+        "\\\\server\\share",
+        "a\0b",
+        "a\nb",
+    ],
 )
 def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
@@ -38,7 +56,9 @@ def test_whatever_is_accepted_stays_in_its_folder(name: str) -> None:
     assert relative(path) == path
 
 
-@pytest.mark.parametrize("name", ["a/con", "NUL.jpg", "lpt1.txt", "a?.jpg", "a/x:y", "L.A.M.B./a.jpg", "a /b"])
+@pytest.mark.parametrize(
+    "name", ["a/con", "NUL.jpg", "lpt1.txt", "a?.jpg", "a/x:y", "L.A.M.B./a.jpg", "a /b"]
+)
 def test_what_windows_cannot_name_is_refused_there_only(name: str) -> None:
     assert portable(name, windows=False) == name
     with pytest.raises(ValueError, match="Windows"):
