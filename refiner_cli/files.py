@@ -17,7 +17,7 @@ from typing import Any
 def whole_file(file: Path) -> Iterator[Path]:
     """Write to the path this gives; ``file`` appears, in place of any older one, only after success."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # not mkstemp: others may read what we write
+    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     part.touch(exist_ok=False)
     try:
         yield part

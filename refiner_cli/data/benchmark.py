@@ -126,7 +126,7 @@ def read_metadata(file: Path) -> list[Row]:
 
     Raises DatasetError for a missing, torn or hostile file, or a row without the four keys.
     """
-    import torch  # noqa: PLC0415 - listing and preparing names must not wait for torch
+    import torch
 
     try:
         rows = torch.load(file, map_location="cpu", weights_only=True)
@@ -207,6 +207,6 @@ def write_metadata(file: Path, samples: dict[Split, tuple[Sample, ...]]) -> None
 
 def save_rows(file: Path, rows: list[Row]) -> None:
     """Write a metadata list that :func:`read_metadata` reads back."""
-    import torch  # noqa: PLC0415
+    import torch
 
     torch.save(rows, file)

@@ -16,7 +16,7 @@ from refiner_cli.data.labels import BoolArray, LabelSpace
 from refiner_cli.errors import ScoresError
 from refiner_cli.evaluation.sweep import Digest
 
-BLOCK_ELEMENTS = 1 << 24  # scores reduced at once: 64 MB and a few temporaries of that size
+BLOCK_ELEMENTS = 1 << 22  # scores reduced at once: 16 MB and a few temporaries of that size
 
 
 class ScoreStream:
@@ -37,20 +37,22 @@ class ScoreStream:
             raise ScoresError(f"'allowed' has the shape {allowed.shape}, but {count} pairs compete.")
         if count == 0 or (allowed is not None and not allowed.any()):
             raise ScoresError("No pair may compete.")
-        compete = np.ones(count, dtype=np.bool_) if allowed is None else np.asarray(allowed, dtype=np.bool_)
+        compete = np.ones(count, dtype=np.bool_) if allowed is None else allowed.astype(np.bool_)
+        seen = space.seen
+        self._all_train_compete = bool(compete[seen].all())
         self._host = {
             "state": torch.from_numpy(space.pair_state.copy()),
             "object": torch.from_numpy(space.pair_object.copy()),
-            "seen": torch.from_numpy(space.seen.copy()),
-            "compete": torch.from_numpy(compete.copy()),
-            "train": torch.from_numpy(np.flatnonzero(space.seen)),
-            "seen_columns": torch.from_numpy(np.flatnonzero(space.seen & compete)),
-            "unseen_mask": torch.from_numpy(~space.seen & compete),
+            "seen": torch.from_numpy(seen.copy()),
+            "compete": torch.from_numpy(compete),
+            "train": torch.from_numpy(np.flatnonzero(seen)),
+            "seen_columns": torch.from_numpy(np.flatnonzero(seen & compete)),
+            "seen_index": torch.from_numpy(
+                np.append(np.flatnonzero(seen & compete), -1)
+            ),  # place -1 is nowhere
+            "unseen_only": torch.from_numpy(np.where(~seen & compete, 0, -np.inf).astype(np.float32)),
         }
-        self._all_compete = bool(compete.all())
-        self._all_train_compete = bool(compete[space.seen].all())
-        self._any_unseen = bool((~space.seen & compete).any())
-        self._fixed = self._host
+        self._fixed = self._host  # or its copy on the device of the scores
         self._parts: list[dict[str, Tensor]] = []
         self._images = 0
 
@@ -80,7 +82,7 @@ class ScoreStream:
         target = torch.as_tensor(truth)
         if target.shape != (scores.shape[0],) or target.is_floating_point():
             raise ScoresError(
-                f"The truth is {target.dtype} of shape {tuple(target.shape)}, for {scores.shape[0]} rows of scores.",
+                f"{scores.shape[0]} rows of scores came with a truth {tuple(target.shape)}, {target.dtype}.",
                 hint="Give one integer index a row.",
             )
         outside = ((target < 0) | (target >= columns)).nonzero()
@@ -122,76 +124,82 @@ class ScoreStream:
         )
 
     def _reduce(self, rows: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """B x P scores -> B-long tensors, one for each field of the digest."""
-        fixed, columns = self._fixed, rows.shape[1]
+        """B x P scores -> B-long tensors, one for each field of the digest.
+
+        Written for few passes over B x P: comparisons go straight into a float buffer, whose sums are exact
+        for counts below 2^24 and several times faster than those of booleans.
+        """
+        fixed = self._fixed
         truth_column = truth[:, None]  # B x 1
-        truth_seen = fixed["seen"][truth]  # B
-        competes = fixed["compete"][truth]  # B
-        none = rows.new_full((), -torch.inf)
-        score = torch.where(competes, rows.gather(1, truth_column).squeeze(1), none)  # B
-        own = competes.long()  # the truth counts itself among those at its score
+        truth_seen, competes = fixed["seen"][truth], fixed["compete"][truth]  # B
+        score = rows.gather(1, truth_column).masked_fill(~competes[:, None], -torch.inf)  # B x 1
+        itself = competes.long()  # the truth is among those that reach its score
 
         seen_rows = rows.index_select(1, fixed["seen_columns"])  # B x seen
-        best_seen, best_seen_index = _best(seen_rows, fixed["seen_columns"])
-        seen_ahead = (seen_rows >= score[:, None]).sum(1) - own * truth_seen
-        best_train = (
-            best_seen if self._all_train_compete else _best(rows[:, fixed["train"]], fixed["train"])[0]
+        best_seen, place = _best(seen_rows)
+        seen_index = fixed["seen_index"][place]
+        best_train = best_seen if self._all_train_compete else _best(rows[:, fixed["train"]])[0]
+        seen_ahead = (seen_rows >= score).sum(1) - itself * truth_seen
+        seen_second, seen_mass = _rest(seen_rows, place, best_seen)
+
+        unseen_rows = rows + fixed["unseen_only"]  # B x P, -inf in the other columns
+        best_unseen, unseen_index = _best(unseen_rows)
+        none = rows.new_full((), -torch.inf)
+        before = [row[:t].amax() if t else none for row, t in zip(unseen_rows, truth.tolist(), strict=True)]
+        reached = torch.ge(unseen_rows, score, out=torch.empty_like(unseen_rows)).sum(1).long()
+        unseen_second, unseen_mass = _rest(unseen_rows, unseen_index, best_unseen)
+
+        top_index = torch.where(best_unseen > best_seen, unseen_index, seen_index)
+        second = torch.maximum(
+            torch.minimum(best_seen, best_unseen), torch.maximum(seen_second, unseen_second)
         )
-
-        unseen_rows = torch.where(fixed["unseen_mask"], rows, none)  # B x P, ours to overwrite
-        best_unseen, best_unseen_index = _best(unseen_rows, None)
-        if not self._any_unseen:
-            best_unseen_index = torch.full_like(best_unseen_index, -1)
-        unseen_ahead = ((unseen_rows >= score[:, None]) & fixed["unseen_mask"]).sum(1) - own * ~truth_seen
-        before = torch.arange(columns, device=rows.device) < truth_column  # B x P
-        unseen_before = torch.where(before, unseen_rows, none).amax(1)
-
-        top = torch.maximum(best_seen, best_unseen)  # B
-        top_index = torch.where(best_unseen > best_seen, best_unseen_index, best_seen_index)
-        state_tied, object_tied = self._ties(rows, top, top_index)
+        state_tied, object_tied = self._ties(rows, top_index, second == torch.maximum(best_seen, best_unseen))
         return {
             "truth": truth,
             "truth_seen": truth_seen,
-            "truth_score": score,
+            "truth_score": score.squeeze(1),
             "best_seen": best_seen,
-            "best_seen_index": best_seen_index,
+            "best_seen_index": seen_index,
             "best_unseen": best_unseen,
-            "best_unseen_index": best_unseen_index,
+            "best_unseen_index": unseen_index,
             "best_train": best_train,
-            "unseen_before": unseen_before,
+            "unseen_before": torch.stack(before),
             "seen_ahead": seen_ahead,
-            "unseen_ahead": unseen_ahead,
+            "unseen_ahead": reached - itself * ~truth_seen,
             "state_tied": state_tied,
             "object_tied": object_tied,
-            "seen_mass": _log_mass(seen_rows, best_seen),
-            "unseen_mass": _log_mass(unseen_rows, best_unseen),
+            "seen_mass": seen_mass,
+            "unseen_mass": unseen_mass,
         }
 
-    def _ties(self, rows: Tensor, top: Tensor, top_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Two of B bool: does a candidate of another state (object) share the best score?"""
-        fixed = self._fixed
-        shared = rows == top[:, None]  # B x P
-        if not self._all_compete:
-            shared &= fixed["compete"]
-        some = (shared.sum(1) > 1).nonzero().squeeze(1)  # few rows, unless scores were rounded
-        tied = []
-        for names in (fixed["state"], fixed["object"]):
-            found = torch.zeros_like(top, dtype=torch.bool)
-            found[some] = (shared[some] & (names != names[top_index[some]][:, None])).any(1)
-            tied.append(found)
-        return tied[0], tied[1]
+    def _ties(self, rows: Tensor, top_index: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Two of B bool: does a candidate of another state (object) share the best score where it is tied?"""
+        some = tied.nonzero().squeeze(1)  # few rows, unless scores were rounded
+        top = top_index[some][:, None]
+        shared = (rows[some] == rows[some].gather(1, top)) & self._fixed["compete"]
+        found = []
+        for names in (self._fixed["state"], self._fixed["object"]):
+            other = torch.zeros_like(tied)
+            other[some] = (shared & (names != names[top])).any(1)
+            found.append(other)
+        return found[0], found[1]
 
 
-def _best(rows: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Best score of each row and the lowest index that has it (into ``columns``); -inf and -1 if empty."""
+def _best(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Best score of each row and the first place that has it; -inf and -1 where there is none."""
     if rows.shape[1] == 0:
-        nothing = rows.new_full(rows.shape[:1], -torch.inf)
-        return nothing, torch.full_like(nothing, -1, dtype=torch.int64)
-    best, index = rows.max(1)
-    return best, index if columns is None else columns[index]
+        best = rows.new_full(rows.shape[:1], -torch.inf)
+        return best, torch.full_like(best, -1, dtype=torch.int64)
+    place = rows.argmax(1)  # documented to be the first of equals
+    best = rows.gather(1, place[:, None]).squeeze(1)
+    return best, place.masked_fill(best == -torch.inf, -1)
 
 
-def _log_mass(rows: Tensor, best: Tensor) -> Tensor:
-    """log sum exp of each row, whose maximum is known; overwrites ``rows``."""
-    shift = torch.where(torch.isfinite(best), best, 0)
-    return rows.sub_(shift[:, None]).exp_().sum(1).log_() + shift
+def _rest(rows: Tensor, place: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """Best score of each row without that at ``place``; log sum exp of the whole row. Overwrites ``rows``."""
+    if rows.shape[1] == 0:
+        return best, best
+    rows.scatter_(1, place.clamp(min=0)[:, None], -torch.inf)
+    second = rows.amax(1)
+    shift = best.masked_fill(best == -torch.inf, 0)
+    return second, rows.sub_(shift[:, None]).exp_().sum(1).log1p_() + best

@@ -54,7 +54,7 @@ class Digest:
         truth: index of the true pair.
         truth_seen: whether training saw the true pair.
         truth_score: score of the true pair; -inf where it may not compete.
-        best_seen, best_seen_index: best score among seen candidates and its index; -inf and -1 if there is none.
+        best_seen, best_seen_index: best score among seen candidates and its index; -inf, -1 if there is none.
         best_unseen, best_unseen_index: the same among unseen candidates.
         best_train: best score among all seen pairs, those that may not compete included (legacy reads it).
         unseen_before: best score among unseen candidates with an index below the truth's (legacy reads it).
@@ -252,7 +252,8 @@ def _legacy_correct(digest: Digest, bias: np.float32) -> BoolArray:
         digest.truth_seen, digest.best_seen_index >= digest.truth, digest.best_seen_index > digest.truth
     )
     beats_seen = (digest.best_seen < score) | ((digest.best_seen == score) & first_seen)
-    return np.isfinite(digest.truth_score) & beats_unseen & beats_seen
+    right: BoolArray = np.isfinite(digest.truth_score) & beats_unseen & beats_seen
+    return right
 
 
 def _legacy_top(digest: Digest) -> IntArray:
