@@ -1,3 +1,77 @@
-"""Refiner: recognise compositions - a state of an object - seen in training or not."""
+"""Refiner: recognise compositions - a state of an object - seen in training or not.
+
+::
+
+    import refiner_cli
+
+    model = refiner_cli.load("runs/demo")           # a run or an exported model
+    for made in model.predict(["apple.jpg"]):       # paths or PIL images
+        print(made.compositions[0])                 # state, object, score, probability, seen
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refiner_cli.errors import RefinerError
+
+if TYPE_CHECKING:
+    from refiner_cli.data.benchmark import Benchmark, load_benchmark
+    from refiner_cli.data.labels import LabelSpace
+    from refiner_cli.inference.recogniser import Composition, Part, Prediction, Recogniser
 
 __version__ = "0.1.0"
+__all__ = [
+    "Benchmark",
+    "Composition",
+    "LabelSpace",
+    "Part",
+    "Prediction",
+    "Recogniser",
+    "RefinerError",
+    "__version__",
+    "load",
+    "load_benchmark",
+]
+
+# Loaded when first asked for, so that importing the package does not import torch.
+_HOMES = {
+    "Benchmark": "refiner_cli.data.benchmark",
+    "load_benchmark": "refiner_cli.data.benchmark",
+    "LabelSpace": "refiner_cli.data.labels",
+    "Composition": "refiner_cli.inference.recogniser",
+    "Part": "refiner_cli.inference.recogniser",
+    "Prediction": "refiner_cli.inference.recogniser",
+    "Recogniser": "refiner_cli.inference.recogniser",
+}
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Recogniser:
+    """Load a run directory or an exported model, ready to predict.
+
+    Args:
+        path: what ``refiner train --out`` or ``refiner export`` made.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, fp32, bf16 or fp16.
+
+    Raises:
+        ModelFileError: a file is missing, torn or does not fit.
+        EnvironmentLacksError: the device is not there.
+    """
+    from refiner_cli.core.checkpoint import read_model  # noqa: PLC0415 - torch is imported here
+    from refiner_cli.core.device import pick_device, pick_precision  # noqa: PLC0415
+    from refiner_cli.core.run import model_folder  # noqa: PLC0415
+    from refiner_cli.inference.recogniser import Recogniser  # noqa: PLC0415
+
+    chosen, _ = pick_device(device)
+    model, _ = read_model(model_folder(Path(path)))
+    return Recogniser(model.to(chosen), precision=pick_precision(precision, chosen)[0])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module  # noqa: PLC0415
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

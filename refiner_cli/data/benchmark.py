@@ -53,23 +53,24 @@ class Benchmark:
         return self.root / IMAGES
 
     @cached_property
-    def _all(self) -> LabelSpace:
+    def vocabulary(self) -> LabelSpace:
+        """Every pair of any split: what a model of this benchmark is made for."""
         every = {pair for split in SPLITS for pair in self.pairs[split]}
         return LabelSpace.from_pairs(every, self.pairs["train"])
 
     @property
     def states(self) -> tuple[str, ...]:
-        return self._all.states
+        return self.vocabulary.states
 
     @property
     def objects(self) -> tuple[str, ...]:
-        return self._all.objects
+        return self.vocabulary.objects
 
     def label_space(self, split: Split, world: World = "closed") -> LabelSpace:
         """The candidates of a split: its own and the training pairs, or every combination."""
         if world == "open":
-            return self._all.open_world()
-        return self._all.with_pairs({*self.pairs[split], *self.pairs["train"]})
+            return self.vocabulary.open_world()
+        return self.vocabulary.with_pairs({*self.pairs[split], *self.pairs["train"]})
 
     def paths(self, split: Split) -> Iterator[Path]:
         return (self.images / sample.path for sample in self.samples[split])

@@ -61,10 +61,6 @@ def caption(shown: list[Pair], rng: np.random.Generator) -> str:
 def picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Pair]]:
     """One picture (``96 x 96 x 3`` uint8) and what it shows."""
     pairs = backbone_pairs()
-    if rng.random() < 0.4:
-        pair = pairs[int(rng.integers(len(pairs)))]
-        drawn = scenes.scene(pair, pairs, rng, clutter=int(rng.integers(0, 5)))
-        return np.asarray(drawn), [pair]
     shown = [pairs[i] for i in rng.choice(len(pairs), int(rng.integers(1, 4)), replace=False)]
     return np.asarray(scenes.gathering(shown, rng)), shown
 

@@ -103,9 +103,11 @@ def scene(pair: Pair, others: Sequence[Pair], rng: Rng, clutter: int = CLUTTER) 
 def gathering(pairs: Sequence[Pair], rng: Rng) -> Image.Image:
     """Draw all of ``pairs`` (one to four) whole and of one rank, each in its own corner."""
     canvas = background(rng)
-    cells = [(0.27, 0.27), (0.73, 0.73), (0.27, 0.73), (0.73, 0.27)]
+    cells = [(0.29, 0.29), (0.71, 0.71), (0.29, 0.71), (0.71, 0.29)]
     order = rng.permutation(4)
+    largest = 0.38 if len(pairs) == 1 else 0.29
     for pair, cell in zip(pairs, order, strict=False):
-        x, y = (np.asarray(cells[cell]) + rng.uniform(-0.07, 0.07, 2)) * SIZE
-        place(canvas, look_of(pair, rng.uniform(0.19, 0.27) * SIZE, rng), x, y)
+        radius = rng.uniform(0.2, largest)
+        x, y = np.asarray(cells[cell] if radius < 0.3 else (0.5, 0.5)) + rng.uniform(-0.07, 0.07, 2)
+        place(canvas, look_of(pair, radius * SIZE, rng), x * SIZE, y * SIZE)
     return finish(canvas, rng)

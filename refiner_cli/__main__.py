@@ -1,0 +1,39 @@
+"""``refiner`` and ``python -m refiner_cli``: run the app, turn errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; leaves through SystemExit."""
+    from refiner_cli.cli.app import app
+    from refiner_cli.cli.console import terminal
+    from refiner_cli.errors import RefinerError
+
+    for stream in (sys.stdout, sys.stderr):  # Windows: a tick mark must not crash redirected output
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    try:
+        app(arguments, prog_name="refiner")
+    except RefinerError as error:
+        if terminal.debug:
+            raise
+        terminal.error(error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if terminal.debug:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        terminal.error(RefinerError(f"The system refused: {error.strerror or error}{place}."))
+        sys.exit(RefinerError.exit_code)
+    except MemoryError:
+        if terminal.debug:
+            raise
+        terminal.error(RefinerError("There is not enough memory.", hint="Use a smaller --batch or a smaller backbone."))
+        sys.exit(RefinerError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

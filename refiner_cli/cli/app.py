@@ -1,0 +1,42 @@
+"""The Typer app. Commands live one a file; none of them imports torch before it computes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from refiner_cli import __version__
+from refiner_cli.cli import demo, doctor, download, eval, export, info, predict, train  # noqa: A004
+from refiner_cli.cli.console import terminal
+
+app = typer.Typer(
+    name="refiner",
+    help="Recognise compositions - a state of an object, such as 'sliced apple' - seen in training or not.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(value: bool) -> None:
+    if value:
+        terminal.data(f"refiner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and results only.")] = False,
+) -> None:
+    del version
+    terminal.debug, terminal.quiet = debug, quiet
+
+
+for command in (demo.demo, download.download, train.train, eval.evaluate, predict.predict, export.export,
+                info.info, doctor.doctor):  # fmt: skip
+    app.command(name="eval" if command is eval.evaluate else None)(command)

@@ -1,0 +1,62 @@
+"""What several commands share: finding a dataset, loading a model, choosing the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refiner_cli.cli.console import terminal
+
+if TYPE_CHECKING:
+    from refiner_cli.core.checkpoint import ModelInfo
+    from refiner_cli.core.model import Model
+    from refiner_cli.data.benchmark import Benchmark
+    from refiner_cli.evaluation.evaluate import Setting
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images; -1: by the machine.")]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run directory or an exported model directory.")]
+
+
+def open_dataset(text: str) -> Benchmark:
+    """The benchmark that a name or a folder means; the demo is drawn if it is not there yet."""
+    from refiner_cli.data.benchmark import load_benchmark
+    from refiner_cli.data.catalog import catalogue
+    from refiner_cli.data.paths import find_dataset, home
+
+    place = home(os.environ)
+    if text == "demo" and not (place.datasets / "demo").is_dir():
+        from refiner_cli.demo.dataset import make_demo
+
+        terminal.note("The demo dataset is drawn (once).")
+        make_demo(place.datasets / "demo")
+    return load_benchmark(find_dataset(text, place, catalogue().datasets.keys()))
+
+
+def open_model(path: Path, device: str) -> tuple[Model, ModelInfo]:
+    """A stored model on its device."""
+    from refiner_cli.core.checkpoint import read_model
+    from refiner_cli.core.device import pick_device
+    from refiner_cli.core.run import model_folder
+
+    chosen, reason = pick_device(device)
+    model, info = read_model(model_folder(path))
+    terminal.note(f"device {chosen} ({reason})")
+    model.to(chosen)
+    return model, info
+
+
+def setting_for(model: Model, precision: str, workers: int, batch: int) -> Setting:
+    """How to run on the model's device, with the reasons told."""
+    from refiner_cli.core.batches import pick_workers
+    from refiner_cli.core.device import pick_precision
+    from refiner_cli.evaluation.evaluate import Setting
+
+    dtype, why = pick_precision(precision, model.device)
+    count, because = pick_workers(workers, model.device)
+    terminal.note(f"precision {str(dtype).removeprefix('torch.')} ({why}), {count} decoding processes ({because})")
+    return Setting(dtype, batch, count)

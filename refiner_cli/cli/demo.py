@@ -1,0 +1,41 @@
+"""``refiner demo``: the whole road in a few minutes, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refiner_cli.cli.common import Device
+from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.cli.train import follow
+
+COLUMNS = ("S", "U", "HM", "AUC")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("refiner-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures and another training.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw a dataset, train, evaluate, predict, export: no network, no GPU, a few minutes."""
+    from refiner_cli.demo.tour import take_tour
+
+    tour = take_tour(out, seed=seed, device=device, tell=terminal.note, follow=follow)
+    paths = {name: str(getattr(tour, name)) for name in ("run", "predictions", "export", "picture")}
+    results = {"zero_shot": tour.zero_shot, "refiner": tour.refiner}
+    if as_json:
+        worlds = {name: {w: m.to_json() for w, m in found.items()} for name, found in results.items()}
+        terminal.json({"schema": "refiner.demo/1", **worlds, "seconds": round(tour.seconds, 1), "paths": paths})
+        return
+    table = grid("Demo, test split", "", *COLUMNS)
+    for world in ("closed", "open"):
+        for name, title in (("zero_shot", "CLIP zero-shot"), ("refiner", "Refiner")):
+            metrics = results[name][world]
+            table.add_row(f"{title}, {world} world", *(f"{getattr(metrics, c):.1f}" for c in COLUMNS))
+    terminal.table(table)
+    for name, path in paths.items():
+        terminal.data(f"{name:12} {path}")
+    terminal.data(f"{'took':12} {tour.seconds:.0f} s")

@@ -1,0 +1,70 @@
+"""``refiner doctor``: what this machine offers, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from typing import Any
+
+import typer
+
+from refiner_cli import __version__
+from refiner_cli.cli.console import Json, grid, terminal
+
+OPTIONAL = {"transformers": "SigLIP tokenizers: refiner-cli[siglip]"}
+NEEDED = 4 * 2**30  # bytes of free disk below which a benchmark will not fit
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check versions, devices, memory, disk and optional packages."""
+    checks = [*machine(), *packages()]
+    if as_json:
+        terminal.json({"schema": "refiner.doctor/1", "checks": checks})
+    else:
+        table = grid("", "", "found", "advice")
+        for check in checks:
+            mark = "[green]ok[/]" if check["ok"] else "[yellow]--[/]"
+            table.add_row(f"{mark} {check['name']}", check["found"], check["advice"])
+        terminal.table(table)
+    if not all(check["ok"] for check in checks if check["needed"]):
+        raise typer.Exit(6)
+
+
+def entry(name: str, found: str, *, ok: bool = True, needed: bool = False, advice: str = "") -> dict[str, Any]:
+    return {"name": name, "found": found, "ok": ok, "needed": needed, "advice": "" if ok else advice}
+
+
+def machine() -> list[dict[str, Any]]:
+    import open_clip
+    import torch
+
+    from refiner_cli.core.device import cores, free_memory, pick_device, pick_precision
+    from refiner_cli.data.paths import home
+
+    device, why = pick_device()
+    precision, because = pick_precision("auto", device)
+    place = home(os.environ).root
+    above = next(folder for folder in (place, *place.parents) if folder.exists())
+    disk = shutil.disk_usage(above).free
+    return [
+        entry("refiner", __version__),
+        entry("Python", platform.python_version()),
+        entry("PyTorch", torch.__version__),
+        entry("open_clip", open_clip.__version__),
+        entry("device", f"{device} ({why})"),
+        entry("precision", f"{str(precision).removeprefix('torch.')} ({because})"),
+        entry("cores", str(cores())),
+        entry("free memory", f"{free_memory(device) / 2**30:.1f} GiB"),
+        entry("data folder", str(place), ok=os.access(above, os.W_OK), needed=True, advice="set REFINER_HOME"),
+        entry("free disk", f"{disk / 2**30:.1f} GiB", ok=disk > NEEDED, advice="a benchmark needs some GiB"),
+    ]
+
+
+def packages() -> list[dict[str, Any]]:
+    return [
+        entry(name, "installed" if importlib.util.find_spec(name) else "not installed",
+              ok=importlib.util.find_spec(name) is not None, advice=use)
+        for name, use in OPTIONAL.items()
+    ]  # fmt: skip

@@ -1,0 +1,115 @@
+"""Fine-grained refinement: concept queries read the patches and pick up regional semantics.
+
+Shapes: ``B`` images, ``N`` visual tokens, ``K`` queries, ``W`` visual width, ``Q`` width of the
+queries, ``D`` joint width, ``h`` heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refiner_cli.core.prompts import ROLES, Role
+
+HEAD_WIDTH = 64
+
+
+class Attention(nn.Module):
+    """Multi-head attention from ``B x K x Q`` to ``B x N x W`` that can return its weights."""
+
+    def __init__(self, width: int, source: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // HEAD_WIDTH)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(source, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        q, k, v = self.project(x, source)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``B x h x K x Q/h``, keys and values ``B x h x N x Q/h``."""
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def weights(self, x: Tensor, source: Tensor) -> Tensor:
+        """How much each query looks at each token, mean over heads, ``B x K x N``; rows sum to 1."""
+        q, k, _ = self.project(x, source)
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).float().softmax(-1).mean(1)
+
+
+class ConceptBlock(nn.Module):
+    """One decoder block: queries talk to each other, read the image, think."""
+
+    def __init__(self, width: int, source: int) -> None:
+        super().__init__()
+        self.norm_self, self.attend_self = nn.LayerNorm(width), Attention(width, width)
+        self.norm_cross, self.attend_cross = nn.LayerNorm(width), Attention(width, source)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        h = self.norm_self(x)
+        x = x + self.attend_self(h, h)
+        x = x + self.attend_cross(self.norm_cross(x), tokens)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class ReadOut(nn.Module):
+    """Attention-pool the concepts into one joint-space vector, behind a gate that starts at zero."""
+
+    def __init__(self, width: int, joint: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.probe = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.project = nn.Linear(width, joint)
+        self.gate = nn.Parameter(torch.zeros(joint))
+
+    def forward(self, concepts: Tensor) -> Tensor:
+        """``B x K x Q`` -> ``B x D``."""
+        h = self.norm(concepts)
+        share = (h @ self.probe).softmax(-1)  # B x K
+        return self.gate * self.project((share[..., None] * h).sum(1))
+
+
+class Concepts(nn.Module):
+    """K concept queries and their three read-outs.
+
+    Args:
+        queries: K.
+        blocks: decoder blocks.
+        source: W, width of the visual tokens.
+        width: Q, width of the queries.
+        joint: D.
+    """
+
+    def __init__(self, *, queries: int, blocks: int, source: int, width: int, joint: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.norm = nn.LayerNorm(source)
+        self.blocks = nn.ModuleList([ConceptBlock(width, source) for _ in range(blocks)])
+        self.read_outs = nn.ModuleDict({role: ReadOut(width, joint) for role in ROLES})
+
+    def forward(self, tokens: Tensor) -> dict[Role, Tensor]:
+        """Visual tokens ``B x N x W`` -> what to add to the class token for each role, ``B x D``."""
+        tokens = self.norm(tokens)
+        x = self.queries.expand(len(tokens), -1, -1)  # B x K x Q
+        for block in self.blocks:
+            x = block(x, tokens)
+        return {role: self.read_outs[role](x) for role in ROLES}
+
+    @torch.no_grad()
+    def attention(self, tokens: Tensor) -> Tensor:
+        """What each query looks at in the last block, ``B x K x N``; rows sum to 1."""
+        tokens = self.norm(tokens)
+        x = self.queries.expand(len(tokens), -1, -1)
+        for block in self.blocks[:-1]:
+            x = block(x, tokens)
+        last = self.blocks[-1]
+        h = last.norm_self(x)
+        x = x + last.attend_self(h, h)
+        weights: Tensor = last.attend_cross.weights(last.norm_cross(x), tokens)
+        return weights

@@ -1,0 +1,96 @@
+"""Device, precision, memory, attention kernels: every decision comes back with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from refiner_cli.errors import EnvironmentLacksError, UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GIB = 2**30
+
+
+def pick_device(wanted: str = "auto") -> tuple[torch.device, str]:
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, and why.
+
+    Raises EnvironmentLacksError where the device is not there, UsageError for another name.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "auto: Apple GPU"
+        return torch.device("cpu"), "auto: no GPU found"
+    kind, _, number = wanted.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UsageError(f"The device {wanted!r} is unknown.", hint="Use auto, cpu, cuda, cuda:N or mps.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise EnvironmentLacksError(
+            f"The device {wanted} is not there: PyTorch {torch.__version__} sees {found} CUDA devices.",
+            hint="Use --device auto, or install a driver and a PyTorch built for CUDA.",
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentLacksError("The device mps is not there: PyTorch sees no Apple GPU.", hint="Use --device auto.")
+    return torch.device(wanted), "asked for"
+
+
+def pick_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The autocast type for ``auto``, ``fp32``, ``bf16`` or ``fp16`` on a device, and why."""
+    if wanted != "auto":
+        if wanted not in PRECISIONS:
+            raise UsageError(f"The precision {wanted!r} is unknown.", hint="Use auto, fp32, bf16 or fp16.")
+        if wanted == "fp16" and device.type == "cpu":
+            raise EnvironmentLacksError("fp16 is not supported on the CPU.", hint="Use --precision fp32 or bf16.")
+        return PRECISIONS[wanted], "asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "auto: the GPU computes bf16"
+        return torch.float16, "auto: the GPU has no bf16"
+    return torch.float32, f"auto: {device.type} results stay comparable in fp32"
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, precision: torch.dtype) -> Iterator[None]:
+    """Autocast in ``precision`` for a forward pass."""
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        yield
+
+
+@contextlib.contextmanager
+def attention_kernels(device: torch.device) -> Iterator[None]:
+    """The fastest attention kernels for a forward and backward pass on this device.
+
+    The fused CPU kernel is quick forward but takes half of a training step backward (measured
+    with 65 tokens in bf16: 1.7 s a step with it, 1.1 s without), so a CPU trains without it.
+    """
+    if device.type == "cpu":
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device; for the CPU (and MPS, which shares it), of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return 4 * GIB
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,57 @@
+"""Learnable prompts: three contexts, and one shared table of state and object vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refiner_cli.core.text import TextTower
+
+Role = Literal["composition", "state", "object"]
+ROLES: tuple[Role, ...] = ("composition", "state", "object")
+
+
+class Prompts(nn.Module):
+    """What the text tower reads.
+
+    The vectors start as the mean of the name's CLIP token embeddings, the contexts as the token
+    embeddings of ``context``. A word that was not trained keeps CLIP's own embedding, so that any
+    vocabulary can be put into the learned prompts.
+
+    Args:
+        text: the frozen text tower.
+        states: S names that get a trained vector; ``objects``: O names.
+        context: words such as "a photo of", n tokens.
+        dropout: share of a vector's entries that is dropped in training.
+    """
+
+    def __init__(
+        self, text: TextTower, states: Sequence[str], objects: Sequence[str], *, context: str, dropout: float
+    ) -> None:
+        super().__init__()
+        self.text = text
+        self.dropout = dropout
+        self.index = {
+            "state": {name: i for i, name in enumerate(states)},
+            "object": {name: i for i, name in enumerate(objects)},
+        }
+        start = text.context(context)  # n x E
+        self.contexts = nn.ParameterDict({role: nn.Parameter(start.clone()) for role in ROLES})
+        self.states = nn.Parameter(torch.stack([text.word(name) for name in states]))  # S x E
+        self.objects = nn.Parameter(torch.stack([text.word(name) for name in objects]))  # O x E
+
+    def words(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
+        """The vectors of ``names`` in their role, ``len(names) x E``: learned where known, else CLIP's."""
+        table = self.states if role == "state" else self.objects
+        index = self.index[role]
+        unknown = [name for name in names if name not in index]
+        if unknown:
+            fresh = torch.stack([self.text.word(name) for name in unknown]).to(table)
+            table = torch.cat([table, fresh])
+            index = index | {name: len(index) + i for i, name in enumerate(unknown)}
+        rows = table[torch.tensor([index[name] for name in names], device=table.device)]
+        return F.dropout(rows, self.dropout, self.training)

@@ -1,0 +1,106 @@
+"""The Refiner model: wiring only; reads like the method.
+
+Concept queries refine the class token with regional semantics, image-to-text maps bring the result
+into text space, and learned prompts give the text vectors of states, objects and compositions.
+With gates, maps and adapters at their start the model is CLIP zero-shot.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refiner_cli.config import ModelConfig
+from refiner_cli.core.adapters import BlockAdapter
+from refiner_cli.core.clip import Backbone
+from refiner_cli.core.concepts import Concepts
+from refiner_cli.core.fusion import ImageToText
+from refiner_cli.core.model import ImageVectors, Model, TextBank
+from refiner_cli.core.prompts import ROLES, Prompts
+from refiner_cli.core.visual import above, below
+from refiner_cli.data.labels import LabelSpace
+
+
+class Refiner(Model):
+    """Built from parts; see ``core/build.py`` for how a configuration becomes parts."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: ModelConfig,
+        space: LabelSpace,
+        *,
+        adapters: nn.ModuleList,
+        concepts: Concepts | None,
+        fusion: nn.ModuleDict,
+        prompts: Prompts,
+    ) -> None:
+        super().__init__(backbone, config, space)
+        self.adapters = adapters
+        self.concepts = concepts
+        self.fusion = fusion
+        self.prompts = prompts
+        self.has_state_branch, self.has_object_branch = config.align_state, config.align_object
+
+    @classmethod
+    def build(cls, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> Refiner:
+        """Make the parts that ``config`` asks for, at their initial values."""
+        W, D, depth = backbone.visual.width, backbone.embed_dim, backbone.visual.depth
+        adapted = min(config.adapter_blocks or (depth + 1) // 2, depth) if config.adapters else 0
+        concepts = None
+        if config.queries:
+            concepts = Concepts(
+                queries=config.queries, blocks=config.query_blocks, source=W, width=config.query_width or W, joint=D
+            )
+        prompts = Prompts(
+            backbone.text, space.states, space.objects, context=config.context, dropout=config.word_dropout
+        )
+        prompts.contexts.requires_grad_(config.learn_context)
+        prompts.states.requires_grad_(config.learn_words)
+        prompts.objects.requires_grad_(config.learn_words)
+        return cls(
+            backbone,
+            config,
+            space,
+            adapters=nn.ModuleList([BlockAdapter(W, config.adapter_width) for _ in range(adapted)]),
+            concepts=concepts,
+            fusion=nn.ModuleDict(
+                {role: ImageToText(D, config.fusion_width or D) for role in ROLES if config.fusion}
+            ),
+            prompts=prompts,
+        )
+
+    def encode_images(self, images: Tensor) -> ImageVectors:
+        tower = self.backbone.visual
+        x = below(tower, images, self.adapters)  # B x N x W
+        pooled, tokens = above(tower, x, self.adapters)  # B x D, B x N x W
+        cls = F.normalize(pooled.float(), dim=-1)
+        refined = {role: cls for role in ROLES}
+        if self.concepts is not None:
+            read = self.concepts(tokens)
+            refined = {role: F.normalize(cls + read[role].float(), dim=-1) for role in ROLES}
+        mapped = {role: self.fusion[role](v).float() if role in self.fusion else v for role, v in refined.items()}
+        return ImageVectors(mapped["composition"], mapped["state"], mapped["object"])
+
+    def encode_pairs(self, space: LabelSpace) -> TextBank:
+        text, prompts = self.backbone.text, self.prompts
+        states, objects = prompts.words("state", space.states), prompts.words("object", space.objects)
+        parent, leaf = (torch.from_numpy(i).to(self.device) for i in (space.pair_state, space.pair_object))
+        contexts = prompts.contexts
+        pairs = text.encode_pairs(contexts["composition"], states, objects[leaf], parent)
+        return TextBank(
+            space,
+            F.normalize(pairs, dim=-1),
+            F.normalize(text.encode(contexts["state"], states), dim=-1) if self.config.align_state else None,
+            F.normalize(text.encode(contexts["object"], objects), dim=-1) if self.config.align_object else None,
+        )
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Tensor:
+        """What the concept queries look at, ``B x K x L`` over the patches, row by row of the image."""
+        if self.concepts is None:
+            raise ValueError("This model has no concept queries.")
+        tower = self.backbone.visual
+        _, tokens = above(tower, below(tower, images, self.adapters), self.adapters)
+        return self.concepts.attention(tokens)[:, :, tower.prefix :]

@@ -1,0 +1,150 @@
+"""A run directory: everything one training leaves behind.
+
+::
+
+    run.json                     the resolved configuration and the dataset
+    environment.json             versions, device, command line
+    metrics.jsonl                one line a step and one an epoch
+    checkpoints/step-00000120/   a model directory and the training state, whole or not there
+    best.json                    which checkpoint did best on validation
+
+The last two checkpoints are kept, and the best one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refiner_cli.config import Config
+from refiner_cli.errors import ConfigError, ModelFileError, UsageError
+from refiner_cli.files import whole_file, whole_folder, write_json
+
+FORMAT = "refiner.run/1"
+RUN = "run.json"
+BEST = "best.json"
+METRICS = "metrics.jsonl"
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """Which data a run was trained on."""
+
+    name: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """An existing run directory."""
+
+    folder: Path
+    config: Config
+    dataset: DatasetRef
+
+    @classmethod
+    def create(cls, folder: Path, config: Config, dataset: DatasetRef, environment: dict[str, Any]) -> Run:
+        """Start a run. Raises UsageError if something lies there already."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(
+                f"The run directory {folder} exists already.", hint="Use another --out, or --resume to go on with it."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", environment)
+        write_json(
+            folder / RUN, {"format": FORMAT, "config": config.model_dump(), "dataset": dataset.__dict__}
+        )
+        return cls(folder, config, dataset)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open a run. Raises ModelFileError if it is none or damaged."""
+        file = folder / RUN
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            if content["format"] != FORMAT:
+                raise ModelFileError(f"{file} has the format {content['format']!r}; this version reads {FORMAT!r}.")
+            return cls(folder, Config.model_validate(content["config"]), DatasetRef(**content["dataset"]))
+        except FileNotFoundError:
+            raise ModelFileError(f"{folder} is no run: the file {RUN} is missing.") from None
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise ModelFileError(f"The run file {file} is damaged ({error!r}).") from None
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl; a torn last one is left out."""
+        file = self.folder / METRICS
+        for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed training will do again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        with whole_file(self.folder / METRICS) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """All whole checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"))
+
+    def new_checkpoint(self, step: int) -> Any:
+        """Context manager: the folder to fill; an older checkpoint of the same step goes first."""
+        shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+        return whole_folder(self.checkpoint(step))
+
+    def set_best(self, step: int, metrics: dict[str, Any]) -> None:
+        write_json(self.folder / BEST, {"checkpoint": self.checkpoint(step).name, "step": step, "val": metrics})
+
+    def best(self) -> dict[str, Any] | None:
+        """What best.json says, or None before the first validation."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / BEST).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ModelFileError(f"The file {self.folder / BEST} is damaged ({error}).") from None
+        return found
+
+    def prune(self) -> None:
+        """Remove checkpoints that are neither the best nor among the last two."""
+        best = self.best()
+        for folder in self.checkpoints()[:-KEPT]:
+            if best is None or folder.name != best["checkpoint"]:
+                shutil.rmtree(folder)
+
+
+def model_folder(path: Path) -> Path:
+    """The model directory that a user means: a model directory itself, or the best one of a run.
+
+    Raises ModelFileError where there is neither.
+    """
+    if (path / RUN).is_file():
+        run = Run.open(path)
+        best = run.best()
+        if best is None:
+            raise ModelFileError(f"The run {path} has no validated checkpoint yet.", hint="Go on with --resume.")
+        folder = path / "checkpoints" / best["checkpoint"]
+        if not folder.is_dir():
+            raise ModelFileError(f"The run {path} names {best['checkpoint']} as its best and does not hold it.")
+        return folder
+    if not path.is_dir():
+        raise ModelFileError(
+            f"There is no model at {path}.", hint="Give a run directory or an exported model directory."
+        )
+    return path

@@ -1,0 +1,73 @@
+"""From a run directory to a training: load the backbone, build the model, choose the machine."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+
+from refiner_cli import __version__
+from refiner_cli.core.batches import pick_workers
+from refiner_cli.core.build import build_model
+from refiner_cli.core.clip import load_backbone
+from refiner_cli.core.device import pick_device, pick_precision
+from refiner_cli.core.run import Run
+from refiner_cli.core.trainer import Training
+from refiner_cli.data.benchmark import Benchmark
+from refiner_cli.errors import DatasetError, ModelFileError
+from refiner_cli.evaluation.evaluate import Setting
+
+Tell = Callable[[str], None]
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on besides the configuration."""
+    return {
+        "refiner": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "arguments": sys.argv,
+    }
+
+
+def start(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
+    """A training at its first step."""
+    config = run.config
+    device, why_device = pick_device(config.device)
+    precision, why_precision = pick_precision(config.precision, device)
+    workers, why_workers = pick_workers(config.train.workers, device)
+    tell(f"device {device} ({why_device})")
+    tell(f"precision {str(precision).removeprefix('torch.')} ({why_precision})")
+    tell(f"{workers} decoding processes ({why_workers})")
+    backbone = load_backbone(config.backbone, config.pretrained, config.seed)
+    torch.manual_seed(config.seed)
+    model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
+    count = sum(p.numel() for p in model.learned().values())
+    tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
+    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers))
+
+
+def resume(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
+    """A training at the last whole checkpoint of its run.
+
+    Raises:
+        DatasetError: the dataset is not the one the run began with.
+        ModelFileError: the run holds no checkpoint.
+    """
+    if benchmark.fingerprint() != run.dataset.fingerprint:
+        raise DatasetError(f"The dataset {benchmark.root} changed since the run {run.folder} began.")
+    saved = run.checkpoints()
+    if not saved:
+        raise ModelFileError(f"The run {run.folder} holds no checkpoint to go on from.", hint="Start it anew.")
+    training = start(run, benchmark, tell)
+    training.restore(saved[-1])
+    tell(f"going on after step {training.step}")
+    return training

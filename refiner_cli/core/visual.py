@@ -1,0 +1,135 @@
+"""The frozen image tower, opened up: embed, run blocks one by one, finish.
+
+Two towers are known: open_clip's own ViT and timm's (SigLIP and others). Both are seen through the
+same three steps, so that adapters can sit inside the last blocks and the blocks below them can run
+without a graph. Shapes: ``B`` images, ``N`` tokens (class token and ``L`` patches), ``W`` visual
+width, ``D`` joint width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import open_clip
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from refiner_cli.core.adapters import BlockAdapter
+from refiner_cli.errors import ConfigError
+
+
+class Tower(Protocol):
+    """What both kinds of image tower offer."""
+
+    width: int  # W
+    depth: int  # blocks
+    prefix: int  # tokens before the patches (a class token, registers)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """``B x 3 x H x W`` preprocessed images -> ``B x N x W`` tokens before the first block."""
+
+    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
+        """One block, ``B x N x W`` -> ``B x N x W``, with the adapter's two branches beside it."""
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens after the last block -> the image vector ``B x D`` and the read-out tokens ``B x N x W``."""
+
+
+class OpenClipTower:
+    """open_clip's VisionTransformer."""
+
+    def __init__(self, visual: open_clip.transformer.VisionTransformer) -> None:
+        if visual.attn_pool is not None:
+            raise ConfigError("Image towers with an attentional pooler (CoCa) are not supported.")
+        self.visual = visual
+        self.width = visual.conv1.out_channels
+        self.depth = len(visual.transformer.resblocks)
+        self.prefix = 1
+
+    # open_clip offers no public way to stop between two blocks, hence the private names.
+    def embed(self, images: Tensor) -> Tensor:
+        return self.visual._embeds(images)  # noqa: SLF001
+
+    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
+        block = self.visual.transformer.resblocks[index]
+        if adapter is None:
+            return block(x)
+        h = block.ln_1(x)
+        attended = block.attn(h, h, h, need_weights=False)[0] if isinstance(block.attn, nn.MultiheadAttention) else (
+            block.ln_attn(block.attn(h))
+        )
+        x = x + block.ls_1(attended) + adapter.attention(h)
+        h = block.ln_2(x)
+        return x + block.ls_2(block.mlp(h)) + adapter.mlp(h)
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, _ = self.visual._pool(x)  # noqa: SLF001
+        return pooled @ self.visual.proj, self.visual.ln_post(x)
+
+
+class TimmTower:
+    """timm's VisionTransformer inside open_clip's TimmModel."""
+
+    def __init__(self, visual: open_clip.timm_model.TimmModel) -> None:
+        self.visual = visual
+        self.trunk: TimmViT = visual.trunk
+        self.width = self.trunk.embed_dim
+        self.depth = len(self.trunk.blocks)
+        self.prefix = self.trunk.num_prefix_tokens
+
+    def embed(self, images: Tensor) -> Tensor:
+        x = self.trunk._pos_embed(self.trunk.patch_embed(images))  # noqa: SLF001
+        return self.trunk.norm_pre(self.trunk.patch_drop(x))
+
+    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
+        block = self.trunk.blocks[index]
+        if adapter is None:
+            return block(x)
+        h = block.norm1(x)
+        x = x + block.ls1(block.attn(h)) + adapter.attention(h)
+        h = block.norm2(x)
+        return x + block.ls2(block.mlp(h)) + adapter.mlp(h)
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.trunk.norm(x)
+        return self.visual.head(self.trunk.forward_head(x)), x
+
+
+def open_tower(visual: nn.Module) -> Tower:
+    """See an open_clip image tower through :class:`Tower`. Raises ConfigError if it is no ViT."""
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        return OpenClipTower(visual)
+    trunk = getattr(visual, "trunk", None)
+    if isinstance(trunk, TimmViT) and all(isinstance(b, timm.models.vision_transformer.Block) for b in trunk.blocks):
+        return TimmTower(visual)
+    kind = type(visual if trunk is None else trunk).__name__
+    raise ConfigError(
+        f"The backbone's image tower ({kind}) is no plain ViT.",
+        hint="Choose a ViT such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
+    )
+
+
+def below(tower: Tower, images: Tensor, adapters: nn.ModuleList) -> Tensor:
+    """All that no adapter changes: ``B x 3 x H x W`` -> ``B x N x W``, without a graph."""
+    with torch.no_grad():
+        x = tower.embed(images)
+        for index in range(tower.depth - len(adapters)):
+            x = tower.block(index, x, None)
+    return x
+
+
+def above(tower: Tower, x: Tensor, adapters: nn.ModuleList, *, recompute: bool = False) -> tuple[Tensor, Tensor]:
+    """The adapted blocks and the finish: ``B x N x W`` -> image vector ``B x D``, tokens ``B x N x W``.
+
+    ``recompute`` keeps no activations inside a block and computes it again in the backward pass.
+    """
+    first = tower.depth - len(adapters)
+    for index, adapter in enumerate(adapters, first):
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(tower.block, index, x, adapter, use_reentrant=False)
+        else:
+            x = tower.block(index, x, adapter)
+    return tower.finish(x)

@@ -1,0 +1,40 @@
+"""What a long task tells while it runs: how far it is, and what it met on the way.
+
+Functions that take a ``report`` call it with one event at a time, possibly from another thread.
+They know nothing of terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["fetch", "check", "unpack", "verify", "link"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``done`` of ``total`` units of one named task; the total is None where nobody knows it.
+
+    The unit is bytes for ``fetch``, ``check`` (hashing) and ``unpack``, images for ``verify`` and ``link``.
+    """
+
+    stage: Stage
+    name: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One sentence worth showing, such as a mirror that failed."""
+
+    text: str
+
+
+Report = Callable[[Progress | Notice], None]
+
+
+def silent(event: Progress | Notice) -> None:  # noqa: ARG001
+    """A report for callers who do not want to know."""

@@ -1,0 +1,125 @@
+"""The friendly level: a model and a vocabulary, images in, compositions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from refiner_cli.core.device import computing
+from refiner_cli.core.model import Model, TextBank
+from refiner_cli.data.images import Preprocess, decode, to_rgb
+from refiner_cli.data.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class Composition:
+    """One guess: a state of an object."""
+
+    state: str
+    object: str
+    score: float  # the final score, the seen-unseen bias included
+    probability: float  # among all candidates
+    seen: bool  # whether training saw the pair
+
+
+@dataclass(frozen=True)
+class Part:
+    """A state or an object on its own."""
+
+    name: str
+    probability: float  # summed over the candidates that hold it
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one image shows, best first."""
+
+    compositions: tuple[Composition, ...]
+    states: tuple[Part, ...]
+    objects: tuple[Part, ...]
+
+
+class Recogniser:
+    """Recognises the compositions of a label space.
+
+    Args:
+        model: a stored model, on its device.
+        space: the candidates; by default those that the model was made for.
+        precision: what to compute in.
+    """
+
+    def __init__(self, model: Model, space: LabelSpace | None = None, precision: torch.dtype = torch.float32) -> None:
+        self.model = model.eval()
+        self.space = space or model.space
+        self.precision = precision
+        self.preprocess = Preprocess(model.backbone.spec.preprocess)
+
+    @cached_property
+    def bank(self) -> TextBank:
+        """The text vectors of all candidates, encoded once."""
+        with torch.no_grad(), computing(self.model.device, self.precision):
+            return self.model.encode_pairs(self.space)
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """``P``: what unseen pairs get so that seen and unseen ones compete fairly, as validation chose it."""
+        seen = torch.from_numpy(self.space.seen).to(self.model.device)
+        return torch.where(seen, 0.0, self.model.calibration.bias)
+
+    def predict(
+        self, images: Iterable[Image.Image | Path | str], *, top_k: int = 5, batch: int = 32
+    ) -> list[Prediction]:
+        """Recognise images: PIL images, or paths of image files.
+
+        Raises:
+            DatasetError: a file cannot be read; the message names it.
+        """
+        opened = [to_rgb(image) if isinstance(image, Image.Image) else decode(Path(image)) for image in images]
+        found: list[Prediction] = []
+        for start in range(0, len(opened), batch):
+            pixels = torch.stack([self.preprocess(image) for image in opened[start : start + batch]])
+            found += self.predict_tensor(pixels, top_k=top_k)
+        return found
+
+    @torch.no_grad()
+    def predict_tensor(self, images: Tensor, *, top_k: int = 5) -> list[Prediction]:
+        """Recognise preprocessed images, ``B x 3 x H x W``."""
+        with computing(self.model.device, self.precision):
+            scores = self.model.score(self.model.encode_images(images.to(self.model.device)), self.bank)
+            total = self.model.combine(scores, self.space) + self.bias  # B x P
+        probability = total.double().softmax(-1)
+        best = total.topk(min(top_k, total.shape[1]))
+        states = self.marginal(probability, torch.from_numpy(self.space.pair_state), len(self.space.states))
+        objects = self.marginal(probability, torch.from_numpy(self.space.pair_object), len(self.space.objects))
+        return [
+            Prediction(
+                compositions=tuple(
+                    Composition(
+                        *self.space.pairs[i], score=score, probability=float(row[i]), seen=bool(self.space.seen[i])
+                    )
+                    for score, i in zip(values.tolist(), indices.tolist(), strict=True)
+                ),
+                states=self.top(state, self.space.states, top_k),
+                objects=self.top(obj, self.space.objects, top_k),
+            )
+            for values, indices, row, state, obj in zip(
+                best.values.cpu(), best.indices.cpu(), probability.cpu(), states.cpu(), objects.cpu(), strict=True
+            )
+        ]
+
+    @staticmethod
+    def marginal(probability: Tensor, index: Tensor, size: int) -> Tensor:
+        """``B x P`` -> ``B x size``: probabilities summed over the pairs of each state (or object)."""
+        zeros = torch.zeros(len(probability), size, dtype=probability.dtype, device=probability.device)
+        return zeros.index_add_(1, index.to(probability.device), probability)
+
+    @staticmethod
+    def top(probability: Tensor, names: tuple[str, ...], k: int) -> tuple[Part, ...]:
+        best = probability.topk(min(k, len(names)))
+        return tuple(Part(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))

@@ -1,0 +1,91 @@
+"""Shared fixtures: a small demo dataset, a small trained run, and the command line in-process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refiner_cli.__main__ import main
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run ``refiner`` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in arguments])
+        streams = capsys.readouterr()
+        return Outcome(int(left.value.code or 0), streams.out, streams.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's caches."""
+    monkeypatch.setenv("REFINER_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo benchmark with a few images a pair."""
+    from refiner_cli.demo.dataset import Size, make_demo
+
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    make_demo(folder, size=Size(train=2, val=1, test=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps on it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.raises(SystemExit) as left:
+        main(["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), "--set", "train.max_steps=3",
+              "--set", "train.lr=0.002", "--json"])  # fmt: skip
+    assert not left.value.code
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_export(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run, exported with its backbone."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    with pytest.raises(SystemExit) as left:
+        main(["-q", "export", str(small_run), str(folder), "--json"])
+    assert not left.value.code
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared real data, where it is there."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared test data is not beside this checkout")
+    return SHARED

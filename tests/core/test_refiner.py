@@ -1,0 +1,159 @@
+"""The model: CLIP at its start, every part switchable, trainable on every kind of tower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from refiner_cli.config import ModelConfig, TrainConfig
+from refiner_cli.core.build import build_model
+from refiner_cli.core.clip import Backbone, load_backbone
+from refiner_cli.core.refiner import Refiner
+from refiner_cli.data.labels import LabelSpace
+
+PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
+SPACE = LabelSpace.from_pairs(PAIRS, PAIRS[:3])
+
+
+def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
+    size = backbone.spec.preprocess["size"]
+    side = size if isinstance(size, int) else size[0]
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    return load_backbone("tiny", "built-in")
+
+
+@pytest.mark.parametrize(("name", "pretrained"), [("tiny", "built-in"), ("ViT-B-32", "none")])
+def test_at_its_start_it_is_clip_zero_shot(name: str, pretrained: str) -> None:
+    backbone = load_backbone(name, pretrained)
+    model = build_model("refiner", backbone, ModelConfig(), SPACE).eval()
+    pixels = images(backbone)
+    with torch.no_grad():
+        ours = model.score(model.encode_images(pixels), model.encode_pairs(SPACE)).composition
+        text = backbone.text.encode_texts([f"a photo of {s} {o}" for s, o in SPACE.pairs])
+        want = backbone.logit_scale * (
+            F.normalize(backbone.clip.encode_image(pixels), dim=-1) @ F.normalize(text, dim=-1).T
+        )
+    assert torch.allclose(ours, want, rtol=0, atol=1e-5 * want.abs().max())
+
+
+def test_clip_baseline_equals_the_backbone(tiny: Backbone) -> None:
+    model = build_model("clip", tiny, ModelConfig(), SPACE).eval()
+    scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))
+    assert scores.state is None
+    assert scores.object is None
+    assert not model.learned()
+
+
+def steps(model: Refiner, pixels: torch.Tensor, count: int = 3) -> list[float]:
+    """Losses of a few steps on one batch."""
+    space = SPACE.training()
+    truth = torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(model.learned().values(), lr=0.005)
+    losses = []
+    for _ in range(count):
+        torch.manual_seed(0)
+        model.train()
+        scores = model.score(model.encode_images(pixels), model.encode_pairs(space))
+        loss = model.loss(scores, truth, space, TrainConfig())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
+    backbone = load_backbone("ViT-B-16-SigLIP", "none")
+    text = backbone.text
+    assert not text.causal
+    words = [*text.tokens.split("a photo of wet dog")]
+    ids = torch.tensor([[*text.tokens.head, *words, text.tokens.end] + [text.tokens.pad] * 64])[:, : text.context_length]
+    model = Refiner.build(backbone, ModelConfig(adapter_blocks=1, query_blocks=1), SPACE)
+    pixels = images(backbone)
+    with torch.no_grad():
+        bank = model.eval().encode_pairs(SPACE)
+        want = F.normalize(backbone.clip.encode_text(ids), dim=-1)
+        found = model.encode_images(pixels).composition
+        assert torch.allclose(bank.pairs[SPACE.pair_index["wet", "dog"]], want[0], atol=1e-5)
+        assert torch.allclose(found, F.normalize(backbone.clip.encode_image(pixels), dim=-1), atol=1e-5)
+    losses = steps(model, pixels)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "off",
+    [{"adapters": False}, {"queries": 0}, {"fusion": False}, {"align_state": False}, {"align_object": False},
+     {"learn_context": False}, {"learn_words": False}],
+)  # fmt: skip
+def test_every_part_can_be_switched_off_and_the_rest_still_learns(tiny: Backbone, off: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    full = Refiner.build(tiny, ModelConfig(), SPACE)
+    model = Refiner.build(tiny, ModelConfig.model_validate({"word_dropout": 0} | off), SPACE)
+    if "align_state" not in off and "align_object" not in off:
+        assert len(model.learned()) < len(full.learned())
+    else:
+        scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))
+        assert (scores.state is None) == ("align_state" in off)
+        assert (scores.object is None) == ("align_object" in off)
+    losses = steps(model, images(tiny))
+    assert losses[-1] < losses[0]
+
+
+def test_every_learned_parameter_gets_a_gradient_once_the_gates_are_open(tiny: Backbone) -> None:
+    model = Refiner.build(tiny, ModelConfig(), SPACE)
+    with torch.no_grad():
+        for name, parameter in model.learned().items():
+            if name.endswith("gate") or ".up." in name or ".narrow." in name:
+                parameter.normal_(std=0.1)
+    steps(model, images(tiny), 1)
+    silent = [n for n, p in model.learned().items() if p.grad is None or not p.grad.abs().sum()]
+    # A key's bias shifts all attention logits of a query alike, so only rounding reaches it; the key
+    # and value biases share one tensor, which is not silent.
+    assert silent == []
+
+
+def test_the_towers_stay_frozen(tiny: Backbone) -> None:
+    before = tiny.fingerprint()
+    model = Refiner.build(tiny, ModelConfig(), SPACE)
+    steps(model, images(tiny), 2)
+    assert tiny.fingerprint() == before
+    assert not model.train().clip.training
+    assert all(p.grad is None for p in model.clip.parameters())
+
+
+def test_attention_of_the_queries_sums_to_one(tiny: Backbone) -> None:
+    model = Refiner.build(tiny, ModelConfig(queries=5), SPACE).eval()
+    weights = model.concepts.attention(torch.randn(2, 65, tiny.visual.width))  # type: ignore[union-attr]
+    assert weights.shape == (2, 5, 65)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 5), atol=1e-5)
+    assert model.look(images(tiny)).shape == (2, 5, 64)
+
+
+def test_own_words_keep_clips_vectors_and_known_words_their_learned_ones(tiny: Backbone) -> None:
+    model = Refiner.build(tiny, ModelConfig(), SPACE).eval()
+    with torch.no_grad():
+        model.prompts.states += 1
+        rows = model.prompts.words("state", ["frozen", "wet"])
+    assert torch.equal(rows[0], tiny.text.word("frozen"))
+    assert torch.equal(rows[1], tiny.text.word("wet") + 1)
+
+
+def test_combine_weighs_state_and_object_evidence(tiny: Backbone) -> None:
+    from refiner_cli.core.model import Calibration
+
+    model = Refiner.build(tiny, ModelConfig(), SPACE).eval()
+    with torch.no_grad():
+        scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))
+    total = model.combine(scores, SPACE, Calibration(0.5, 2.0))
+    for column, (state, obj) in enumerate(SPACE.pairs):
+        want = (
+            scores.composition[:, column]
+            + 0.5 * scores.state.log_softmax(-1)[:, SPACE.states.index(state)]  # type: ignore[union-attr]
+            + 2.0 * scores.object.log_softmax(-1)[:, SPACE.objects.index(obj)]  # type: ignore[union-attr]
+        )
+        assert torch.allclose(total[:, column], want)

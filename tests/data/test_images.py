@@ -1,0 +1,75 @@
+"""Decoding and augmenting images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from refiner_cli.core.clip import model_config, preprocess_of
+from refiner_cli.data.images import Augment, Preprocess, decode, seed_of
+from refiner_cli.errors import DatasetError
+
+CONFIG = preprocess_of(model_config("tiny"), {})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new(mode, (10, 6)).save(file)
+    image = decode(file)
+    assert (image.mode, image.size) == ("RGB", (10, 6))
+
+
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
+    Image.new("I;16", (4, 4), 32896).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_rotated_photo_stands_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert decode(tmp_path / "a.jpg").size == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "no image"), (b"hello", "no image"), (None, "does not exist")]
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None, says: str) -> None:
+    file = tmp_path / "bad.jpg"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DatasetError, match=rf"bad\.jpg.*{says}"):
+        decode(file)
+
+
+def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(file)
+    file.write_bytes(file.read_bytes()[:600])
+    with pytest.raises(DatasetError, match=r"cut\.png"):
+        decode(file)
+
+
+def test_preprocessing_gives_the_backbones_size() -> None:
+    assert Preprocess(CONFIG)(Image.new("RGB", (300, 200))).shape == (3, 96, 96)
+
+
+def test_an_augmentation_is_a_function_of_its_seed_and_leaves_the_global_one_alone() -> None:
+    image = Image.effect_noise((120, 100), 80).convert("RGB")
+    augment = Augment(CONFIG)
+    state = torch.random.get_rng_state()
+    first, again = augment(image, seed_of(0, 1, 2)), augment(image, seed_of(0, 1, 2))
+    other = augment(image, seed_of(0, 1, 3))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)

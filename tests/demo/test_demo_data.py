@@ -1,0 +1,87 @@
+"""The demo world and its dataset: sizes, held-out pairs, the same bytes from the same seed."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.demo import recipe, scenes, tiny
+from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.shapes import SHAPES
+from refiner_cli.demo.states import EFFECTS
+from refiner_cli.demo.world import KINDS, STATES, backbone_pairs, feasible, split
+
+
+def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
+    benchmark = load_benchmark(small_demo)
+    train = set(benchmark.pairs["train"])
+    unseen = {name: set(benchmark.pairs[name]) - train for name in ("val", "test")}
+    assert len(benchmark.states) >= 10
+    assert len(benchmark.objects) >= 12
+    assert len(train) >= 60
+    assert len(unseen["val"]) >= 20
+    assert len(unseen["test"]) >= 25
+    assert not unseen["val"] & unseen["test"]
+    assert {s for s, _ in train} == set(benchmark.states)
+    assert {o for _, o in train} == set(benchmark.objects)
+    assert 1900 <= Size().train * len(train) <= 2100
+
+
+def test_the_backbone_sees_no_held_out_pair() -> None:
+    held_out = set(split().val_unseen) | set(split().test_unseen)
+    assert not held_out & set(backbone_pairs())
+    assert set(split().train) <= set(backbone_pairs())
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        _, shown = recipe.picture(rng)
+        assert not held_out & set(shown)
+        text = recipe.caption(shown, rng)
+        assert not [pair for pair in held_out if " ".join(pair) in text]
+
+
+def test_everything_that_exists_can_be_drawn() -> None:
+    objects = {o for names in KINDS.values() for o in names}
+    assert objects == set(SHAPES)
+    assert set(STATES) == set(EFFECTS)
+    rng = np.random.default_rng(0)
+    for pair in feasible(frozenset(STATES), frozenset(objects)):
+        look = scenes.look_of(pair, 20, rng)
+        assert np.isfinite(look.rgb).all()
+        assert look.alpha.mean() > 0.02
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    size = Size(train=1, val=1, test=1)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        make_demo(tmp_path / name, seed, size)
+    files = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", files, shallow=False) == (files, [], [])
+    _, other, _ = filecmp.cmpfiles(tmp_path / "a", tmp_path / "c", files, shallow=False)
+    assert len(other) == sum(f.endswith(".jpg") for f in files)
+
+
+def test_clutter_changes_the_background_not_the_truth() -> None:
+    plain, full = (
+        np.asarray(scenes.scene(("wet", "apple"), split().train, np.random.default_rng(1), c), float) for c in (0, 20)
+    )
+    assert np.abs(plain - full).mean() > 5
+
+
+def test_the_shipped_weights_are_small_and_load() -> None:
+    assert tiny.weights_path().stat().st_size <= 12e6
+    state = tiny.load()
+    table = state[tiny.TABLE]
+    fresh = tiny.word_table(*table.shape)
+    trained = (table != fresh).any(1)
+    assert 30 < int(trained.sum()) < 200  # the words of the recipe
+    assert abs(float(fresh.std()) - tiny.WORD_STD) < 1e-4
+
+
+@pytest.mark.parametrize("clutter", [0, 6])
+def test_a_scene_is_rgb_of_the_stated_size(clutter: int) -> None:
+    image = scenes.scene(("torn", "hat"), split().train, np.random.default_rng(2), clutter)
+    assert (image.mode, image.size) == ("RGB", (scenes.SIZE, scenes.SIZE))

@@ -1,0 +1,117 @@
+"""From files to rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import refiner_cli
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.scan import scan
+from refiner_cli.inference.sink import Row, open_sink
+from refiner_cli.inference.vocabulary import choose_space
+
+
+@pytest.fixture(scope="module")
+def recogniser(small_export: Path) -> Recogniser:
+    return refiner_cli.load(small_export)
+
+
+@pytest.fixture(scope="module")
+def some_images(small_demo: Path) -> list[Path]:
+    return list(load_benchmark(small_demo).paths("test"))[:5]
+
+
+def test_paths_and_opened_images_give_the_same_predictions(recogniser: Recogniser, some_images: list[Path]) -> None:
+    by_path = recogniser.predict(some_images, top_k=3)
+    by_image = recogniser.predict([Image.open(path) for path in some_images], top_k=3)
+    assert by_path == by_image
+    assert all(len(made.compositions) == 3 for made in by_path)
+
+
+def test_a_prediction_ranks_all_candidates_fairly(recogniser: Recogniser, some_images: list[Path]) -> None:
+    everything = len(recogniser.space.pairs)
+    made = recogniser.predict(some_images[:1], top_k=everything)[0]
+    scores = [one.score for one in made.compositions]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(one.probability for one in made.compositions) == pytest.approx(1)
+    assert sum(part.probability for part in made.states) == pytest.approx(1)
+    best = made.states[0]
+    assert best.probability == pytest.approx(sum(c.probability for c in made.compositions if c.state == best.name))
+    seen = {(one.state, one.object) for one in made.compositions if one.seen}
+    assert seen == recogniser.space.seen_pairs & set(recogniser.space.pairs)
+
+
+def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[Path]) -> None:
+    made = recogniser.predict(some_images[:1], top_k=len(recogniser.space.pairs))[0]
+    pixels = recogniser.preprocess(Image.open(some_images[0]).convert("RGB"))[None]
+    with torch.no_grad():
+        scores = recogniser.model.score(recogniser.model.encode_images(pixels), recogniser.bank)
+        total = recogniser.model.combine(scores, recogniser.space)[0]
+    assert recogniser.model.calibration.bias != 0
+    for one in made.compositions:
+        plain = total[recogniser.space.pair_index[one.state, one.object]].item()
+        assert one.score == pytest.approx(plain + (0 if one.seen else recogniser.model.calibration.bias), abs=1e-4)
+
+
+def test_an_unreadable_file_is_named(recogniser: Recogniser, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match=r"bad\.jpg"):
+        recogniser.predict([tmp_path / "bad.jpg"])
+
+
+def test_a_scan_is_recursive_sorted_and_skips_hidden_and_other_files(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/z.PNG", "a/note.txt", ".hidden/x.jpg", "a/.x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [one.name for one in scan([tmp_path])] == ["a/z.PNG", "b.jpg"]
+
+
+def test_same_names_in_two_folders_stay_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").touch()
+    assert len({one.name for one in scan([tmp_path / "a", tmp_path / "b"])}) == 2
+
+
+def test_a_missing_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        list(scan([tmp_path / "nowhere"]))
+
+
+def test_an_own_vocabulary_keeps_what_is_seen(recogniser: Recogniser, tmp_path: Path) -> None:
+    (tmp_path / "states.txt").write_text("burnt\nfluffy\n\n")
+    (tmp_path / "objects.txt").write_text("apple\ndragon\n")
+    (tmp_path / "pairs.txt").write_text("burnt apple\nfluffy dragon\n")
+    made_for = recogniser.space
+    space = choose_space(made_for, "closed", tmp_path / "states.txt", tmp_path / "objects.txt", None)
+    assert space.pairs == (("burnt", "apple"), ("burnt", "dragon"), ("fluffy", "apple"), ("fluffy", "dragon"))
+    assert space.seen.tolist() == [True, False, False, False]
+    assert choose_space(made_for, "closed", None, None, tmp_path / "pairs.txt").pairs == (
+        ("burnt", "apple"), ("fluffy", "dragon"))  # fmt: skip
+    assert len(choose_space(made_for, "open", None, None, None).pairs) == 12 * 16
+    with pytest.raises(UsageError):
+        choose_space(made_for, "closed", tmp_path / "states.txt", None, tmp_path / "pairs.txt")
+
+
+def test_csv_and_json_rows_hold_the_same(recogniser: Recogniser, some_images: list[Path]) -> None:
+    rows = [Row("a.jpg", recogniser.predict(some_images[:1], top_k=2)[0]), Row("b.jpg", None, "It is torn.")]
+    streams = {kind: io.StringIO() for kind in (".csv", ".jsonl")}
+    for kind, stream in streams.items():
+        sink = open_sink(kind, stream, 2)
+        for row in rows:
+            sink.write(row)
+    flat = list(csv.DictReader(io.StringIO(streams[".csv"].getvalue())))
+    nested = [json.loads(line) for line in streams[".jsonl"].getvalue().splitlines()]
+    assert [row["status"] for row in nested] == [row["status"] for row in flat] == ["ok", "error"]
+    second = nested[0]["predictions"][1]
+    assert (flat[0]["predictions.2.state"], float(flat[0]["predictions.2.score"])) == (second["state"], second["score"])
+    assert flat[1]["error"] == nested[1]["error"] == "It is torn."
