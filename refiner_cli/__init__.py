@@ -59,10 +59,10 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         ModelFileError: a file is missing, torn or does not fit.
         EnvironmentLacksError: the device is not there.
     """
-    from refiner_cli.core.checkpoint import read_model  # noqa: PLC0415 - torch is imported here
-    from refiner_cli.core.device import pick_device, pick_precision  # noqa: PLC0415
-    from refiner_cli.core.run import model_folder  # noqa: PLC0415
-    from refiner_cli.inference.recogniser import Recogniser  # noqa: PLC0415
+    from refiner_cli.core.checkpoint import read_model
+    from refiner_cli.core.device import pick_device, pick_precision
+    from refiner_cli.core.run import model_folder
+    from refiner_cli.inference.recogniser import Recogniser
 
     chosen, _ = pick_device(device)
     model, _ = read_model(model_folder(Path(path)))
@@ -71,7 +71,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        from importlib import import_module  # noqa: PLC0415
+        from importlib import import_module
 
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

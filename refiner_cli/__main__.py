@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     except MemoryError:
         if terminal.debug:
             raise
-        terminal.error(RefinerError("There is not enough memory.", hint="Use a smaller --batch or a smaller backbone."))
+        terminal.error(
+            RefinerError("There is not enough memory.", hint="Use a smaller --batch or a smaller backbone.")
+        )
         sys.exit(RefinerError.exit_code)
 
 

@@ -28,19 +28,21 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The parts of Refiner; every one can be switched off."""
 
-    adapters: bool = Field(True, description="bottleneck adapters in the last visual blocks")
+    adapters: bool = Field(default=True, description="bottleneck adapters in the last visual blocks")
     adapter_width: int = Field(64, ge=1, description="r, the adapters' inner width")
-    adapter_blocks: int = Field(0, ge=0, description="m, how many last blocks carry adapters; 0: half of them")
+    adapter_blocks: int = Field(
+        0, ge=0, description="m, how many last blocks carry adapters; 0: half of them"
+    )
     queries: int = Field(8, ge=0, description="K, learnable concept queries; 0 switches them off")
     query_blocks: int = Field(2, ge=1, description="decoder blocks of the concept queries")
     query_width: int = Field(0, ge=0, description="width of the decoder; 0: the visual width")
-    fusion: bool = Field(True, description="image-to-text maps")
+    fusion: bool = Field(default=True, description="image-to-text maps")
     fusion_width: int = Field(0, ge=0, description="hidden width of the maps; 0: the joint width")
-    align_state: bool = Field(True, description="alignment of images with states")
-    align_object: bool = Field(True, description="alignment of images with objects")
+    align_state: bool = Field(default=True, description="alignment of images with states")
+    align_object: bool = Field(default=True, description="alignment of images with objects")
     context: str = Field("a photo of", min_length=1, description="words that the learned contexts start from")
-    learn_context: bool = Field(True, description="whether the contexts are trained")
-    learn_words: bool = Field(True, description="whether the state and object vectors are trained")
+    learn_context: bool = Field(default=True, description="whether the contexts are trained")
+    learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
     word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
 
 
@@ -57,9 +59,8 @@ class TrainConfig(Section):
     state_weight: float = Field(0.5, ge=0, description="w_s, weight of the state alignment in the loss")
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augment: bool = Field(True, description="flip, perspective and rotation of training images")
+    augment: bool = Field(default=True, description="flip, perspective and rotation of training images")
     workers: int = Field(-1, ge=-1, description="processes that decode; -1: by the machine")
-    text_chunk: int = Field(0, ge=0, description="pairs of one text chunk; 0: by free memory")
 
 
 class Config(Section):

@@ -66,9 +66,11 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_run(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps on it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = ["--set", "train.max_steps=3", "--set", "train.lr=0.002"]
     with pytest.raises(SystemExit) as left:
-        main(["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), "--set", "train.max_steps=3",
-              "--set", "train.lr=0.002", "--json"])  # fmt: skip
+        main(
+            ["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), "--json", *settings]
+        )
     assert not left.value.code
     return folder
 

@@ -13,12 +13,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
 
-    def fail() -> None:
-        with whole_file(file) as part:
-            part.write_text("half")
-            raise ValueError
-
-    pytest.raises(ValueError, fail)
+    with pytest.raises(ValueError, match="stop"), whole_file(file) as part:
+        part.write_text("half")
+        raise ValueError("stop")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -32,10 +29,7 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
-        with whole_folder(tmp_path / "out") as part:
-            (part / "a").write_text("half")
-            raise ValueError
-
-    pytest.raises(ValueError, fail)
+    with pytest.raises(ValueError, match="stop"), whole_folder(tmp_path / "out") as part:
+        (part / "a").write_text("half")
+        raise ValueError("stop")
     assert list(tmp_path.iterdir()) == []

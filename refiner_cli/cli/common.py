@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images; -1: by the machine.")]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run directory or an exported model directory.")]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run directory or an exported model directory.")
+]
 
 
 def open_dataset(text: str) -> Benchmark:
@@ -58,5 +60,7 @@ def setting_for(model: Model, precision: str, workers: int, batch: int) -> Setti
 
     dtype, why = pick_precision(precision, model.device)
     count, because = pick_workers(workers, model.device)
-    terminal.note(f"precision {str(dtype).removeprefix('torch.')} ({why}), {count} decoding processes ({because})")
+    terminal.note(
+        f"precision {str(dtype).removeprefix('torch.')} ({why}), {count} decoding processes ({because})"
+    )
     return Setting(dtype, batch, count)

@@ -15,7 +15,9 @@ COLUMNS = ("S", "U", "HM", "AUC")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path("refiner-demo"),
+    out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path(
+        "refiner-demo"
+    ),
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures and another training.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -28,7 +30,9 @@ def demo(
     results = {"zero_shot": tour.zero_shot, "refiner": tour.refiner}
     if as_json:
         worlds = {name: {w: m.to_json() for w, m in found.items()} for name, found in results.items()}
-        terminal.json({"schema": "refiner.demo/1", **worlds, "seconds": round(tour.seconds, 1), "paths": paths})
+        terminal.json(
+            {"schema": "refiner.demo/1", **worlds, "seconds": round(tour.seconds, 1), "paths": paths}
+        )
         return
     table = grid("Demo, test split", "", *COLUMNS)
     for world in ("closed", "open"):

@@ -32,7 +32,9 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(6)
 
 
-def entry(name: str, found: str, *, ok: bool = True, needed: bool = False, advice: str = "") -> dict[str, Any]:
+def entry(
+    name: str, found: str, *, ok: bool = True, needed: bool = False, advice: str = ""
+) -> dict[str, Any]:
     return {"name": name, "found": found, "ok": ok, "needed": needed, "advice": "" if ok else advice}
 
 
@@ -57,7 +59,9 @@ def machine() -> list[dict[str, Any]]:
         entry("precision", f"{str(precision).removeprefix('torch.')} ({because})"),
         entry("cores", str(cores())),
         entry("free memory", f"{free_memory(device) / 2**30:.1f} GiB"),
-        entry("data folder", str(place), ok=os.access(above, os.W_OK), needed=True, advice="set REFINER_HOME"),
+        entry(
+            "data folder", str(place), ok=os.access(above, os.W_OK), needed=True, advice="set REFINER_HOME"
+        ),
         entry("free disk", f"{disk / 2**30:.1f} GiB", ok=disk > NEEDED, advice="a benchmark needs some GiB"),
     ]
 

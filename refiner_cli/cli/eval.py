@@ -6,8 +6,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_dataset, open_model, setting_for
+from refiner_cli.cli.common import (
+    Device,
+    ModelPath,
+    Precision,
+    Workers,
+    open_dataset,
+    open_model,
+    setting_for,
+)
 from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.data.benchmark import World
+from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import DatasetError
 
 COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
@@ -15,7 +25,9 @@ COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
 
 def evaluate(
     model: ModelPath,
-    dataset: Annotated[str | None, typer.Option(help="A catalogue name or a folder.  [what it was trained on]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A catalogue name or a folder.  [what it was trained on]")
+    ] = None,
     split: Annotated[Literal["val", "test"], typer.Option(help="Which split.")] = "test",
     world: Annotated[Literal["closed", "open", "both"], typer.Option(help="Which pairs compete.")] = "both",
     protocol: Annotated[
@@ -35,8 +47,8 @@ def evaluate(
     known = recogniser.space
     if (benchmark.states, benchmark.objects) != (known.states, known.objects):
         raise DatasetError(f"The label space of {benchmark.root} is not the one that {model} was trained on.")
-    worlds: list[Literal["closed", "open"]] = ["closed", "open"] if world == "both" else [world]
-    spaces = {name: benchmark.label_space(split, name) for name in worlds}
+    worlds: list[World] = ["closed", "open"] if world == "both" else [world]
+    spaces: dict[str, LabelSpace] = {name: benchmark.label_space(split, name) for name in worlds}
     setting = setting_for(recogniser, precision, workers, batch)
     with terminal.progress("evaluating") as progress:
         found = run(recogniser, benchmark, split, spaces, setting, protocol=protocol, progress=progress)

@@ -13,9 +13,13 @@ from refiner_cli.errors import UsageError
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or an exported model directory.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory or an exported model directory.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
-    dtype: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="Type of the stored weights.")] = "fp32",
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Type of the stored weights.")
+    ] = "fp32",
     backbone: Annotated[
         bool, typer.Option("--backbone/--no-backbone", help="Include the frozen backbone, or only name it.")
     ] = True,

@@ -12,7 +12,9 @@ from refiner_cli.cli.console import Json, grid, terminal
 
 
 def info(
-    what: Annotated[str, typer.Argument(metavar="X", help="A dataset, a run directory or a model directory.")],
+    what: Annotated[
+        str, typer.Argument(metavar="X", help="A dataset, a run directory or a model directory.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Describe a dataset, a run or a model."""
@@ -37,15 +39,15 @@ def describe_model(folder: Path) -> dict[str, Any]:
     from refiner_cli.core.run import model_folder
 
     config = read_config(model_folder(folder))
-    labels = config["labels"]
+    metrics = config["metrics"]
     return {
-        "kind": "model", "method": config["method"], "dataset": config["dataset"], "step": config["step"],
+        "kind": "model",
+        **{key: config[key] for key in ("method", "dataset", "step")},
         "backbone": {key: config["backbone"][key] for key in ("name", "pretrained", "included")},
-        "labels": {"states": len(labels["states"]), "objects": len(labels["objects"]), "pairs": len(labels["pairs"]),
-                   "seen": len(labels["seen_pairs"])},
-        "validation": {key: config["metrics"][key] for key in ("S", "U", "HM", "AUC") if key in config["metrics"]},
+        "labels": {name: len(names) for name, names in config["labels"].items()},
+        "validation": {key: metrics[key] for key in ("S", "U", "HM", "AUC") if key in metrics},
         "calibration": config["calibration"],
-    }  # fmt: skip
+    }
 
 
 def describe_dataset(what: str) -> dict[str, Any]:
@@ -57,5 +59,9 @@ def describe_dataset(what: str) -> dict[str, Any]:
     }  # fmt: skip
     for split, pairs in benchmark.pairs.items():
         seen = sum(pair in train for pair in pairs)
-        facts[split] = {"seen pairs": seen, "unseen pairs": len(pairs) - seen, "images": len(benchmark.samples[split])}
+        facts[split] = {
+            "seen pairs": seen,
+            "unseen pairs": len(pairs) - seen,
+            "images": len(benchmark.samples[split]),
+        }
     return facts

@@ -18,14 +18,22 @@ from refiner_cli.files import whole_file
 
 def predict(
     model: ModelPath,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .jsonl or .csv file.  [stdout, JSON lines]")] = None,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A .jsonl or .csv file.  [stdout, JSON lines]")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Guesses an image.")] = 5,
-    world: Annotated[Literal["closed", "open"], typer.Option(help="Known pairs, or every combination.")] = "closed",
+    world: Annotated[
+        Literal["closed", "open"], typer.Option(help="Known pairs, or every combination.")
+    ] = "closed",
     states: Annotated[Path | None, typer.Option(help="Own states, one a line.")] = None,
     objects: Annotated[Path | None, typer.Option(help="Own objects, one a line.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Own pairs, 'state object' a line.")] = None,
-    on_error: Annotated[Literal["skip", "fail"], typer.Option(help="What an unreadable image does.")] = "skip",
+    on_error: Annotated[
+        Literal["skip", "fail"], typer.Option(help="What an unreadable image does.")
+    ] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -67,7 +75,9 @@ def predict(
             sink.write(row)
             progress(done, len(found))
     if as_json:
-        terminal.json({"schema": "refiner.predict/1", "images": len(found), "errors": failed, "out": str(out)})
+        terminal.json(
+            {"schema": "refiner.predict/1", "images": len(found), "errors": failed, "out": str(out)}
+        )
     elif failed:
         terminal.note(f"{failed} of {len(found)} images could not be read")
     if failed:

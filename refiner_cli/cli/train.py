@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from refiner_cli.core.trainer import Event, Training
 
 Dataset = Annotated[
-    str | None, typer.Argument(metavar="DATASET", help="A catalogue name (see 'refiner download --list') or a folder.")
+    str | None,
+    typer.Argument(metavar="DATASET", help="A catalogue name (see 'refiner download --list') or a folder."),
 ]
 
 
@@ -25,14 +26,17 @@ def train(
     dataset: Dataset = None,
     method: Annotated[str | None, typer.Option(help="refiner, or clip for the zero-shot baseline.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="An open_clip ViT model, or tiny, which comes with refiner.  [ViT-L-14]")
+        str | None,
+        typer.Option(help="An open_clip ViT model, or tiny, which comes with refiner.  [ViT-L-14]"),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="An open_clip tag, a weights file, or none for random weights.  [openai]")
+        str | None,
+        typer.Option(help="An open_clip tag, a weights file, or none for random weights.  [openai]"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     assign: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.lr=1e-4; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.lr=1e-4; repeatable."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.  [0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [auto]")] = None,
@@ -91,7 +95,7 @@ def fresh(dataset: str, config: Config, out: Path | None) -> Training:
 
     benchmark = open_dataset(dataset)
     ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
-    stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = out or Path("runs") / f"{benchmark.name}-{config.method}-{stamp}"
     run = Run.create(folder, config, ref, environment())
     return start(run, benchmark, terminal.note)

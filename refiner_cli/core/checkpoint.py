@@ -125,16 +125,24 @@ def read_model(folder: Path) -> tuple[Model, ModelInfo]:
     """
     config, tensors = read_config(folder), read_tensors(folder)
     try:
-        spec = BackboneSpec(**{field.name: config["backbone"][field.name] for field in dataclasses.fields(BackboneSpec)})
+        spec = BackboneSpec(
+            **{field.name: config["backbone"][field.name] for field in dataclasses.fields(BackboneSpec)}
+        )
         space = LabelSpace.from_json(config["labels"])
         parts = ModelConfig.model_validate(config["model"])
         calibration = Calibration(**config["calibration"])
-        info, stored, included = info_of(config), config["backbone"]["fingerprint"], config["backbone"]["included"]
+        info, stored, included = (
+            info_of(config),
+            config["backbone"]["fingerprint"],
+            config["backbone"]["included"],
+        )
     except (KeyError, TypeError, ValidationError, RefinerError) as error:
         raise ModelFileError(f"{folder / CONFIG} is incomplete or damaged ({error!r}).") from None
     backbone = backbone_of(folder, spec, tensors, stored, included=included)
     model = build_model(info.method, backbone, parts, space)  # type: ignore[arg-type]  # checked there
-    learned = {name.removeprefix(LEARNED): value for name, value in tensors.items() if name.startswith(LEARNED)}
+    learned = {
+        name.removeprefix(LEARNED): value for name, value in tensors.items() if name.startswith(LEARNED)
+    }
     put_learned(model, learned, folder / WEIGHTS)
     model.calibration = calibration
     return model.eval(), info
@@ -145,7 +153,9 @@ def backbone_of(
 ) -> Backbone:
     """The backbone of a stored model: from the folder itself, or loaded anew and compared."""
     if included:
-        state = {name.removeprefix(CLIP): value.float() for name, value in tensors.items() if name.startswith(CLIP)}
+        state = {
+            name.removeprefix(CLIP): value.float() for name, value in tensors.items() if name.startswith(CLIP)
+        }
         tokenizer = folder / "tokenizer"
         return build_backbone(spec, state, tokenizer if tokenizer.is_dir() else None)
     backbone = load_backbone(spec.name, spec.pretrained, spec.seed)
@@ -162,9 +172,13 @@ def put_learned(model: Model, learned: dict[str, torch.Tensor], source: Path) ->
     wanted = model.learned()
     if wanted.keys() != learned.keys():
         odd = sorted(wanted.keys() ^ learned.keys())[0]
-        raise ModelFileError(f"{source} does not fit its {CONFIG}: the tensor {odd!r} is in one of them only.")
+        raise ModelFileError(
+            f"{source} does not fit its {CONFIG}: the tensor {odd!r} is in one of them only."
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             if parameter.shape != learned[name].shape:
-                raise ModelFileError(f"{source} does not fit its {CONFIG}: the tensor {name!r} has another shape.")
+                raise ModelFileError(
+                    f"{source} does not fit its {CONFIG}: the tensor {name!r} has another shape."
+                )
             parameter.copy_(learned[name])

@@ -46,7 +46,7 @@ class Backbone:
     """Both towers, ready to use."""
 
     spec: BackboneSpec
-    clip: nn.Module
+    clip: Any  # open_clip.CLIP or open_clip.CustomTextCLIP
     visual: Tower
     text: TextTower
 
@@ -81,7 +81,7 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
 
     Args:
         name: an open_clip model name, ``tiny``, or a JSON file with an open_clip model configuration.
-        pretrained: an open_clip tag, a local weights file, or ``none`` for random weights drawn from ``seed``.
+        pretrained: an open_clip tag, a local weights file, or ``none`` for random ones drawn from ``seed``.
 
     Raises:
         ConfigError: an unknown model, tag or unsupported tower.
@@ -122,14 +122,17 @@ def model_config(name: str) -> dict[str, Any]:
     config = open_clip.get_model_config(name)
     if config is None:
         raise ConfigError(
-            f"The backbone {name!r} is unknown.", hint="Use tiny or an open_clip ViT such as ViT-L-14 or ViT-B-32."
+            f"The backbone {name!r} is unknown.",
+            hint="Use tiny or an open_clip ViT such as ViT-L-14 or ViT-B-32.",
         )
     return dict(config)
 
 
 def preprocess_of(config: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]:
     """open_clip's preprocessing for a model and a tag's own mean, deviation and resizing."""
-    chosen: dict[str, Any] = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg().__dict__, tag)
+    chosen: dict[str, Any] = open_clip.transform.merge_preprocess_dict(
+        open_clip.transform.PreprocessCfg().__dict__, tag
+    )
     chosen["size"] = config["vision_cfg"].get("image_size", 224)
     return chosen
 
@@ -147,7 +150,9 @@ def fetch(name: str, pretrained: str, tag: dict[str, Any]) -> str:
             ) from None
 
 
-def build_backbone(spec: BackboneSpec, weights: str | State | None, tokenizer: Path | None = None) -> Backbone:
+def build_backbone(
+    spec: BackboneSpec, weights: str | State | None, tokenizer: Path | None = None
+) -> Backbone:
     """Build from a description and weights: a file, a state dict, or None for random ones.
 
     Args:

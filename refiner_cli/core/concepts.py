@@ -6,6 +6,8 @@ queries, ``D`` joint width, ``h`` heads.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,8 +110,7 @@ class Concepts(nn.Module):
         x = self.queries.expand(len(tokens), -1, -1)
         for block in self.blocks[:-1]:
             x = block(x, tokens)
-        last = self.blocks[-1]
+        last = cast("ConceptBlock", self.blocks[-1])
         h = last.norm_self(x)
         x = x + last.attend_self(h, h)
-        weights: Tensor = last.attend_cross.weights(last.norm_cross(x), tokens)
-        return weights
+        return last.attend_cross.weights(last.norm_cross(x), tokens)

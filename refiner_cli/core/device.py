@@ -36,7 +36,9 @@ def pick_device(wanted: str = "auto") -> tuple[torch.device, str]:
             hint="Use --device auto, or install a driver and a PyTorch built for CUDA.",
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise EnvironmentLacksError("The device mps is not there: PyTorch sees no Apple GPU.", hint="Use --device auto.")
+        raise EnvironmentLacksError(
+            "The device mps is not there: PyTorch sees no Apple GPU.", hint="Use --device auto."
+        )
     return torch.device(wanted), "asked for"
 
 
@@ -46,7 +48,9 @@ def pick_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]
         if wanted not in PRECISIONS:
             raise UsageError(f"The precision {wanted!r} is unknown.", hint="Use auto, fp32, bf16 or fp16.")
         if wanted == "fp16" and device.type == "cpu":
-            raise EnvironmentLacksError("fp16 is not supported on the CPU.", hint="Use --precision fp32 or bf16.")
+            raise EnvironmentLacksError(
+                "fp16 is not supported on the CPU.", hint="Use --precision fp32 or bf16."
+            )
         return PRECISIONS[wanted], "asked for"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):

@@ -18,7 +18,7 @@ tags: [compositional-zero-shot-learning, clip, safetensors]
 ---
 # {method} on {dataset}
 
-Recognises {states} states of {objects} objects ({pairs} known pairs, {seen} of them seen in training) in images.
+Recognises {states} states of {objects} objects ({pairs} known pairs, {seen} of them seen in training).
 Made by refiner {version} on the backbone {backbone} ({pretrained}).
 
 ```sh
@@ -29,8 +29,8 @@ refiner predict . PHOTOS
 |---|---|---|---|---|
 | after step {step} | {scores} |
 
-The weights are stored as {dtype}; the backbone is {included}. Inference weights (state {b_s:g}, object {b_o:g}) and
-the seen-unseen bias ({bias:.2f}) were chosen on the validation split.
+The weights are stored as {dtype}; the backbone is {included}. Inference weights (state {b_s:g},
+object {b_o:g}) and the seen-unseen bias ({bias:.2f}) were chosen on the validation split.
 """
 
 
@@ -69,7 +69,9 @@ def card(model: Model, info: ModelInfo, *, dtype: str, with_backbone: bool) -> s
         backbone=spec.name,
         pretrained=spec.pretrained,
         step=info.step,
-        scores=" | ".join(f"{info.metrics[name]:.1f}" if name in info.metrics else "-" for name in ("S", "U", "HM", "AUC")),
+        scores=" | ".join(
+            f"{info.metrics[name]:.1f}" if name in info.metrics else "-" for name in ("S", "U", "HM", "AUC")
+        ),
         dtype=dtype,
         included="included" if with_backbone else "not included and is loaded by name",
         b_s=chosen.state_weight,

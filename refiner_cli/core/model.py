@@ -72,7 +72,7 @@ class Model(nn.Module, ABC):
     def __init__(self, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> None:
         super().__init__()
         self.backbone = backbone
-        self.clip = backbone.clip  # registered, so that .to(device) moves it
+        self.clip: Any = backbone.clip  # registered, so that .to(device) moves it
         self.config = config
         self.space = space  # what it was made for
         self.calibration = Calibration()

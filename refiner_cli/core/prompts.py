@@ -46,7 +46,7 @@ class Prompts(nn.Module):
 
     def words(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
         """The vectors of ``names`` in their role, ``len(names) x E``: learned where known, else CLIP's."""
-        table = self.states if role == "state" else self.objects
+        table: Tensor = self.states if role == "state" else self.objects
         index = self.index[role]
         unknown = [name for name in names if name not in index]
         if unknown:

@@ -7,6 +7,9 @@ With gates, maps and adapters at their start the model is CLIP zero-shot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,13 +34,13 @@ class Refiner(Model):
         config: ModelConfig,
         space: LabelSpace,
         *,
-        adapters: nn.ModuleList,
+        adapters: Sequence[BlockAdapter],
         concepts: Concepts | None,
         fusion: nn.ModuleDict,
         prompts: Prompts,
     ) -> None:
         super().__init__(backbone, config, space)
-        self.adapters = adapters
+        self.adapters = nn.ModuleList(adapters)
         self.concepts = concepts
         self.fusion = fusion
         self.prompts = prompts
@@ -51,7 +54,11 @@ class Refiner(Model):
         concepts = None
         if config.queries:
             concepts = Concepts(
-                queries=config.queries, blocks=config.query_blocks, source=W, width=config.query_width or W, joint=D
+                queries=config.queries,
+                blocks=config.query_blocks,
+                source=W,
+                width=config.query_width or W,
+                joint=D,
             )
         prompts = Prompts(
             backbone.text, space.states, space.objects, context=config.context, dropout=config.word_dropout
@@ -63,7 +70,7 @@ class Refiner(Model):
             backbone,
             config,
             space,
-            adapters=nn.ModuleList([BlockAdapter(W, config.adapter_width) for _ in range(adapted)]),
+            adapters=[BlockAdapter(W, config.adapter_width) for _ in range(adapted)],
             concepts=concepts,
             fusion=nn.ModuleDict(
                 {role: ImageToText(D, config.fusion_width or D) for role in ROLES if config.fusion}
@@ -71,16 +78,22 @@ class Refiner(Model):
             prompts=prompts,
         )
 
-    def encode_images(self, images: Tensor) -> ImageVectors:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``."""
         tower = self.backbone.visual
-        x = below(tower, images, self.adapters)  # B x N x W
-        pooled, tokens = above(tower, x, self.adapters)  # B x D, B x N x W
+        adapters = cast("Sequence[BlockAdapter]", self.adapters)
+        return above(tower, below(tower, images, adapters), adapters)
+
+    def encode_images(self, images: Tensor) -> ImageVectors:
+        pooled, tokens = self.see(images)
         cls = F.normalize(pooled.float(), dim=-1)
-        refined = {role: cls for role in ROLES}
+        refined = dict.fromkeys(ROLES, cls)
         if self.concepts is not None:
             read = self.concepts(tokens)
             refined = {role: F.normalize(cls + read[role].float(), dim=-1) for role in ROLES}
-        mapped = {role: self.fusion[role](v).float() if role in self.fusion else v for role, v in refined.items()}
+        mapped = {
+            role: self.fusion[role](v).float() if role in self.fusion else v for role, v in refined.items()
+        }
         return ImageVectors(mapped["composition"], mapped["state"], mapped["object"])
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
@@ -93,7 +106,9 @@ class Refiner(Model):
             space,
             F.normalize(pairs, dim=-1),
             F.normalize(text.encode(contexts["state"], states), dim=-1) if self.config.align_state else None,
-            F.normalize(text.encode(contexts["object"], objects), dim=-1) if self.config.align_object else None,
+            F.normalize(text.encode(contexts["object"], objects), dim=-1)
+            if self.config.align_object
+            else None,
         )
 
     @torch.no_grad()
@@ -101,6 +116,5 @@ class Refiner(Model):
         """What the concept queries look at, ``B x K x L`` over the patches, row by row of the image."""
         if self.concepts is None:
             raise ValueError("This model has no concept queries.")
-        tower = self.backbone.visual
-        _, tokens = above(tower, below(tower, images, self.adapters), self.adapters)
-        return self.concepts.attention(tokens)[:, :, tower.prefix :]
+        _, tokens = self.see(images)
+        return self.concepts.attention(tokens)[:, :, self.backbone.visual.prefix :]

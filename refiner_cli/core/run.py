@@ -53,7 +53,8 @@ class Run:
         """Start a run. Raises UsageError if something lies there already."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(
-                f"The run directory {folder} exists already.", hint="Use another --out, or --resume to go on with it."
+                f"The run directory {folder} exists already.",
+                hint="Use another --out, or --resume to go on with it.",
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "environment.json", environment)
@@ -69,7 +70,9 @@ class Run:
         try:
             content = json.loads(file.read_text("utf-8"))
             if content["format"] != FORMAT:
-                raise ModelFileError(f"{file} has the format {content['format']!r}; this version reads {FORMAT!r}.")
+                raise ModelFileError(
+                    f"{file} has the format {content['format']!r}; this version reads {FORMAT!r}."
+                )
             return cls(folder, Config.model_validate(content["config"]), DatasetRef(**content["dataset"]))
         except FileNotFoundError:
             raise ModelFileError(f"{folder} is no run: the file {RUN} is missing.") from None
@@ -109,7 +112,9 @@ class Run:
         return whole_folder(self.checkpoint(step))
 
     def set_best(self, step: int, metrics: dict[str, Any]) -> None:
-        write_json(self.folder / BEST, {"checkpoint": self.checkpoint(step).name, "step": step, "val": metrics})
+        write_json(
+            self.folder / BEST, {"checkpoint": self.checkpoint(step).name, "step": step, "val": metrics}
+        )
 
     def best(self) -> dict[str, Any] | None:
         """What best.json says, or None before the first validation."""
@@ -138,10 +143,14 @@ def model_folder(path: Path) -> Path:
         run = Run.open(path)
         best = run.best()
         if best is None:
-            raise ModelFileError(f"The run {path} has no validated checkpoint yet.", hint="Go on with --resume.")
+            raise ModelFileError(
+                f"The run {path} has no validated checkpoint yet.", hint="Go on with --resume."
+            )
         folder = path / "checkpoints" / best["checkpoint"]
         if not folder.is_dir():
-            raise ModelFileError(f"The run {path} names {best['checkpoint']} as its best and does not hold it.")
+            raise ModelFileError(
+                f"The run {path} names {best['checkpoint']} as its best and does not hold it."
+            )
         return folder
     if not path.is_dir():
         raise ModelFileError(

@@ -66,7 +66,9 @@ def resume(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
         raise DatasetError(f"The dataset {benchmark.root} changed since the run {run.folder} began.")
     saved = run.checkpoints()
     if not saved:
-        raise ModelFileError(f"The run {run.folder} holds no checkpoint to go on from.", hint="Start it anew.")
+        raise ModelFileError(
+            f"The run {run.folder} holds no checkpoint to go on from.", hint="Start it anew."
+        )
     training = start(run, benchmark, tell)
     training.restore(saved[-1])
     tell(f"going on after step {training.step}")

@@ -43,7 +43,13 @@ class Tokens:
         word = split("apple")
         start = next(i for i in range(len(ids)) if ids[i : i + len(word)] == word)
         tail = ids[start + len(word) :]
-        return cls(split=split, head=tuple(ids[:start]), end=tail[0], pad=tail[-1], save=getattr(tokenizer, "save_pretrained", None))
+        return cls(
+            split=split,
+            head=tuple(ids[:start]),
+            end=tail[0],
+            pad=tail[-1],
+            save=getattr(tokenizer, "save_pretrained", None),
+        )
 
 
 class TextTower:
@@ -66,7 +72,8 @@ class TextTower:
         self.pool = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
         self.causal = text.attn_mask is not None and self.pool in {"argmax", "eos"}
         self.shares = self.causal and all(
-            isinstance(b, ResidualAttentionBlock) and isinstance(b.attn, nn.MultiheadAttention) for b in self.blocks
+            isinstance(b, ResidualAttentionBlock) and isinstance(b.attn, nn.MultiheadAttention)
+            for b in self.blocks
         )
 
     def token_rows(self, ids: list[int]) -> Tensor:
@@ -92,14 +99,19 @@ class TextTower:
             ids = [self._ids(text) for text in texts[start : start + chunk]]
             length = max(map(len, ids)) if self.causal else self.context_length
             padded = [row + [self.tokens.pad] * (length - len(row)) for row in ids]
-            x = torch.stack([self.token_rows(row) for row in padded]) + self.text.positional_embedding[:length]
+            x = (
+                torch.stack([self.token_rows(row) for row in padded])
+                + self.text.positional_embedding[:length]
+            )
             found.append(self._finish(x, torch.tensor([len(row) - 1 for row in ids], device=x.device)))
         return torch.cat(found)
 
     def _ids(self, text: str) -> list[int]:
         ids = [*self.tokens.head, *self.tokens.split(text), self.tokens.end]
         if len(ids) > self.context_length:
-            raise ConfigError(f"The prompt {text!r} needs {len(ids)} tokens; the text tower takes {self.context_length}.")
+            raise ConfigError(
+                f"The prompt {text!r} needs {len(ids)} tokens; the text tower takes {self.context_length}."
+            )
         return ids
 
     def encode(self, context: Tensor, words: Tensor, *, chunk: int = CHUNK) -> Tensor:
@@ -146,7 +158,12 @@ class TextTower:
         end = self.token_rows([self.tokens.end])[0] + at[first + 1]
 
         def leaves(
-            keys: Tensor, values: Tensor, keys1: Tensor | None, values1: Tensor | None, rows: Tensor, up: Tensor | None
+            keys: Tensor,
+            values: Tensor,
+            keys1: Tensor | None,
+            values1: Tensor | None,
+            rows: Tensor,
+            up: Tensor | None,
         ) -> Tensor:
             grown = trie.Stem(keys, values, keys1, values1)
             return self._project(trie.leaves(self.blocks, grown, rows + at[first], end, up))
@@ -169,7 +186,9 @@ class TextTower:
 
         def whole(rows: Tensor, up: Tensor | None) -> Tensor:
             N = len(rows)
-            middle = [rows[:, None]] if parents is None or up is None else [parents[up][:, None], rows[:, None]]
+            middle = (
+                [rows[:, None]] if parents is None or up is None else [parents[up][:, None], rows[:, None]]
+            )
             x = torch.cat([prefix.expand(N, -1, -1), *middle, tail.expand(N, -1, -1)], 1)  # N x T x E
             x = x + self.text.positional_embedding[: x.shape[1]]
             return self._finish(x, torch.full((N,), length - 1, device=x.device))
@@ -206,5 +225,5 @@ def chunked(words: Tensor, parent: Tensor | None, size: int) -> list[tuple[Tenso
 
 
 def spoken(name: str) -> str:
-    """A label as it is said in a prompt: "Faux.Leather" -> "faux leather", "ancient_city" -> "ancient city"."""
+    """A label as a prompt says it: "Faux.Leather" -> "faux leather", "ancient_city" -> "ancient city"."""
     return name.replace(".", " ").replace("_", " ").lower()

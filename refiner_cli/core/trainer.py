@@ -87,13 +87,22 @@ class Training:
         self.total = min(all_steps, self.config.max_steps or all_steps) if self.model.learned() else 0
         self.best_auc = -1.0
         parameters = self.model.learned()
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": self.config.weight_decay},
-                {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-            ]
-        ) if parameters else None
-        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.setting.precision == torch.float16)
+        self.optimizer = (
+            torch.optim.AdamW(
+                [
+                    {
+                        "params": [p for p in parameters.values() if p.ndim >= 2],
+                        "weight_decay": self.config.weight_decay,
+                    },
+                    {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+                ]
+            )
+            if parameters
+            else None
+        )
+        self.scaler = torch.amp.GradScaler(
+            self.model.device.type, enabled=self.setting.precision == torch.float16
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to zero."""
@@ -123,10 +132,16 @@ class Training:
     def epoch_batches(self) -> Iterator[Batch]:
         """What is left of the current epoch."""
         epoch, position = divmod(self.step, self.steps_an_epoch)
-        order = torch.randperm(len(self.files), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
+        order = torch.randperm(
+            len(self.files), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        )
         rows = [part.tolist() for part in order.split(self.config.batch)][position:]
         preprocess = self.model.backbone.spec.preprocess
-        transform = Augmented(Augment(preprocess), self.seed, epoch) if self.config.augment else Plain(Preprocess(preprocess))
+        transform = (
+            Augmented(Augment(preprocess), self.seed, epoch)
+            if self.config.augment
+            else Plain(Preprocess(preprocess))
+        )
         self.asked = time.perf_counter()
         return batches(self.files, transform, rows, device=self.model.device, workers=self.setting.workers)
 
@@ -142,14 +157,17 @@ class Training:
         truth = self.truth[batch.rows].to(self.model.device)
         with attention_kernels(self.model.device):
             with computing(self.model.device, self.setting.precision):
-                scores = self.model.score(self.model.encode_images(batch.images), self.model.encode_pairs(self.space))
+                scores = self.model.score(
+                    self.model.encode_images(batch.images), self.model.encode_pairs(self.space)
+                )
                 loss = self.model.loss(scores, truth, self.space, self.config)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
         value = loss.item()
         if not math.isfinite(value):
             raise RefinerError(
-                f"The loss of step {self.step + 1} is {value}.", hint="Lower train.lr or use --precision fp32."
+                f"The loss of step {self.step + 1} is {value}.",
+                hint="Lower train.lr or use --precision fp32.",
             )
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.learned().values(), self.config.clip)
@@ -158,7 +176,9 @@ class Training:
         epoch = self.step // self.steps_an_epoch
         self.step += 1
         now = time.perf_counter()
-        done = StepDone(self.step, self.total, epoch, value, lr, len(truth), now - self.asked, began - self.asked)
+        done = StepDone(
+            self.step, self.total, epoch, value, lr, len(truth), now - self.asked, began - self.asked
+        )
         self.asked = now
         self.run.log({"kind": "step", "step": done.step, "epoch": epoch, "loss": value, "lr": lr,
                       "seconds": round(done.seconds, 4), "waited": round(done.waited, 4)})  # fmt: skip
@@ -169,10 +189,12 @@ class Training:
         began = time.perf_counter()
         calibration, metrics = calibrate(self.model, self.benchmark, self.setting)
         self.model.calibration = calibration
-        best = metrics.AUC > self.best_auc
+        best = self.best_auc < metrics.AUC
         self.best_auc = max(self.best_auc, metrics.AUC)
         epoch = math.ceil(self.step / self.steps_an_epoch)
-        self.run.log({"kind": "val", "step": self.step, "epoch": epoch, **metrics.to_json(), **calibration.to_json()})
+        self.run.log(
+            {"kind": "val", "step": self.step, "epoch": epoch, **metrics.to_json(), **calibration.to_json()}
+        )
         self.save(calibration, metrics.to_json())
         if best:
             self.run.set_best(self.step, metrics.to_json())
@@ -192,7 +214,9 @@ class Training:
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint. Raises ModelFileError if it is damaged."""
-        learned = {n.removeprefix("learned."): v for n, v in read_tensors(folder).items() if n.startswith("learned.")}
+        learned = {
+            n.removeprefix("learned."): v for n, v in read_tensors(folder).items() if n.startswith("learned.")
+        }
         put_learned(self.model, learned, folder)
         try:
             state = json.loads((folder / STATE).read_text("utf-8"))

@@ -83,7 +83,10 @@ def leaves(
     x = torch.stack([words, end.expand_as(words)], 1)  # C x 2 x E
     for i, block in enumerate(blocks):
         q, k, v = heads_of(block, block.ln_1(x))
-        keys, values = [stem.prefix_keys[i].expand(C, -1, -1, -1)], [stem.prefix_values[i].expand(C, -1, -1, -1)]
+        keys, values = (
+            [stem.prefix_keys[i].expand(C, -1, -1, -1)],
+            [stem.prefix_values[i].expand(C, -1, -1, -1)],
+        )
         if parent is not None and stem.parent_keys is not None and stem.parent_values is not None:
             keys.append(stem.parent_keys[i][parent][:, :, None])  # C x H x 1 x d
             values.append(stem.parent_values[i][parent][:, :, None])

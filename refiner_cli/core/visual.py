@@ -8,7 +8,8 @@ width, ``D`` joint width.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import open_clip
 import timm
@@ -54,12 +55,14 @@ class OpenClipTower:
         return self.visual._embeds(images)  # noqa: SLF001
 
     def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
-        block = self.visual.transformer.resblocks[index]
+        block: Any = self.visual.transformer.resblocks[index]
         if adapter is None:
             return block(x)
         h = block.ln_1(x)
-        attended = block.attn(h, h, h, need_weights=False)[0] if isinstance(block.attn, nn.MultiheadAttention) else (
-            block.ln_attn(block.attn(h))
+        attended = (
+            block.attn(h, h, h, need_weights=False)[0]
+            if isinstance(block.attn, nn.MultiheadAttention)
+            else (block.ln_attn(block.attn(h)))
         )
         x = x + block.ls_1(attended) + adapter.attention(h)
         h = block.ln_2(x)
@@ -85,7 +88,7 @@ class TimmTower:
         return self.trunk.norm_pre(self.trunk.patch_drop(x))
 
     def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
-        block = self.trunk.blocks[index]
+        block: Any = self.trunk.blocks[index]
         if adapter is None:
             return block(x)
         h = block.norm1(x)
@@ -103,7 +106,9 @@ def open_tower(visual: nn.Module) -> Tower:
     if isinstance(visual, open_clip.transformer.VisionTransformer):
         return OpenClipTower(visual)
     trunk = getattr(visual, "trunk", None)
-    if isinstance(trunk, TimmViT) and all(isinstance(b, timm.models.vision_transformer.Block) for b in trunk.blocks):
+    if isinstance(trunk, TimmViT) and all(
+        isinstance(b, timm.models.vision_transformer.Block) for b in trunk.blocks
+    ):
         return TimmTower(visual)
     kind = type(visual if trunk is None else trunk).__name__
     raise ConfigError(
@@ -112,7 +117,7 @@ def open_tower(visual: nn.Module) -> Tower:
     )
 
 
-def below(tower: Tower, images: Tensor, adapters: nn.ModuleList) -> Tensor:
+def below(tower: Tower, images: Tensor, adapters: Sequence[BlockAdapter]) -> Tensor:
     """All that no adapter changes: ``B x 3 x H x W`` -> ``B x N x W``, without a graph."""
     with torch.no_grad():
         x = tower.embed(images)
@@ -121,7 +126,9 @@ def below(tower: Tower, images: Tensor, adapters: nn.ModuleList) -> Tensor:
     return x
 
 
-def above(tower: Tower, x: Tensor, adapters: nn.ModuleList, *, recompute: bool = False) -> tuple[Tensor, Tensor]:
+def above(
+    tower: Tower, x: Tensor, adapters: Sequence[BlockAdapter], *, recompute: bool = False
+) -> tuple[Tensor, Tensor]:
     """The adapted blocks and the finish: ``B x N x W`` -> image vector ``B x D``, tokens ``B x N x W``.
 
     ``recompute`` keeps no activations inside a block and computes it again in the backward pass.

@@ -13,14 +13,14 @@ ever run. Decoding images is not done here.
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from refiner_cli.data.labels import LabelSpace, Pair
+from refiner_cli.data.names import relative
 from refiner_cli.errors import DatasetError
 
 Split = Literal["train", "val", "test"]
@@ -29,6 +29,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_FOLDER = "compositional-split-natural"
 METADATA = "metadata_compositional-split-natural.t7"
 IMAGES = "images"
+Row = dict[str, str]  # one line of the metadata
+ROW_KEYS = ("image", "attr", "obj", "set")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ class Benchmark:
         return digest.hexdigest()[:16]
 
 
-def read_pairs(file: Path) -> tuple[Pair, ...]:
-    """Read a pair list: one "state object" a line. Raises DatasetError naming file and line."""
+def read_pairs(file: Path, separator: str | None = None) -> tuple[Pair, ...]:
+    """Read a pair list: one "state object" a line. Raises DatasetError naming file and line.
+
+    With another ``separator`` than white space, names may hold spaces.
+    """
     try:
         text = file.read_text("utf-8")
     except FileNotFoundError:
@@ -101,11 +106,11 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        words = line.split()
-        if len(words) != 2:
+        words = [word.strip() for word in line.split(separator)]
+        if len(words) != 2 or not all(words):
             raise DatasetError(
                 f"{file}, line {number}: {line!r} is not a pair.",
-                hint="Each line holds one state and one object, separated by a space.",
+                hint=f"Each line holds one state and one object, separated by {separator or 'a space'}.",
             )
         pair = (words[0], words[1])
         if pair in pairs:
@@ -116,7 +121,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def read_metadata(file: Path) -> list[dict[str, str]]:
+def read_metadata(file: Path) -> list[Row]:
     """Read the metadata list without running anything it names; each row has string values.
 
     Raises DatasetError for a missing, torn or hostile file, or a row without the four keys.
@@ -127,7 +132,7 @@ def read_metadata(file: Path) -> list[dict[str, str]]:
         rows = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DatasetError(f"The metadata file {file} does not exist.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - a torn or hostile pickle can raise anything, and none of it is ours
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(
             f"The metadata file {file} cannot be read safely ({reason})",
@@ -136,9 +141,20 @@ def read_metadata(file: Path) -> list[dict[str, str]]:
     if not isinstance(rows, list):
         raise DatasetError(f"The metadata file {file} holds no list of rows.")
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("image", "attr", "obj", "set")):
-            raise DatasetError(f"{file}, row {number}: the keys image, attr, obj and set with text values are needed.")
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ROW_KEYS):
+            raise DatasetError(
+                f"{file}, row {number}: the keys {', '.join(ROW_KEYS)} with text values are needed."
+            )
     return rows
+
+
+def used_rows(rows: Iterable[Row], known: Container[Pair]) -> Iterator[tuple[Split, Pair, Row]]:
+    """The rows that count, as every published loader takes them: labelled, in a split, with a known pair."""
+    splits = {str(split): split for split in SPLITS}
+    for row in rows:
+        split, pair = splits.get(row["set"]), (row["attr"], row["obj"])
+        if split is not None and row["attr"] != "NA" and pair in known:
+            yield split, pair, row
 
 
 def load_benchmark(root: Path, name: str | None = None) -> Benchmark:
@@ -155,11 +171,13 @@ def load_benchmark(root: Path, name: str | None = None) -> Benchmark:
     pairs = {split: read_pairs(root / SPLIT_FOLDER / f"{split}_pairs.txt") for split in SPLITS}
     known = {pair for split in SPLITS for pair in pairs[split]}
     samples: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
-    for row in read_metadata(root / METADATA):
-        pair = (row["attr"], row["obj"])
-        if row["attr"] == "NA" or row["set"] not in SPLITS or pair not in known:
-            continue
-        samples[row["set"]].append(Sample(row["image"], pair))
+    for split, pair, row in used_rows(read_metadata(root / METADATA), known):
+        try:
+            samples[split].append(Sample(relative(row["image"]), pair))
+        except ValueError as reason:
+            raise DatasetError(
+                f"{root / METADATA} is refused: it names the image {row['image']!r}, {reason}."
+            ) from None
     for split in SPLITS:
         if not samples[split]:
             raise DatasetError(f"{root / METADATA} lists no image for the split {split!r}.")
@@ -179,11 +197,16 @@ def write_pairs(file: Path, pairs: tuple[Pair, ...]) -> None:
 
 def write_metadata(file: Path, samples: dict[Split, tuple[Sample, ...]]) -> None:
     """Write the metadata list in the published form."""
-    import torch
-
     rows = [
         {"image": sample.path, "attr": sample.pair[0], "obj": sample.pair[1], "set": split}
         for split, found in samples.items()
         for sample in found
     ]
+    save_rows(file, rows)
+
+
+def save_rows(file: Path, rows: list[Row]) -> None:
+    """Write a metadata list that :func:`read_metadata` reads back."""
+    import torch
+
     torch.save(rows, file)

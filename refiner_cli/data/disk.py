@@ -14,14 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from refiner_cli.data.events import Notice, Report
+from refiner_cli.data.events import Notice, Report, StoppedError
 from refiner_cli.errors import FetchError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class StoppedError(Exception):
-    """The caller asked a task to stop; what it has done so far is kept."""
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -33,8 +33,12 @@ class Notice:
     text: str
 
 
+class StoppedError(Exception):
+    """The caller asked a task to stop; what it has done so far is kept."""
+
+
 Report = Callable[[Progress | Notice], None]
 
 
-def silent(event: Progress | Notice) -> None:  # noqa: ARG001
+def silent(event: Progress | Notice) -> None:
     """A report for callers who do not want to know."""

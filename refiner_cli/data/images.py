@@ -50,7 +50,9 @@ class Preprocess:
     """What the backbone was trained with: resize, crop, normalise -> ``3 x H x W`` float32."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.pipeline = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+        self.pipeline = open_clip.transform.image_transform_v2(
+            open_clip.transform.PreprocessCfg(**config), is_train=False
+        )
 
     def __call__(self, image: Image.Image) -> Tensor:
         pixels: Tensor = self.pipeline(image)

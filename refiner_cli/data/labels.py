@@ -90,7 +90,9 @@ class LabelSpace:
             return np.array([self.pair_index[pair] for pair in pairs], dtype=np.int64)
         except KeyError as error:
             state, obj = error.args[0]
-            raise DatasetError(f"The pair '{state} {obj}' is not among the {len(self.pairs)} candidates.") from None
+            raise DatasetError(
+                f"The pair '{state} {obj}' is not among the {len(self.pairs)} candidates."
+            ) from None
 
     def with_pairs(self, pairs: Iterable[Pair]) -> LabelSpace:
         """The same states and objects, other candidates, sorted."""

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from refiner_cli.data.benchmark import IMAGES, METADATA, SPLIT_FOLDER, SPLITS, Sample, Split, write_metadata, write_pairs
+from refiner_cli.data.benchmark import (
+    IMAGES,
+    METADATA,
+    SPLIT_FOLDER,
+    SPLITS,
+    Sample,
+    Split,
+    write_metadata,
+    write_pairs,
+)
 from refiner_cli.demo import scenes
 from refiner_cli.demo.world import Pair, feasible, split
 from refiner_cli.files import whole_folder
@@ -58,7 +67,9 @@ def parts() -> dict[Split, tuple[Pair, ...]]:
     }
 
 
-def tasks(folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int) -> Iterator[Task]:
+def tasks(
+    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int
+) -> Iterator[Task]:
     for number, name in enumerate(SPLITS):
         for index, pair in enumerate(pairs[name]):
             for copy in range(getattr(size, name)):
@@ -86,6 +97,8 @@ def make_demo(folder: Path, seed: int = 0, size: Size | None = None, clutter: in
         for name in SPLITS:
             write_pairs(part / SPLIT_FOLDER / f"{name}_pairs.txt", pairs[name])
         samples: dict[Split, list[Sample]] = {name: [] for name in SPLITS}
-        for job, name in zip(jobs, (n for n in SPLITS for _ in range(len(pairs[n]) * getattr(size, n))), strict=True):
+        for job, name in zip(
+            jobs, (n for n in SPLITS for _ in range(len(pairs[n]) * getattr(size, n))), strict=True
+        ):
             samples[name].append(Sample(job.file.relative_to(part / IMAGES).as_posix(), job.pair))
         write_metadata(part / METADATA, {name: tuple(found) for name, found in samples.items()})

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from string import Template
 
@@ -19,31 +20,10 @@ from refiner_cli.files import whole_file
 from refiner_cli.inference.heatmaps import overlay, seen_by_model
 from refiner_cli.inference.recogniser import Composition, Recogniser
 
-PAGE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>What the concept queries look at</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c1d20; --soft: #6b6f76; --line: #e3e4e8; --page: #fbfbfc; --good: #1a7f4b; --bad: #b3432b }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececf0; --soft: #9a9da6; --line: #2c2e35; --page: #15161a; --good: #53c98a; --bad: #f0795d } }
-body { margin: 2.5rem auto; max-width: 76rem; padding: 0 1.5rem; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.5rem; margin: 0 0 .3rem } p { color: var(--soft); max-width: 46rem; margin: 0 0 2rem }
-.row { display: grid; grid-template-columns: 9rem 15rem 1fr; gap: 1.2rem; align-items: center; padding: 1rem 0; border-top: 1px solid var(--line) }
-.photo { width: 9rem } img { display: block; border-radius: 6px; width: 100% }
-.looks { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: .45rem }
-dl { margin: 0; display: grid; grid-template-columns: auto 1fr; gap: .1rem .7rem } dt { color: var(--soft) } dd { margin: 0; font-weight: 600 }
-.good { color: var(--good) } .bad { color: var(--bad) }
-@media (max-width: 50rem) { .row { grid-template-columns: 7rem 1fr } .looks { grid-column: 1 / -1 } .photo { width: 7rem } }
-</style>
-<h1>What the concept queries look at</h1>
-<p>Scenes of the demo's test split: one object in a state, on pieces of other objects in other states. Every small
-picture is one of the $queries learned queries; bright is where it reads.</p>
-$rows
-</html>
-""")
-ROW = Template("""<div class="row"><img class="photo" src="$photo" alt="$truth">
-<dl><dt>truth</dt><dd>$truth</dd><dt></dt><dd style="font-weight:400">$kind</dd><dt>CLIP</dt><dd class="$clip_class">$clip</dd><dt>Refiner</dt><dd class="$refiner_class">$refiner</dd></dl>
-<div class="looks">$looks</div></div>
-""")
+
+def template(name: str) -> Template:
+    """A page, or a part of one, that lies beside this module."""
+    return Template(resources.files("refiner_cli.demo").joinpath(name).read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -70,13 +50,15 @@ def write_picture(file: Path, scenes: list[Shown], clip: Recogniser, refined: Re
         for scene, image, look, zero, ours in zip(scenes, images, looks, *said, strict=True)
     ]
     with whole_file(file) as part:
-        part.write_text(PAGE.substitute(queries=looks.shape[1], rows="".join(rows)), "utf-8")
+        part.write_text(
+            template("picture.html").substitute(queries=looks.shape[1], rows="".join(rows)), "utf-8"
+        )
 
 
 def row(scene: Shown, image: Image.Image, look: torch.Tensor, zero: Composition, ours: Composition) -> str:
     truth = " ".join(scene.sample.pair)
     names = {"clip": f"{zero.state} {zero.object}", "refiner": f"{ours.state} {ours.object}"}
-    return ROW.substitute(
+    return template("picture_row.html").substitute(
         photo=data_url(image),
         truth=html.escape(truth),
         kind="seen in training" if scene.seen else "never seen in training",

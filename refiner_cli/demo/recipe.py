@@ -23,8 +23,8 @@ import numpy as np
 import open_clip
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refiner_cli.demo import scenes, tiny
 from refiner_cli.demo.world import KINDS, STATES, Pair, backbone_pairs, kind_of, split
@@ -92,9 +92,7 @@ def normalise(pixels: Tensor) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def batches(
-    pool: np.ndarray, shown: list[list[Pair]], recipe: Recipe
-) -> Iterator[tuple[Tensor, list[str]]]:
+def batches(pool: np.ndarray, shown: list[list[Pair]], recipe: Recipe) -> Iterator[tuple[Tensor, list[str]]]:
     """Endless shuffled batches, shifted a little and given a fresh caption each time."""
     rng = np.random.default_rng((recipe.seed, 10**6))
     while True:
@@ -125,7 +123,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 @torch.no_grad()
-def probe(model: torch.nn.Module, tokenizer: open_clip.SimpleTokenizer, clutter: int) -> str:
+def probe(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, clutter: int) -> str:
     """Zero-shot top-1 over all feasible benchmark pairs, in percent, by part of the split."""
     parts = {"seen": split().train, "unseen": split().val_unseen}  # the test pairs choose nothing
     pairs = sorted(set(split().train) | set(split().val_unseen))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from refiner_cli.demo.shapes import SHAPES, Pen
-from refiner_cli.demo.states import EFFECTS, Look, blur, hue, material, noise
+from refiner_cli.demo.states import EFFECTS, Look, hue, material, noise
 from refiner_cli.demo.world import Pair
 
 SIZE = 96  # pixels a side

@@ -7,6 +7,7 @@ a colour of its own (a stem, a handle, a sole). Nothing here knows about states 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -35,8 +36,8 @@ class Pen:
     def place(self, points: Sequence[Point]) -> list[Point]:
         half, unit = self.pixels / 2, self.pixels / 2 / 1.15  # leave a margin around [-1, 1]
         placed = []
-        for x, y in points:
-            x, y = x * self.aspect, y / self.aspect
+        for across, down in points:
+            x, y = across * self.aspect, down / self.aspect
             placed.append(
                 (half + unit * (x * self.cos - y * self.sin), half + unit * (x * self.sin + y * self.cos))
             )
@@ -53,7 +54,7 @@ class Pen:
 
     def stroke(self, *points: Point, width: float, layer: Layer = "body", cut: bool = False) -> None:
         """A thick line with round ends; ``width`` is its full width."""
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0
             nx, ny = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
             quad = ((x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny))
@@ -170,7 +171,9 @@ def gear(pen: Pen, rng: Rng) -> None:
     pen.ellipse(0, 0, 0.66, 0.66)
     for i in range(teeth):
         t = 2 * math.pi * i / teeth
-        pen.stroke((0.5 * math.cos(t), 0.5 * math.sin(t)), (0.85 * math.cos(t), 0.85 * math.sin(t)), width=0.24)
+        pen.stroke(
+            (0.5 * math.cos(t), 0.5 * math.sin(t)), (0.85 * math.cos(t), 0.85 * math.sin(t)), width=0.24
+        )
     pen.ellipse(0, 0, 0.26, 0.26, cut=True)
 
 
@@ -185,7 +188,16 @@ def pot(pen: Pen, rng: Rng) -> None:
 def boot(pen: Pen, rng: Rng) -> None:
     top = rng.uniform(-0.95, -0.8)
     pen.polygon((-0.55, top), (0.08, top), (0.12, 0.2), (0.72, 0.4), (0.82, 0.7), (-0.55, 0.7))
-    pen.polygon((-0.58, 0.7), (0.85, 0.7), (0.85, 0.9), (0.05, 0.9), (0.02, 0.8), (-0.2, 0.9), (-0.58, 0.9), layer="accent")
+    pen.polygon(
+        (-0.58, 0.7),
+        (0.85, 0.7),
+        (0.85, 0.9),
+        (0.05, 0.9),
+        (0.02, 0.8),
+        (-0.2, 0.9),
+        (-0.58, 0.9),
+        layer="accent",
+    )
 
 
 def glove(pen: Pen, rng: Rng) -> None:
@@ -220,7 +232,9 @@ def sock(pen: Pen, rng: Rng) -> None:
 def flag(pen: Pen, rng: Rng) -> None:
     wave = rng.uniform(-0.1, 0.1)
     pen.stroke((-0.75, -0.92), (-0.75, 0.95), width=0.12, layer="accent")
-    pen.polygon((-0.7, -0.9), (0.1, -0.8 + wave), (0.92, -0.9), (0.92, 0.05), (0.1, 0.15 + wave), (-0.7, 0.05))
+    pen.polygon(
+        (-0.7, -0.9), (0.1, -0.8 + wave), (0.92, -0.9), (0.92, 0.05), (0.1, 0.15 + wave), (-0.7, 0.05)
+    )
 
 
 def tie(pen: Pen, rng: Rng) -> None:

@@ -77,7 +77,9 @@ def take_tour(
     refined.to(training.model.device)
     clip = build_model("clip", refined.backbone, config.model, benchmark.vocabulary).to(refined.device)
     clip.calibration, _ = calibrate(clip, benchmark, training.setting)
-    found = [evaluate(model, benchmark, "test", spaces, training.setting) for model in (clip, refined)]
+    zero_shot, ours_found = (
+        evaluate(m, benchmark, "test", spaces, training.setting) for m in (clip, refined)
+    )
     tell("4/5 predicting a folder of new pictures")
     draw_photos(out / "photos", seed)
     ours, theirs = Recogniser(refined, precision=training.setting.precision), Recogniser(clip)
@@ -89,7 +91,8 @@ def take_tour(
     export_model(out / "model", refined, info, dtype="fp16", with_backbone=True)
     write_picture(out / "picture.html", some_scenes(benchmark, seed), theirs, ours)
     return Tour(
-        *found,
+        zero_shot=zero_shot,
+        refiner=ours_found,
         seconds=time.perf_counter() - began,
         run=out / "run",
         predictions=out / "predictions.jsonl",

@@ -24,7 +24,9 @@ def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
     side = math.isqrt(attention.numel())
     grid = attention.float().reshape(side, side)
     grid = (grid - grid.min()) / (grid.max() - grid.min()).clamp_min(1e-12)
-    heat = Image.fromarray((grid * 255).to(torch.uint8).cpu().numpy(), "L").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    heat = Image.fromarray((grid * 255).to(torch.uint8).cpu().numpy(), "L").resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     photo = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     dim = Image.blend(ImageOps.grayscale(photo).convert("RGB"), Image.new("RGB", photo.size), 0.45)
     glow = ImageOps.colorize(heat, "black", "#ffd27a", mid="#c8321e")

@@ -54,7 +54,9 @@ class Recogniser:
         precision: what to compute in.
     """
 
-    def __init__(self, model: Model, space: LabelSpace | None = None, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: Model, space: LabelSpace | None = None, precision: torch.dtype = torch.float32
+    ) -> None:
         self.model = model.eval()
         self.space = space or model.space
         self.precision = precision
@@ -68,7 +70,7 @@ class Recogniser:
 
     @cached_property
     def bias(self) -> Tensor:
-        """``P``: what unseen pairs get so that seen and unseen ones compete fairly, as validation chose it."""
+        """``P``: what unseen pairs get to compete fairly, as validation chose it."""
         seen = torch.from_numpy(self.space.seen).to(self.model.device)
         return torch.where(seen, 0.0, self.model.calibration.bias)
 
@@ -80,7 +82,9 @@ class Recogniser:
         Raises:
             DatasetError: a file cannot be read; the message names it.
         """
-        opened = [to_rgb(image) if isinstance(image, Image.Image) else decode(Path(image)) for image in images]
+        opened = [
+            to_rgb(image) if isinstance(image, Image.Image) else decode(Path(image)) for image in images
+        ]
         found: list[Prediction] = []
         for start in range(0, len(opened), batch):
             pixels = torch.stack([self.preprocess(image) for image in opened[start : start + batch]])
@@ -96,22 +100,31 @@ class Recogniser:
         probability = total.double().softmax(-1)
         best = total.topk(min(top_k, total.shape[1]))
         states = self.marginal(probability, torch.from_numpy(self.space.pair_state), len(self.space.states))
-        objects = self.marginal(probability, torch.from_numpy(self.space.pair_object), len(self.space.objects))
+        objects = self.marginal(
+            probability, torch.from_numpy(self.space.pair_object), len(self.space.objects)
+        )
         return [
             Prediction(
                 compositions=tuple(
-                    Composition(
-                        *self.space.pairs[i], score=score, probability=float(row[i]), seen=bool(self.space.seen[i])
-                    )
+                    self.composition(i, score, float(row[i]))
                     for score, i in zip(values.tolist(), indices.tolist(), strict=True)
                 ),
                 states=self.top(state, self.space.states, top_k),
                 objects=self.top(obj, self.space.objects, top_k),
             )
             for values, indices, row, state, obj in zip(
-                best.values.cpu(), best.indices.cpu(), probability.cpu(), states.cpu(), objects.cpu(), strict=True
+                best.values.cpu(),
+                best.indices.cpu(),
+                probability.cpu(),
+                states.cpu(),
+                objects.cpu(),
+                strict=True,
             )
         ]
+
+    def composition(self, index: int, score: float, probability: float) -> Composition:
+        state, obj = self.space.pairs[index]
+        return Composition(state, obj, score, probability, bool(self.space.seen[index]))
 
     @staticmethod
     def marginal(probability: Tensor, index: Tensor, size: int) -> Tensor:
@@ -122,4 +135,6 @@ class Recogniser:
     @staticmethod
     def top(probability: Tensor, names: tuple[str, ...], k: int) -> tuple[Part, ...]:
         best = probability.topk(min(k, len(names)))
-        return tuple(Part(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        return tuple(
+            Part(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )

@@ -53,10 +53,15 @@ class Csv(Sink):
 
     def __init__(self, stream: TextIO, top_k: int) -> None:
         super().__init__(stream)
-        parts = {"predictions": ("state", "object", "score", "probability", "seen")}
+        parts: dict[str, tuple[str, ...]] = {
+            "predictions": ("state", "object", "score", "probability", "seen")
+        }
         parts |= {"states": ("name", "probability"), "objects": ("name", "probability")}
         self.columns = ["path", "status", "error"] + [
-            f"{group}.{rank}.{field}" for group, fields in parts.items() for rank in range(1, top_k + 1) for field in fields
+            f"{group}.{rank}.{field}"
+            for group, fields in parts.items()
+            for rank in range(1, top_k + 1)
+            for field in fields
         ]
         self.writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
         self.writer.writeheader()

@@ -30,7 +30,9 @@ def choose_space(
     A pair counts as seen if the model was trained on it.
     """
     if pairs and (states or objects):
-        raise UsageError("--pairs already says which states and objects there are.", hint="Leave the others out.")
+        raise UsageError(
+            "--pairs already says which states and objects there are.", hint="Leave the others out."
+        )
     if pairs:
         return LabelSpace.from_pairs(read_pairs(pairs), made_for.seen_pairs)
     if states or objects:

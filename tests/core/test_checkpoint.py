@@ -72,7 +72,9 @@ def other_format(folder: Path) -> None:
         (other_format, "has the format 'refiner.model/9'"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, small_export: Path, damage: Callable[[Path], None], says: str) -> None:
+def test_damage_is_named(
+    tmp_path: Path, small_export: Path, damage: Callable[[Path], None], says: str
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(small_export, folder)
     damage(folder)

@@ -72,7 +72,9 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
     text = backbone.text
     assert not text.causal
     words = [*text.tokens.split("a photo of wet dog")]
-    ids = torch.tensor([[*text.tokens.head, *words, text.tokens.end] + [text.tokens.pad] * 64])[:, : text.context_length]
+    ids = torch.tensor([[*text.tokens.head, *words, text.tokens.end] + [text.tokens.pad] * 64])[
+        :, : text.context_length
+    ]
     model = Refiner.build(backbone, ModelConfig(adapter_blocks=1, query_blocks=1), SPACE)
     pixels = images(backbone)
     with torch.no_grad():
@@ -90,7 +92,9 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
     [{"adapters": False}, {"queries": 0}, {"fusion": False}, {"align_state": False}, {"align_object": False},
      {"learn_context": False}, {"learn_words": False}],
 )  # fmt: skip
-def test_every_part_can_be_switched_off_and_the_rest_still_learns(tiny: Backbone, off: dict[str, object]) -> None:
+def test_every_part_can_be_switched_off_and_the_rest_still_learns(
+    tiny: Backbone, off: dict[str, object]
+) -> None:
     torch.manual_seed(0)
     full = Refiner.build(tiny, ModelConfig(), SPACE)
     model = Refiner.build(tiny, ModelConfig.model_validate({"word_dropout": 0} | off), SPACE)

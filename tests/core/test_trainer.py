@@ -17,7 +17,13 @@ from refiner_cli.core.trainer import StepDone, Stopped, Training, Validated
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
 
-SETTINGS = {"backbone": "tiny", "train.epochs": 2, "train.batch": 48, "train.lr": 2e-3, "model.adapter_blocks": 1}
+SETTINGS = {
+    "backbone": "tiny",
+    "train.epochs": 2,
+    "train.batch": 48,
+    "train.lr": 2e-3,
+    "model.adapter_blocks": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,9 @@ def losses(run: Run) -> list[float]:
     return [row["loss"] for row in run.rows() if row["kind"] == "step"]
 
 
-def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, benchmark: Benchmark) -> None:
+def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
+    tmp_path: Path, benchmark: Benchmark
+) -> None:
     whole = begin(tmp_path / "whole", benchmark)
     list(whole.run_on())
     assert whole.total == 6

@@ -58,7 +58,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     size = Size(train=1, val=1, test=1)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         make_demo(tmp_path / name, seed, size)
-    files = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*") if p.is_file()
+    )
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", files, shallow=False) == (files, [], [])
     _, other, _ = filecmp.cmpfiles(tmp_path / "a", tmp_path / "c", files, shallow=False)
     assert len(other) == sum(f.endswith(".jpg") for f in files)
@@ -66,7 +68,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_clutter_changes_the_background_not_the_truth() -> None:
     plain, full = (
-        np.asarray(scenes.scene(("wet", "apple"), split().train, np.random.default_rng(1), c), float) for c in (0, 20)
+        np.asarray(scenes.scene(("wet", "apple"), split().train, np.random.default_rng(1), c), float)
+        for c in (0, 20)
     )
     assert np.abs(plain - full).mean() > 5
 

@@ -30,7 +30,9 @@ def some_images(small_demo: Path) -> list[Path]:
     return list(load_benchmark(small_demo).paths("test"))[:5]
 
 
-def test_paths_and_opened_images_give_the_same_predictions(recogniser: Recogniser, some_images: list[Path]) -> None:
+def test_paths_and_opened_images_give_the_same_predictions(
+    recogniser: Recogniser, some_images: list[Path]
+) -> None:
     by_path = recogniser.predict(some_images, top_k=3)
     by_image = recogniser.predict([Image.open(path) for path in some_images], top_k=3)
     assert by_path == by_image
@@ -45,7 +47,9 @@ def test_a_prediction_ranks_all_candidates_fairly(recogniser: Recogniser, some_i
     assert sum(one.probability for one in made.compositions) == pytest.approx(1)
     assert sum(part.probability for part in made.states) == pytest.approx(1)
     best = made.states[0]
-    assert best.probability == pytest.approx(sum(c.probability for c in made.compositions if c.state == best.name))
+    assert best.probability == pytest.approx(
+        sum(c.probability for c in made.compositions if c.state == best.name)
+    )
     seen = {(one.state, one.object) for one in made.compositions if one.seen}
     assert seen == recogniser.space.seen_pairs & set(recogniser.space.pairs)
 
@@ -59,7 +63,9 @@ def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[P
     assert recogniser.model.calibration.bias != 0
     for one in made.compositions:
         plain = total[recogniser.space.pair_index[one.state, one.object]].item()
-        assert one.score == pytest.approx(plain + (0 if one.seen else recogniser.model.calibration.bias), abs=1e-4)
+        assert one.score == pytest.approx(
+            plain + (0 if one.seen else recogniser.model.calibration.bias), abs=1e-4
+        )
 
 
 def test_an_unreadable_file_is_named(recogniser: Recogniser, tmp_path: Path) -> None:
@@ -113,5 +119,8 @@ def test_csv_and_json_rows_hold_the_same(recogniser: Recogniser, some_images: li
     nested = [json.loads(line) for line in streams[".jsonl"].getvalue().splitlines()]
     assert [row["status"] for row in nested] == [row["status"] for row in flat] == ["ok", "error"]
     second = nested[0]["predictions"][1]
-    assert (flat[0]["predictions.2.state"], float(flat[0]["predictions.2.score"])) == (second["state"], second["score"])
+    assert (flat[0]["predictions.2.state"], float(flat[0]["predictions.2.score"])) == (
+        second["state"],
+        second["score"],
+    )
     assert flat[1]["error"] == nested[1]["error"] == "It is torn."
