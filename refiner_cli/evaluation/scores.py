@@ -73,7 +73,7 @@ def open_scores(file: Path) -> ScoreFile:
     """Read and check all but the values of the matrix.
 
     Raises:
-        ScoresError: an array is missing, has a wrong shape or type, or points outside another; with the place.
+        ScoresError: an array is missing, has a wrong shape or type, or points outside another.
     """
     dtype, shape = _matrix_header(file)
     if len(shape) != 2 or 0 in shape:
