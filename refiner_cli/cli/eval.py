@@ -44,6 +44,9 @@ def evaluate(
     per_image: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line an image and world.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a self-contained page.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
@@ -81,6 +84,11 @@ def evaluate(
         from refiner_cli.evaluation.breakdown import write_per_image
 
         write_per_image(per_image, result.rows())
+    if report:
+        from refiner_cli.evaluation.report import write_report
+
+        write_report(report, result, benchmark.images if benchmark else None)
+        terminal.note(f"report: {report}")
     if as_json:
         terminal.json(result.to_json())
     else:

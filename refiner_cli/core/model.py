@@ -122,7 +122,8 @@ class Model(nn.Module, ABC):
         ):
             if logits is not None and weight:
                 columns = torch.from_numpy(index).to(logits.device)
-                total = total + weight * logits.log_softmax(-1)[:, columns]
+                # Weighted before it is spread over the pairs: in the open world B x P is large.
+                total = (weight * logits.log_softmax(-1)).index_select(1, columns).add_(total)
         return total
 
     def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:

@@ -70,7 +70,9 @@ def assess_model(
             seed=asked.seed,
         )  # fmt: skip
     images = [sample.path for sample in benchmark.samples[split]]
-    return Result(benchmark.name, split, asked.protocol, results, images, asked.draws, asked.seed)
+    return Result(
+        benchmark.name, split, asked.protocol, results, images, asked.draws, asked.seed, model.calibration
+    )
 
 
 def similarity_of(model: Model, benchmark: Benchmark, vectors: Path | None) -> Similarity:

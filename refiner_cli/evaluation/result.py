@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from refiner_cli.core.model import Calibration
 from refiner_cli.evaluation.bootstrap import DRAWS, Interval, Measured, intervals, resample
 from refiner_cli.evaluation.breakdown import Row, hardest_unseen, per_image, per_pair, per_part, top_k
 from refiner_cli.evaluation.choose import Choice
@@ -71,6 +72,7 @@ class Result:
     images: Sequence[str]
     draws: int
     seed: int
+    calibration: Calibration | None = None  # what training's validation chose; None for a score file
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -79,6 +81,7 @@ class Result:
             "split": self.split,
             "protocol": self.protocol,
             "bootstrap": {"draws": self.draws, "seed": self.seed, "level": 95},
+            "calibration": self.calibration.to_json() if self.calibration else None,
             "worlds": {name: world.to_json() for name, world in self.worlds.items()},
         }
 
