@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, setting_for
 from refiner_cli.cli.console import Json, grid, terminal
-from refiner_cli.cli.metrics import COLUMNS, Draws, Protocol, Worlds, metrics_table, worlds_of
+from refiner_cli.cli.metrics import (
+    COLUMNS,
+    BatchSize,
+    Dataset,
+    Draws,
+    Protocol,
+    Split,
+    Worlds,
+    metrics_table,
+    worlds_of,
+)
 from refiner_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
@@ -18,16 +28,14 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs or exported models.")],
-    dataset: Annotated[
-        str | None, typer.Option(help="A catalogue name or a folder.  [what they were trained on]")
-    ] = None,
-    split: Annotated[Literal["val", "test"], typer.Option(help="Which split.")] = "test",
+    dataset: Dataset = None,
+    split: Split = "test",
     world: Worlds = "both",
     protocol: Protocol = "exact",
     draws: Draws = 1000,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
+    batch: BatchSize = 64,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:

@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, setting_for
 from refiner_cli.cli.console import Json, terminal
-from refiner_cli.cli.metrics import Draws, Protocol, Worlds, metrics_table, ranks, top_table, worlds_of
+from refiner_cli.cli.metrics import (
+    BatchSize,
+    Dataset,
+    Draws,
+    Feasibility,
+    Protocol,
+    Split,
+    Worlds,
+    metrics_table,
+    ranks,
+    top_table,
+    worlds_of,
+)
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import Benchmark
     from refiner_cli.evaluation.result import Result
 
-Feasible = Annotated[
-    Literal["none", "mask", "soft"],
-    typer.Option(help="What the open world does with odd pairs; fitted on validation."),
-]
-
 
 def evaluate(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="A run or an exported model.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="A catalogue name or a folder.  [what it was trained on]")
-    ] = None,
-    split: Annotated[Literal["val", "test"], typer.Option(help="Which split.")] = "test",
+    model: Annotated[Path | None, typer.Argument(help="A run or an exported model.")] = None,
+    dataset: Dataset = None,
+    split: Split = "test",
     world: Worlds = "both",
     protocol: Protocol = "exact",
-    feasibility: Feasible = "none",
+    feasibility: Feasibility = "none",
     feasibility_vectors: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Word vectors (GloVe).  [the model's text tower]")
+        Path | None, typer.Option(help="Word vectors (GloVe) for it.  [the model's text tower]")
     ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Evaluate any method's scores; no MODEL.")
-    ] = None,
+    scores: Annotated[Path | None, typer.Option(help="Any method's scores (.npz), no MODEL.")] = None,
     topk: Annotated[str, typer.Option(metavar="K,K..", help="Ranks that are reported.")] = "1,3,5,10",
     draws: Draws = 1000,
-    per_image: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line an image and world.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write a self-contained page.")
-    ] = None,
+    per_image: Annotated[Path | None, typer.Option(help="Write a JSON line an image and world.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
+    batch: BatchSize = 64,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
@@ -60,6 +57,8 @@ def evaluate(
         raise UsageError("--dataset and --feasibility go with a MODEL, not with --scores.")
     if feasibility_vectors and feasibility == "none":
         raise UsageError("--feasibility-vectors needs --feasibility mask or soft.")
+    if feasibility != "none" and world == "closed":
+        raise UsageError("--feasibility is about the open world; --world closed leaves that out.")
     from refiner_cli.core.run import is_run
     from refiner_cli.evaluation.assess import Asked, assess_model, assess_scores
 
@@ -103,7 +102,7 @@ def show(result: Result) -> None:
     terminal.table(top_table(result))
     for name, found in result.worlds.items():
         if choice := found.feasibility:
-            terminal.note(
-                f"{name}: feasibility {choice.kind} {choice.value:.4g} by {choice.source}, "
-                f"chosen on validation (AUC {choice.val_auc:.1f})"
-            )
+            chosen = f"feasibility {choice.kind} {choice.value:.4g} by {choice.source}"
+            terminal.note(f"{name}: {chosen}, chosen on validation (AUC {choice.val_auc:.1f} there)")
+        if found.metrics.ties:
+            terminal.note(f"{name}: the best score of {found.metrics.ties} images is tied; was it rounded?")

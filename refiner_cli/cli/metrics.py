@@ -17,10 +17,19 @@ if TYPE_CHECKING:
     from refiner_cli.evaluation.result import Result
 
 COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
+Dataset = Annotated[
+    str | None, typer.Option(help="A catalogue name or a folder.  [what the model was trained on]")
+]
+Split = Annotated[Literal["val", "test"], typer.Option(help="Which split.")]
 Worlds = Annotated[Literal["closed", "open", "both"], typer.Option(help="Which pairs compete.")]
 Protocol = Annotated[
     Literal["exact", "legacy"], typer.Option(help="Every breakpoint, or the published 20-point sweep.")
 ]
+Feasibility = Annotated[
+    Literal["none", "mask", "soft"],
+    typer.Option(help="What the open world does with pairs that hardly exist; fitted on validation."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
 Draws = Annotated[int, typer.Option(min=2, help="Bootstrap draws for the 95 % intervals.")]
 
 

@@ -106,8 +106,9 @@ class Model(nn.Module, ABC):
         """Temperature times cosine similarity, in float32 whatever the precision outside."""
         scale, shift = self.backbone.logit_scale, self.backbone.logit_bias
         with torch.autocast(images.composition.device.type, enabled=False):
+            composition = scale * images.composition @ bank.pairs.T
             return Scores(
-                scale * images.composition @ bank.pairs.T + shift,
+                composition + shift if shift else composition,
                 None if bank.states is None else scale * images.state @ bank.states.T,
                 None if bank.objects is None else scale * images.object @ bank.objects.T,
             )

@@ -10,7 +10,8 @@ from refiner_cli.core.model import Model
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.evaluation.evaluate import Job, Progress, Setting, fill, silent
 from refiner_cli.evaluation.feasibility import Kind, Prior, Similarity, feasibility, grid, prior
-from refiner_cli.evaluation.sweep import Protocol, sweep
+from refiner_cli.evaluation.sweep import Protocol, curve
+from refiner_cli.evaluation.thresholds import ThresholdStream
 from refiner_cli.files import write_json
 
 STORED = "feasibility.json"
@@ -55,10 +56,18 @@ def choose_feasibility(
     values = grid(kind, space, feasible)
     if not values:
         return None, None
-    jobs = [Job(space, model.calibration, prior(kind, v, space, feasible, protocol)) for v in values]
-    fill(model, benchmark, "val", jobs, setting, progress)
-    found = [sweep(job.stream.digest(), space, protocol) for job in jobs]
-    best = max(range(len(values)), key=lambda i: found[i].AUC)
-    tried = tuple((value, metrics.AUC) for value, metrics in zip(values, found, strict=True))
-    chosen = Choice(kind, values[best], similarity.source, protocol, found[best].AUC, found[best].bias, tried)
-    return jobs[best].prior, chosen
+    if kind == "mask" and protocol == "exact":
+        stream = ThresholdStream(space, model.calibration, feasible, values)
+        fill(model, benchmark, "val", [stream], setting, progress)
+        found = stream.curves()
+    else:
+        jobs = [Job(space, model.calibration, prior(kind, v, space, feasible, protocol)) for v in values]
+        fill(model, benchmark, "val", jobs, setting, progress)
+        found = [curve(job.stream.digest(), protocol) for job in jobs]
+    aucs = [points.area for points in found]
+    best = aucs.index(max(aucs))
+    chosen = Choice(
+        kind, values[best], similarity.source, protocol, aucs[best], found[best].best_bias,
+        tuple(zip(values, aucs, strict=True)),
+    )  # fmt: skip
+    return prior(kind, values[best], space, feasible, protocol), chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -38,6 +39,16 @@ class Setting:
     workers: int = 0
 
 
+class Taker(typing.Protocol):
+    """Whatever wants the scores of a split: its candidates, what to combine with, and where they go."""
+
+    @property
+    def space(self) -> LabelSpace: ...
+    @property
+    def calibration(self) -> Calibration: ...
+    def take(self, scores: torch.Tensor, truth: torch.Tensor) -> None: ...
+
+
 @dataclass
 class Job:
     """One stream to fill: a label space, what to score with, and the digest it grows."""
@@ -71,7 +82,7 @@ def fill(
     model: Model,
     benchmark: Benchmark,
     split: Split,
-    jobs: Sequence[Job],
+    jobs: Sequence[Taker],
     setting: Setting,
     progress: Progress = silent,
 ) -> None:
@@ -81,7 +92,7 @@ def fill(
     samples = benchmark.samples[split]
     pairs = [sample.pair for sample in samples]
     with computing(model.device, setting.precision):
-        by_space: dict[int, tuple[TextBank, list[Job], torch.Tensor]] = {}
+        by_space: dict[int, tuple[TextBank, list[Taker], torch.Tensor]] = {}
         for job in jobs:
             if id(job.space) not in by_space:
                 truth = torch.from_numpy(job.space.indices(pairs))

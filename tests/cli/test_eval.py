@@ -64,6 +64,7 @@ def test_ranks_are_those_asked_for(cli: Cli, tmp_path: Path) -> None:
         ["RUN", "--scores", "x.npz"],
         ["--scores", "x.npz", "--feasibility", "soft"],
         ["RUN", "--feasibility-vectors", "glove.txt"],
+        ["RUN", "--feasibility", "soft", "--world", "closed"],
         ["RUN", "--topk", "0,1"],
         ["RUN", "--topk", "1,1"],
     ],
