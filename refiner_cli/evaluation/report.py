@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from refiner_cli.data.images import decode
 from refiner_cli.evaluation import charts
-from refiner_cli.evaluation.bootstrap import NAMES
+from refiner_cli.evaluation.bootstrap import NAMES, Interval
 from refiner_cli.evaluation.breakdown import Part, Row, confusion, reliability
 from refiner_cli.evaluation.result import Result, WorldResult
 from refiner_cli.evaluation.sweep import curve
@@ -75,26 +75,26 @@ def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def metrics_table(result: Result) -> str:
-    def rows() -> Iterator[Sequence[str]]:
-        for name, world in result.worlds.items():
-            spans = [world.intervals[metric] for metric in NAMES]
-            values = [getattr(world.metrics, metric) for metric in NAMES]
-            yield [
-                name,
-                *(
-                    f"{v:.1f}<small>{s.low:.1f} to {s.high:.1f}</small>"
-                    for v, s in zip(values, spans, strict=True)
-                ),
-            ]
+def between(value: float, span: Interval) -> str:
+    """A number with its interval below."""
+    return f"{value:.1f}<small>{span.low:.1f} to {span.high:.1f}</small>"
 
-    return table(["world", *(HEADINGS.get(name, name) for name in NAMES)], rows())
+
+def metrics_table(result: Result) -> str:
+    rows = (
+        [name, *(between(getattr(world.metrics, metric), world.intervals[metric]) for metric in NAMES)]
+        for name, world in result.worlds.items()
+    )
+    return table(["world", *(HEADINGS.get(name, name) for name in NAMES)], rows)
 
 
 def top_table(result: Result) -> str:
     first = next(iter(result.worlds.values()))
     rows = (
-        [f"{name}, {group}", *(f"{shares[group]:.1f}" for shares in world.top_k.values())]
+        [
+            f"{name}, {group}",
+            *(between(shares[group], world.top_k_intervals[k][group]) for k, shares in world.top_k.items()),
+        ]
         for name, world in result.worlds.items()
         for group in ("all", "seen", "unseen")
     )

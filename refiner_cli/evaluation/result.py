@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from refiner_cli.core.model import Calibration
-from refiner_cli.evaluation.bootstrap import DRAWS, Interval, Measured, intervals, resample
+from refiner_cli.evaluation.bootstrap import DRAWS, Interval, Measured, intervals, resample, top_k_intervals
 from refiner_cli.evaluation.breakdown import Row, hardest_unseen, per_image, per_pair, per_part, top_k
 from refiner_cli.evaluation.choose import Choice
 from refiner_cli.evaluation.sweep import Metrics, Protocol, sweep
@@ -27,7 +27,8 @@ class WorldResult:
     measured: Measured
     metrics: Metrics
     intervals: dict[str, Interval]
-    top_k: dict[int, dict[str, float]]
+    top_k: dict[int, dict[str, float]]  # k -> all, seen, unseen -> percent
+    top_k_intervals: dict[int, dict[str, Interval]]
     bias: float
     feasibility: Choice | None = None
 
@@ -52,6 +53,10 @@ class WorldResult:
             **self.metrics.to_json(),
             "intervals": {name: found.to_json() for name, found in self.intervals.items()},
             "top_k": {str(k): shares for k, shares in self.top_k.items()},
+            "top_k_intervals": {
+                str(k): {group: span.to_json() for group, span in spans.items()}
+                for k, spans in self.top_k_intervals.items()
+            },
             "validation_bias": self.bias,
             "feasibility": self.feasibility.to_json() if self.feasibility else None,
             "hardest_unseen": [row.to_json() for row in self.hardest()],
@@ -110,6 +115,7 @@ def summarise(
         sweep(digest, space, protocol),
         intervals(resample(digest, space, protocol, draws=draws, seed=seed)),
         top_k(digest, ks),
+        top_k_intervals(digest, ks, draws=draws, seed=seed),
         bias,
         feasibility,
     )
