@@ -13,7 +13,8 @@ from torch import Tensor
 
 from refiner_cli.core.device import computing
 from refiner_cli.core.model import Model, TextBank
-from refiner_cli.data.images import Preprocess, decode, to_rgb
+from refiner_cli.data.decode import to_rgb
+from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.data.labels import LabelSpace
 
 
