@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refiner_cli.errors import ConfigError
 
-Method = Literal["refiner", "clip"]
+Method = Literal["refiner", "clip", "coop", "csp", "troika"]
 Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +17,8 @@ from typing import Any
 def whole_file(file: Path) -> Iterator[Path]:
     """Write to the path this gives; ``file`` appears, in place of any older one, only after success."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    part = Path(name)
+    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    part.touch(exist_ok=False)
     try:
         yield part
         sync(part)

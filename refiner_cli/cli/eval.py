@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,9 +16,11 @@ from refiner_cli.cli.common import (
     setting_for,
 )
 from refiner_cli.cli.console import Json, grid, terminal
-from refiner_cli.data.benchmark import World
-from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import DatasetError
+
+if TYPE_CHECKING:
+    from refiner_cli.data.benchmark import World
+    from refiner_cli.data.labels import LabelSpace
 
 COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
 

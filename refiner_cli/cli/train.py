@@ -24,7 +24,9 @@ Dataset = Annotated[
 
 def train(
     dataset: Dataset = None,
-    method: Annotated[str | None, typer.Option(help="refiner, or clip for the zero-shot baseline.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="refiner, or a baseline: clip, coop, csp, troika.")
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(help="An open_clip ViT model, or tiny, which comes with refiner.  [ViT-L-14]"),

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import get_args
+
 from refiner_cli.config import Method, ModelConfig
-from refiner_cli.core.baselines import Clip
+from refiner_cli.core.baselines.clip import Clip
+from refiner_cli.core.baselines.prompted import Coop, Csp
+from refiner_cli.core.baselines.troika import Troika
 from refiner_cli.core.clip import Backbone
 from refiner_cli.core.model import Model
 from refiner_cli.core.refiner import Refiner
 from refiner_cli.data.labels import LabelSpace
+from refiner_cli.errors import ConfigError
+
+Builder = Callable[[Backbone, ModelConfig, LabelSpace], Model]
+METHODS: dict[Method, Builder] = {
+    "refiner": Refiner.build,
+    "clip": Clip,
+    "coop": Coop,
+    "csp": Csp,
+    "troika": Troika,
+}
 
 
-def build_model(method: Method, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> Model:
+def build_model(method: str, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> Model:
     """A model at its initial values for the states and objects of ``space``."""
-    if method == "clip":
-        return Clip(backbone, config, space)
-    return Refiner.build(backbone, config, space)
+    for name, builder in METHODS.items():
+        if name == method:
+            return builder(backbone, config, space)
+    raise ConfigError(f"The method {method!r} is unknown.", hint=f"Use {', '.join(get_args(Method))}.")

@@ -139,7 +139,7 @@ def read_model(folder: Path) -> tuple[Model, ModelInfo]:
     except (KeyError, TypeError, ValidationError, RefinerError) as error:
         raise ModelFileError(f"{folder / CONFIG} is incomplete or damaged ({error!r}).") from None
     backbone = backbone_of(folder, spec, tensors, stored, included=included)
-    model = build_model(info.method, backbone, parts, space)  # type: ignore[arg-type]  # checked there
+    model = build_model(info.method, backbone, parts, space)
     learned = {
         name.removeprefix(LEARNED): value for name, value in tensors.items() if name.startswith(LEARNED)
     }

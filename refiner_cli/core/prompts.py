@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refiner_cli.config import ModelConfig
 from refiner_cli.core.text import TextTower
+from refiner_cli.data.labels import LabelSpace
 
 Role = Literal["composition", "state", "object"]
 ROLES: tuple[Role, ...] = ("composition", "state", "object")
@@ -27,10 +29,18 @@ class Prompts(nn.Module):
         states: S names that get a trained vector; ``objects``: O names.
         context: words such as "a photo of", n tokens.
         dropout: share of a vector's entries that is dropped in training.
+        roles: which contexts there are.
     """
 
     def __init__(
-        self, text: TextTower, states: Sequence[str], objects: Sequence[str], *, context: str, dropout: float
+        self,
+        text: TextTower,
+        states: Sequence[str],
+        objects: Sequence[str],
+        *,
+        context: str,
+        dropout: float,
+        roles: Sequence[Role] = ROLES,
     ) -> None:
         super().__init__()
         self.text = text
@@ -40,9 +50,18 @@ class Prompts(nn.Module):
             "object": {name: i for i, name in enumerate(objects)},
         }
         start = text.context(context)  # n x E
-        self.contexts = nn.ParameterDict({role: nn.Parameter(start.clone()) for role in ROLES})
+        self.contexts = nn.ParameterDict({role: nn.Parameter(start.clone()) for role in roles})
         self.states = nn.Parameter(torch.stack([text.word(name) for name in states]))  # S x E
         self.objects = nn.Parameter(torch.stack([text.word(name) for name in objects]))  # O x E
+
+    @classmethod
+    def build(cls, text: TextTower, config: ModelConfig, space: LabelSpace) -> Prompts:
+        """All three contexts and both tables, trained where ``config`` says so."""
+        made = cls(text, space.states, space.objects, context=config.context, dropout=config.word_dropout)
+        made.contexts.requires_grad_(config.learn_context)
+        made.states.requires_grad_(config.learn_words)
+        made.objects.requires_grad_(config.learn_words)
+        return made
 
     def words(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
         """The vectors of ``names`` in their role, ``len(names) x E``: learned where known, else CLIP's."""

@@ -53,29 +53,21 @@ class Refiner(Model):
         adapted = min(config.adapter_blocks or (depth + 1) // 2, depth) if config.adapters else 0
         concepts = None
         if config.queries:
+            width = config.query_width or W
             concepts = Concepts(
-                queries=config.queries,
-                blocks=config.query_blocks,
-                source=W,
-                width=config.query_width or W,
-                joint=D,
+                queries=config.queries, blocks=config.query_blocks, source=W, width=width, joint=D
             )
-        prompts = Prompts(
-            backbone.text, space.states, space.objects, context=config.context, dropout=config.word_dropout
-        )
-        prompts.contexts.requires_grad_(config.learn_context)
-        prompts.states.requires_grad_(config.learn_words)
-        prompts.objects.requires_grad_(config.learn_words)
+        maps: dict[str, nn.Module] = {
+            role: ImageToText(D, config.fusion_width or D) for role in ROLES if config.fusion
+        }
         return cls(
             backbone,
             config,
             space,
             adapters=[BlockAdapter(W, config.adapter_width) for _ in range(adapted)],
             concepts=concepts,
-            fusion=nn.ModuleDict(
-                {role: ImageToText(D, config.fusion_width or D) for role in ROLES if config.fusion}
-            ),
-            prompts=prompts,
+            fusion=nn.ModuleDict(maps),
+            prompts=Prompts.build(backbone.text, config, space),
         )
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor]:

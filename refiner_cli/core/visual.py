@@ -38,6 +38,9 @@ class Tower(Protocol):
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens after the last block -> the image vector ``B x D`` and the read-out tokens ``B x N x W``."""
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Read-out tokens ``B x L x W`` -> joint space ``B x L x D``, the way the image vector goes."""
+
 
 class OpenClipTower:
     """open_clip's VisionTransformer."""
@@ -72,6 +75,9 @@ class OpenClipTower:
         pooled, _ = self.visual._pool(x)  # noqa: SLF001
         return pooled @ self.visual.proj, self.visual.ln_post(x)
 
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens @ self.visual.proj
+
 
 class TimmTower:
     """timm's VisionTransformer inside open_clip's TimmModel."""
@@ -99,6 +105,9 @@ class TimmTower:
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.trunk.norm(x)
         return self.visual.head(self.trunk.forward_head(x)), x
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return self.visual.head(self.trunk.head(tokens))
 
 
 def open_tower(visual: nn.Module) -> Tower:

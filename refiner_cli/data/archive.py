@@ -83,7 +83,7 @@ class Archive(ABC):
         self.close()
 
     def _admit(self, name: str, length: int | None) -> None:
-        """Take a file into the list (a folder has no length, and is not listed), or refuse the archive for it."""
+        """List a file, or refuse the archive for its name. A folder has no length and is not listed."""
         try:
             path = relative(name)
         except ValueError as reason:
@@ -209,9 +209,9 @@ class TarArchive(Archive):
         for info, tar in self._walk():
             if stop.is_set():
                 raise StoppedError
-            first, *others = targets.get(relative(info.name), [None]) if info.isreg() else [None]
-            if first is None:
+            if not info.isreg() or relative(info.name) not in targets:
                 continue
+            first, *others = targets[relative(info.name)]
             with self._reading(), explained(f"unpacking {self.path.name} to {first}"):
                 _copy(_file(tar, info), first)
                 for other in others:

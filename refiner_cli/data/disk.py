@@ -1,16 +1,14 @@
-"""The disk: files that appear whole or not at all, room, locks, and errors in plain words."""
+"""The disk: room, locks, and errors in plain words."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -18,25 +16,6 @@ from refiner_cli.data.events import Notice, Report, StoppedError
 from refiner_cli.errors import FetchError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write through a temporary file, so that a reader sees the old content or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """:func:`write_whole` of a JSON object, indented and sorted."""
-    write_whole(file, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def flush(folder: Path) -> None:

@@ -8,8 +8,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from refiner_cli.data.disk import write_json
 from refiner_cli.data.remote import Remote
+from refiner_cli.files import write_json
 
 
 class Part:

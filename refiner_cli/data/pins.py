@@ -14,9 +14,10 @@ from pathlib import Path
 from threading import Event
 
 from refiner_cli.data.catalog import Source
-from refiner_cli.data.disk import explained, locked, write_json
+from refiner_cli.data.disk import explained, locked
 from refiner_cli.data.events import Progress, Report, StoppedError
 from refiner_cli.errors import FetchError
+from refiner_cli.files import write_json
 
 LOCK_FILE = "refiner.lock"
 SCHEMA = "refiner.lock/1"

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from refiner_cli.data.catalog import Dataset
-from refiner_cli.data.disk import explained, flush, write_json
+from refiner_cli.data.disk import explained, flush
 from refiner_cli.data.verify import Verification
+from refiner_cli.files import write_json
 
 SEAL = "refiner.json"
 SCHEMA = "refiner.dataset/1"

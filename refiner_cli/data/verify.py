@@ -61,8 +61,12 @@ class Verification:
         }
 
 
-def verify(root: Path, dataset: Dataset | None, *, workers: int, report: Report, stop: Event) -> Verification:
+def verify(
+    root: Path, dataset: Dataset | None, *, workers: int, report: Report, stop: Event, decode: bool = True
+) -> Verification:
     """Hold a benchmark folder against the catalogue (if it is in there), and decode every image.
+
+    With ``decode=False``, for images that were decoded a moment ago, only see that each is there.
 
     Raises:
         DatasetError: it cannot be read as a benchmark at all, or is a release to refuse.
@@ -76,7 +80,16 @@ def verify(root: Path, dataset: Dataset | None, *, workers: int, report: Report,
         problems += counts.differences(dataset.expected)
         problems += _split_files(root, dataset)
     paths = [sample.path for split in SPLITS for sample in benchmark.samples[split]]
-    found = faults(benchmark.images, paths, name=benchmark.name, workers=workers, report=report, stop=stop)
+    if decode:
+        found = faults(
+            benchmark.images, paths, name=benchmark.name, workers=workers, report=report, stop=stop
+        )
+    else:
+        found = [
+            Fault(path, "not there", missing=True)
+            for path in paths
+            if not (benchmark.images / path).is_file()
+        ]
     return Verification(
         name=benchmark.name,
         root=root,
@@ -102,7 +115,7 @@ def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
             problems.append(f"{_some(lacking, role)} in no training pair")
         twins = [n for n, c in Counter(name.casefold() for name in names).items() if c > 1]
         if twins:
-            notes.append(f"{_some(twins, role)} spelt in upper and lower case, and count as two")
+            notes.append(f"{_some(twins, role)} spelt in upper and in lower case")
     for split in SPLITS:
         shown = {sample.pair for sample in benchmark.samples[split]}
         if pictureless := [" ".join(pair) for pair in benchmark.pairs[split] if pair not in shown]:
@@ -112,7 +125,7 @@ def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
         notes.append(f"{_some(twice, 'images')} listed more than once")
     astray = [s.path for s in samples if "/" in s.path and s.path.rsplit("/", 2)[-2] != "_".join(s.pair)]
     if astray and len(astray) < len(samples):
-        notes.append(f"{_some(astray, 'images')} in a folder that is not named after their pair")
+        notes.append(f"{_some(astray, 'images')} in a folder not named after the pair")
     return problems, notes
 
 

@@ -37,11 +37,13 @@ EDGE = 5  # pixels of random shift
 @dataclass(frozen=True)
 class Recipe:
     pictures: int = 60_000
-    steps: int = 3_000
+    steps: int = 2_000
     batch: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 200
+    masked: float = 0.5  # share of patches left out, for half the work,
+    masked_until: float = 0.85  # until this share of the steps
     seed: int = 0
 
 
@@ -152,7 +154,8 @@ def train(recipe: Recipe, out: Path) -> None:
     """Draw, train, save; prints its progress."""
     torch.manual_seed(recipe.seed)
     config = tiny.config()
-    model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    vision = {**config["vision_cfg"], "patch_dropout": recipe.masked}
+    model = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"])
     text = config["text_cfg"]
     with torch.no_grad():
         model.token_embedding.weight.copy_(tiny.word_table(text["vocab_size"], text["width"]))
@@ -171,6 +174,8 @@ def train(recipe: Recipe, out: Path) -> None:
         for step, (images, captions) in zip(range(recipe.steps), batches(pool, shown, recipe), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, recipe)
+            if step == int(recipe.masked_until * recipe.steps):
+                model.visual.patch_dropout.prob = 0.0
             # The fused CPU attention spends half of a step in its backward pass.
             with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
                 image = model.encode_image(images, normalize=True)

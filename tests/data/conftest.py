@@ -9,8 +9,6 @@ import pytest
 from refiner_cli.data.events import Notice, Progress
 from tests.data.server import Site, serving
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
 
 class Log(list[Progress | Notice]):
     """A report that keeps every event."""
@@ -49,19 +47,13 @@ def site() -> Iterator[Site]:
         yield running
 
 
-def shared(name: str) -> Path:
-    """A folder of the shared test data, or a skip with the reason."""
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"the shared test data {folder} are not here")
-    return folder
+@pytest.fixture
+def splits(shared: Path) -> Path:
+    """The real pair lists."""
+    return shared / "splits"
 
 
 @pytest.fixture
-def splits() -> Path:
-    return shared("splits")
-
-
-@pytest.fixture
-def grocery() -> Path:
-    return shared("grocery")
+def grocery(shared: Path) -> Path:
+    """A small benchmark of real photos."""
+    return shared / "grocery"

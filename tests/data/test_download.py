@@ -25,6 +25,7 @@ from tests.data.conftest import Log
 from tests.data.server import Site
 
 Make = Callable[..., Downloader]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def served(dataset: Dataset, urls: dict[str, list[str]], **changes: object) -> Dataset:
@@ -254,7 +255,7 @@ def test_the_hash_of_the_first_fetch_is_pinned(make: Make, tiny: Dataset, site: 
     pairs = published.tiny_pairs()
     other = published.c_gqa(pairs, published.rows_of(pairs, "{split}{number}.jpg"), "other/")
     site.put("/cgqa.zip", other)
-    with pytest.raises(FetchError, match="is not what came first as cgqa.zip") as caught:
+    with pytest.raises(FetchError, match=r"is not what came first as cgqa\.zip") as caught:
         make(tiny).download([tiny])
     assert "refiner.lock" in caught.value.hint
     assert not (tmp_path / "data/c-gqa").exists()
@@ -268,14 +269,14 @@ def test_the_hash_of_the_first_fetch_is_pinned(make: Make, tiny: Dataset, site: 
 def test_a_published_hash_is_held_against_the_file(make: Make, tiny: Dataset, tmp_path: Path) -> None:
     source = tiny.sources[0].model_copy(update={"sha256": "0" * 64})
     dataset = tiny.model_copy(update={"sources": (source,)})
-    with pytest.raises(FetchError, match="is not the published cgqa.zip"):
+    with pytest.raises(FetchError, match=r"is not the published cgqa\.zip"):
         make(dataset).download([dataset])
 
 
 def test_a_broken_lock_file_is_named(make: Make, tiny: Dataset, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/refiner.lock").write_text("{")
-    with pytest.raises(FetchError, match="refiner.lock cannot be read"):
+    with pytest.raises(FetchError, match=r"refiner\.lock cannot be read"):
         make(tiny).download([tiny])
 
 
@@ -308,7 +309,7 @@ def test_one_dead_link_does_not_keep_another_dataset_back(
     both: tuple[Dataset, Dataset], make: Make, site: Site, tmp_path: Path
 ) -> None:
     site.pages["/release_dataset.zip"].status = 404
-    with pytest.raises(FetchError, match="release_dataset.zip could not be fetched"):
+    with pytest.raises(FetchError, match=r"release_dataset\.zip could not be fetched"):
         make(*both).download(both)
     assert (tmp_path / "data/ut-zappos").is_dir()
     assert not (tmp_path / "data/mit-states").exists()
@@ -459,7 +460,7 @@ def test_verification_finds_what_happened_since(make: Make, tiny: Dataset, tmp_p
     downloader.download([tiny])
     assert downloader.store.status(tiny).verified
     (tmp_path / "data/c-gqa/images/val0.jpg").unlink()
-    with pytest.raises(FetchError, match="1 images are missing, val0.jpg"):
+    with pytest.raises(FetchError, match=r"1 images are missing, val0\.jpg"):
         downloader.verify(tiny)
     status = downloader.store.status(tiny)
     assert status.present
@@ -508,7 +509,7 @@ downloader.download(list(catalogue.datasets.values()))
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Start a process that downloads, and kills itself with SIGKILL at the given point."""
     running: list[subprocess.Popen[str]] = []
 
@@ -536,11 +537,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     ("stage", "after"), [("fetch", 5000), ("check", 0), ("unpack", 2000), ("verify", 0), ("publish", 0)]
 )
 def test_kill_9_anywhere_and_the_next_run_finishes(
-    start: Callable[..., subprocess.Popen[str]],
+    start: Start,
     make: Make,
     tiny: Dataset,
     site: Site,
     tmp_path: Path,
+    *,
     stage: str,
     after: int,
 ) -> None:
@@ -565,7 +567,7 @@ def test_kill_9_anywhere_and_the_next_run_finishes(
 
 
 def test_an_unpacked_image_is_not_unpacked_again_after_a_kill(
-    start: Callable[..., subprocess.Popen[str]], make: Make, tiny: Dataset, tmp_path: Path
+    start: Start, make: Make, tiny: Dataset, tmp_path: Path
 ) -> None:
     start(tiny, stage="unpack", after=2000).wait()
     before = {f.name: f.stat().st_ino for f in (tmp_path / "data/.c-gqa.partial/images").iterdir()}
@@ -575,9 +577,7 @@ def test_an_unpacked_image_is_not_unpacked_again_after_a_kill(
     assert before.items() <= after.items()
 
 
-def test_two_processes_at_once_fetch_once(
-    start: Callable[..., subprocess.Popen[str]], tiny: Dataset, site: Site, tmp_path: Path
-) -> None:
+def test_two_processes_at_once_fetch_once(start: Start, tiny: Dataset, site: Site, tmp_path: Path) -> None:
     site.pages["/cgqa.zip"].gate = gate = Event()
     first, second = start(tiny), start(tiny)
     waiting = {"first": False, "second": False}
@@ -600,9 +600,7 @@ def test_two_processes_at_once_fetch_once(
     assert (tmp_path / "data/archives/cgqa.zip").read_bytes() == site.pages["/cgqa.zip"].body
 
 
-def test_the_lock_of_a_killed_process_is_free(
-    start: Callable[..., subprocess.Popen[str]], make: Make, tiny: Dataset, log: Log
-) -> None:
+def test_the_lock_of_a_killed_process_is_free(start: Start, make: Make, tiny: Dataset, log: Log) -> None:
     start(tiny, stage="verify").wait()
     make(tiny).download([tiny])
     assert log.notices == []
@@ -636,7 +634,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_larger_one_goes_on(
     downloader = Downloader(
         Store(small_disk), Catalogue(datasets={tiny.name: tiny}), report=log, patience=Patience(1, 0)
     )
-    with pytest.raises(FetchError, match="The disk became full while fetching cgqa.zip"):
+    with pytest.raises(FetchError, match=r"The disk became full while fetching cgqa\.zip"):
         downloader.download([tiny])
     assert not (small_disk / "c-gqa").exists()
     subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)

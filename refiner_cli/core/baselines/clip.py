@@ -1,4 +1,4 @@
-"""Baselines behind the same interface, a few lines each."""
+"""CLIP zero-shot: the hand-written prompt "a photo of state object". Nothing to train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refiner_cli.data.labels import LabelSpace
 
 
 class Clip(Model):
-    """CLIP zero-shot: the hand-written prompt "a photo of state object". Nothing to train."""
+    """The backbone as it is."""
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> ImageVectors:

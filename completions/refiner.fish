@@ -1,0 +1,1 @@
+complete --command refiner --no-files --arguments "(env _REFINER_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) refiner)" --condition "env _REFINER_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) refiner"

@@ -1,0 +1,1 @@
+"""Baselines behind the same interface as Refiner, one a file."""
