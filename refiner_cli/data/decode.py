@@ -31,7 +31,7 @@ SUFFIXES = frozenset(
 )
 Image.init()
 # Nothing else is tried, whatever the file says: some of Pillow's readers start other programs.
-FORMATS = [
+FORMATS: list[str] = [
     name
     for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF")
     if name in Image.OPEN
@@ -57,6 +57,8 @@ def read(file: Path, side: int | None = None) -> Image.Image:
     """
     try:
         status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise Unreadable("it is a folder")
         if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
             raise Unreadable("it is no regular file")
         if not status.st_size:

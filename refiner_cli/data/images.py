@@ -19,6 +19,7 @@ from torchvision import transforms
 from refiner_cli.data.decode import Crop, Unreadable, read
 from refiner_cli.errors import DatasetError
 
+
 def decode(file: Path) -> Image.Image:
     """Read an image as upright RGB. Raises DatasetError with the path if it cannot be read."""
     try:
