@@ -10,28 +10,26 @@ from torch import Tensor
 
 from refiner_cli.core.device import free_memory
 from refiner_cli.errors import RefinerError
+from refiner_cli.inference.recogniser import Recogniser
 
 LARGEST = {"cuda": 256, "mps": 64, "cpu": 32}  # more gains nothing (on a CPU the caches lose)
 SHARE = 0.5  # of the free memory
 TEXT_COPIES = 6  # of the scores, in float64: total, softmax, and what sorting takes
 TOKEN_COPIES = 16  # of a layer's float32 activations
+PATCH = 14  # pixels; larger patches take less
 T = TypeVar("T")
 
 
-def pick_batch(
-    wanted: int, device: torch.device, *, tokens: int, width: int, candidates: int
-) -> tuple[int, str]:
-    """Images encoded at once, and why; 0 leaves it to the machine.
-
-    Args:
-        tokens: visual tokens of an image; ``width``: their width.
-        candidates: P, pairs that compete.
-    """
+def pick_batch(wanted: int, recogniser: Recogniser) -> tuple[int, str]:
+    """Images encoded at once, and why; 0 leaves it to the machine."""
     if wanted:
         return wanted, "asked for"
-    image = tokens * width * 4 * TOKEN_COPIES + candidates * 8 * TEXT_COPIES
-    fits = max(1, int(SHARE * free_memory(device) / image))
-    batch = min(LARGEST.get(device.type, 32), 1 << (fits.bit_length() - 1))
+    model, crop = recogniser.model, recogniser.preprocess.crop
+    tokens = crop.height * crop.width // PATCH**2 + 1
+    image = tokens * model.backbone.visual.width * 4 * TOKEN_COPIES
+    image += len(recogniser.space.pairs) * 8 * TEXT_COPIES
+    fits = max(1, int(SHARE * free_memory(model.device) / image))
+    batch = min(LARGEST.get(model.device.type, 32), 1 << (fits.bit_length() - 1))
     return batch, f"auto: about {image / 2**20:.0f} MiB an image"
 
 

@@ -7,7 +7,8 @@ they lead to the same images twice or in a circle. A place given by hand is alwa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import blake2b
@@ -82,6 +83,18 @@ def listed(places: Iterable[Path], chosen: Filter = ALL) -> Iterator[Found]:
                 yield found
 
 
+def origin(places: Sequence[Path]) -> list[str]:
+    """What the names of :func:`scan` hang on: two runs whose origins differ must not share an output."""
+    if len(places) == 1 and places[0].is_dir():
+        return [str(places[0].resolve())]
+    return [f"{place.as_posix()} = {place.resolve()}" for place in places if place.is_dir()]
+
+
+def locate(places: Sequence[Path], name: str) -> Path:
+    """The file that goes by a name."""
+    return places[0] / name if len(places) == 1 and places[0].is_dir() else Path(name)
+
+
 def walk(root: Path, prefix: str, chosen: Filter, below: str = "") -> Iterator[Found]:
     """Yield the images of one folder, ``root / below``; a folder that cannot be opened is yielded itself."""
     try:
@@ -111,3 +124,15 @@ def printable(name: str) -> str:
 def digest(name: str) -> bytes:
     """A name in 12 bytes: with a million of them, two share one with a chance of one in 10^17."""
     return blake2b(name.encode(), digest_size=12).digest()
+
+
+def count_aside(found: Iterable[Found]) -> Callable[[], int]:
+    """Count in a thread of its own; the function this gives says 0 until the count is known."""
+    total = 0
+
+    def count() -> None:
+        nonlocal total
+        total = sum(1 for _ in found)
+
+    threading.Thread(target=count, daemon=True).start()
+    return lambda: total
