@@ -58,7 +58,7 @@ def start(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
     tell(f"text chunks of {text.chunk} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.learned().values())
     tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
-    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers))
+    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers), tell)
 
 
 def resume(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
