@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from refiner_cli import __version__
-from refiner_cli.cli import demo, doctor, download, eval, export, info, predict, train  # noqa: A004
+from refiner_cli.cli import bench, demo, doctor, download, eval, export, info, predict, train  # noqa: A004
 from refiner_cli.cli.console import terminal
 
 app = typer.Typer(
@@ -39,5 +39,5 @@ def options(
 
 
 for command in (demo.demo, download.download, train.train, eval.evaluate, predict.predict, export.export,
-                info.info, doctor.doctor):  # fmt: skip
+                info.info, doctor.doctor, bench.bench):  # fmt: skip
     app.command(name="eval" if command is eval.evaluate else None)(command)

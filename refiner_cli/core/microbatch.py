@@ -21,6 +21,8 @@ from refiner_cli.core.model import Model, TextBank
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
 
+Tell = Callable[[str], None]
+
 # PyTorch raises OutOfMemoryError on CUDA alone; elsewhere it is a RuntimeError with these words.
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -42,7 +44,7 @@ class MicroBatches:
         precision: torch.dtype,
         *,
         scale: Callable[[Tensor], Tensor],
-        tell: Callable[[str], None],
+        tell: Tell,
     ) -> None:
         self.model, self.space, self.config, self.precision = model, space, config, precision
         self.scale, self.tell = scale, tell

@@ -104,7 +104,7 @@ class TextTower:
                 torch.stack([self.token_rows(row) for row in padded])
                 + self.text.positional_embedding[:length]
             )
-            found.append(self._finish(x, torch.tensor([len(row) - 1 for row in ids], device=x.device)))
+            found.append(self.finish(x, torch.tensor([len(row) - 1 for row in ids], device=x.device)))
         return torch.cat(found)
 
     def _ids(self, text: str) -> list[int]:
@@ -189,14 +189,14 @@ class TextTower:
             )
             x = torch.cat([prefix.expand(N, -1, -1), *middle, tail.expand(N, -1, -1)], 1)  # N x T x E
             x = x + self.text.positional_embedding[: x.shape[1]]
-            return self._finish(x, torch.full((N,), length - 1, device=x.device))
+            return self.finish(x, torch.full((N,), length - 1, device=x.device))
 
         parts = chunked(words, parent, self.chunk)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([whole(*part) for part in parts])
         return torch.cat([checkpoint(whole, *part, use_reentrant=False) for part in parts])
 
-    def _finish(self, x: Tensor, end: Tensor) -> Tensor:
+    def finish(self, x: Tensor, end: Tensor) -> Tensor:
         """Embedded prompts ``N x T x E`` and where each ends (``N``) -> ``N x D``."""
         mask = self.text.attn_mask
         x = self.text.transformer(x, attn_mask=None if mask is None else mask[: x.shape[1], : x.shape[1]])
