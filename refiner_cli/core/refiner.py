@@ -74,7 +74,7 @@ class Refiner(Model):
         """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``."""
         tower = self.backbone.visual
         adapters = cast("Sequence[BlockAdapter]", self.adapters)
-        return above(tower, below(tower, images, adapters), adapters)
+        return above(tower, below(tower, images, adapters), adapters, recompute=self.recompute)
 
     def encode_images(self, images: Tensor) -> ImageVectors:
         pooled, tokens = self.see(images)

@@ -13,6 +13,7 @@ import torch
 from refiner_cli import __version__
 from refiner_cli.core.batches import pick_workers
 from refiner_cli.core.build import build_model
+from refiner_cli.core.chunk import pick_chunk
 from refiner_cli.core.clip import load_backbone
 from refiner_cli.core.device import pick_device, pick_precision
 from refiner_cli.core.run import Run
@@ -50,9 +51,14 @@ def start(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
     backbone = load_backbone(config.backbone, config.pretrained, config.seed)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
+    model.recompute = config.train.grad_checkpoint
+    text = backbone.text
+    prompts, context = len(set(benchmark.pairs["train"])), len(text.tokens.split(config.model.context))
+    text.chunk, why_chunk = pick_chunk(config.train.text_chunk, text, prompts, device, precision, context)
+    tell(f"text chunks of {text.chunk} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.learned().values())
     tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
-    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers))
+    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers), tell)
 
 
 def resume(run: Run, benchmark: Benchmark, tell: Tell) -> Training:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.batches import Augmented, Batch, Plain, batches
 from refiner_cli.core.checkpoint import ModelInfo, put_learned, read_tensors, write_model
-from refiner_cli.core.device import attention_kernels, computing
+from refiner_cli.core.microbatch import MicroBatches
 from refiner_cli.core.model import Calibration, Model
 from refiner_cli.core.run import Run
 from refiner_cli.data.benchmark import Benchmark
@@ -73,6 +73,7 @@ class Training:
     benchmark: Benchmark
     run: Run
     setting: Setting
+    tell: Callable[[str], None]  # hears what changes on the way
     step: int = 0  # steps done
 
     def __post_init__(self) -> None:
@@ -102,6 +103,15 @@ class Training:
         )
         self.scaler = torch.amp.GradScaler(
             self.model.device.type, enabled=self.setting.precision == torch.float16
+        )
+
+        self.pieces = MicroBatches(
+            self.model,
+            self.space,
+            self.config,
+            self.setting.precision,
+            scale=self.scaler.scale,
+            tell=self.tell,
         )
 
     def rate(self, step: int) -> float:
@@ -152,18 +162,9 @@ class Training:
         lr = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(seed_of(self.seed, self.step, 1))
         self.model.train()
         truth = self.truth[batch.rows].to(self.model.device)
-        with attention_kernels(self.model.device):
-            with computing(self.model.device, self.setting.precision):
-                scores = self.model.score(
-                    self.model.encode_images(batch.images), self.model.encode_pairs(self.space)
-                )
-                loss = self.model.loss(scores, truth, self.space, self.config)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-        value = loss.item()
+        value = self.pieces.backward(batch.images, truth, seed_of(self.seed, self.step, 1))
         if not math.isfinite(value):
             raise RefinerError(
                 f"The loss of step {self.step + 1} is {value}.",
