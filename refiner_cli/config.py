@@ -64,6 +64,9 @@ class TrainConfig(Section):
     grad_checkpoint: bool = Field(
         default=False, description="keep no activations inside visual blocks, compute them again"
     )
+    cache: int = Field(
+        0, ge=0, description="views of an image whose lower activations are kept on disk; 0: no cache"
+    )
     workers: int = Field(-1, ge=-1, description="processes that decode; -1: by the machine")
 
 

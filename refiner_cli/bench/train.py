@@ -51,7 +51,15 @@ def bench_step(
     images = random_images(backbone, B, device)
     truth = torch.arange(B, device=device) % len(space.pairs)
     optimizer = torch.optim.AdamW(model.learned().values(), lr=1e-4)
-    pieces = MicroBatches(model, space, config.train, machine.precision, scale=lambda loss: loss, tell=tell)
+    pieces = MicroBatches(
+        model,
+        space,
+        config.train,
+        machine.precision,
+        encode=lambda: model.encode_pairs(space),
+        scale=lambda loss: loss,
+        tell=tell,
+    )
 
     def step() -> None:
         pieces.backward(images, truth, 0)

@@ -8,7 +8,7 @@ from refiner_cli.core.device import GIB, free_memory
 from refiner_cli.core.text import TextTower
 
 SHARE = 4  # a chunk may take one part in so many of the free memory
-MOST = 4 * GIB  # more does not pay: what is saved is one forward pass without graph
+MOST = 2 * GIB  # more pays little: a second pass is saved only where everything fits
 LEAST, LARGEST = 32, 8192  # prompts
 
 

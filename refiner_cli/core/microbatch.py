@@ -3,21 +3,22 @@
 The text vectors depend on no image: they are computed once, the pieces leave their gradients at
 them, and one backward pass takes those through the text tower. So pieces cost no second text pass,
 and the gradients are those of the whole batch. Where memory runs out, the pieces are halved and
-the step is done again.
+the images are done again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.device import attention_kernels, computing
-from refiner_cli.core.model import Model, TextBank
+from refiner_cli.core.model import Model, Scores, TextBank
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
 
@@ -32,6 +33,7 @@ class MicroBatches:
 
     Args:
         space: the pairs of the loss.
+        encode: gives the text vectors of the space, with their graph.
         scale: what the loss is multiplied by before the backward pass, as a GradScaler does.
         tell: hears when the pieces become smaller.
     """
@@ -43,52 +45,68 @@ class MicroBatches:
         config: TrainConfig,
         precision: torch.dtype,
         *,
+        encode: Callable[[], TextBank],
         scale: Callable[[Tensor], Tensor],
         tell: Tell,
     ) -> None:
         self.model, self.space, self.config, self.precision = model, space, config, precision
-        self.scale, self.tell = scale, tell
+        self.encode, self.scale, self.tell = encode, scale, tell
         self.size = config.batch
 
-    def backward(self, images: Tensor, truth: Tensor, seed: int) -> float:
-        """Set the gradients of a batch and return its loss.
+    def backward(
+        self, images: Tensor, truth: Tensor, seed: int, *, weight: float = 1.0
+    ) -> tuple[float, Scores]:
+        """Set the gradients of a batch; return ``weight`` times its loss, and its scores.
 
         Args:
             images: ``B x 3 x H x W``.
             truth: ``B`` int64, indices into the pairs of the space.
             seed: of the step's random numbers; the same when the step is done again in smaller pieces.
+            weight: of this batch, where several processes share one.
 
         Raises:
-            RefinerError: a single image does not fit.
+            RefinerError: a single image does not fit, or the text does not.
         """
-        while True:
-            for p in self.model.learned().values():
-                p.grad = None
-            torch.manual_seed(seed)
-            try:
-                return self.attempt(images, truth)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Outside the except block: the exception would keep the failed graph alive.
-            self.halve(len(images))
-
-    def attempt(self, images: Tensor, truth: Tensor) -> float:
-        B, loss = len(truth), 0.0
+        for p in self.model.learned().values():
+            p.grad = None
+        # The text comes first and once: what it draws at random does not depend on the number of images,
+        # and what processes exchange for it is not exchanged twice.
+        torch.manual_seed(seed)
         with attention_kernels(self.model.device):
-            with computing(self.model.device, self.precision):
-                bank = self.model.encode_pairs(self.space)
-            cut, tensors = detached(bank)
+            with fitting_text(), computing(self.model.device, self.precision):
+                bank = self.encode()
+            while (done := self.pieces(images, truth, bank, seed, weight)) is None:
+                self.halve(len(images))
+            loss, scores, leaves = done
+            reached = [(whole, leaf.grad) for whole, leaf in leaves if leaf.grad is not None]
+            if reached:
+                with fitting_text():
+                    torch.autograd.backward([whole for whole, _ in reached], [grad for _, grad in reached])
+        return loss, scores
+
+    def pieces(
+        self, images: Tensor, truth: Tensor, bank: TextBank, seed: int, weight: float
+    ) -> tuple[float, Scores, list[tuple[Tensor, Tensor]]] | None:
+        """Loss, scores, the bank's tensors with leaves that hold their gradients; None: out of memory."""
+        cut, leaves = detached(bank)
+        loss, scores = 0.0, []
+        torch.manual_seed(seed + 1)
+        try:
             for pixels, pairs in zip(images.split(self.size), truth.split(self.size), strict=True):
                 with computing(self.model.device, self.precision):
-                    scores = self.model.score(self.model.encode_images(pixels), cut)
-                    part = self.model.loss(scores, pairs, self.space, self.config) * (len(pairs) / B)
+                    found = self.model.score(self.model.encode_images(pixels), cut)
+                    share = weight * len(pairs) / len(truth)
+                    part = self.model.loss(found, pairs, self.space, self.config) * share
                 self.scale(part).backward()
                 loss += part.item()
-            reached = [(whole, leaf.grad) for whole, leaf in tensors if leaf.grad is not None]
-            if reached:
-                torch.autograd.backward([whole for whole, _ in reached], [grad for _, grad in reached])
-        return loss
+                scores.append(found)
+        except RuntimeError as error:  # OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            for p in self.model.learned().values():
+                p.grad = None
+            return None  # the exception is gone then, and the failed graph with it
+        return loss, joined(scores), leaves
 
     def halve(self, batch: int) -> None:
         now = min(self.size, batch)
@@ -107,6 +125,31 @@ class MicroBatches:
             f"Out of memory with {now} images at a time: from now on {self.size}, "
             f"accumulated to the same batch of {self.config.batch}."
         )
+
+
+@contextlib.contextmanager
+def fitting_text() -> Iterator[None]:
+    """Smaller micro-batches do not help the text: say what does."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RefinerError(
+            "Out of memory while encoding the prompts.",
+            hint="Set a smaller train.text_chunk than the log names, or use --precision bf16.",
+        ) from None
+
+
+def joined(parts: list[Scores]) -> Scores:
+    """The scores of all pieces, without graph."""
+
+    def cat(tensors: list[Tensor | None]) -> Tensor | None:
+        there = [t.detach() for t in tensors if t is not None]
+        return torch.cat(there) if there else None
+
+    composition = torch.cat([part.composition.detach() for part in parts])
+    return Scores(composition, cat([part.state for part in parts]), cat([part.object for part in parts]))
 
 
 def detached(bank: TextBank) -> tuple[TextBank, list[tuple[Tensor, Tensor]]]:

@@ -13,13 +13,15 @@ import torch
 from refiner_cli import __version__
 from refiner_cli.core.batches import pick_workers
 from refiner_cli.core.build import build_model
+from refiner_cli.core.cache import TokenCache
 from refiner_cli.core.chunk import pick_chunk
 from refiner_cli.core.clip import load_backbone
 from refiner_cli.core.device import pick_device, pick_precision
+from refiner_cli.core.refiner import Refiner
 from refiner_cli.core.run import Run
 from refiner_cli.core.trainer import Training
 from refiner_cli.data.benchmark import Benchmark
-from refiner_cli.errors import DatasetError, ModelFileError
+from refiner_cli.errors import ConfigError, DatasetError, ModelFileError
 from refiner_cli.evaluation.evaluate import Setting
 
 Tell = Callable[[str], None]
@@ -58,7 +60,22 @@ def start(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
     tell(f"text chunks of {text.chunk} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.learned().values())
     tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
-    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers), tell)
+    cache = None
+    if config.train.cache:
+        if not isinstance(model, Refiner) or not config.train.augment:
+            raise ConfigError("train.cache needs the method refiner and train.augment=true.")
+        cache = TokenCache(
+            folder=run.folder / "tokens",
+            model=model,
+            files=list(benchmark.paths("train")),
+            views=config.train.cache,
+            seed=config.seed,
+            key=benchmark.fingerprint(),
+            precision=precision,
+            workers=workers,
+        )
+        cache.fill(tell)
+    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers), tell, cache=cache)
 
 
 def resume(run: Run, benchmark: Benchmark, tell: Tell) -> Training:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.batches import Augmented, Batch, Plain, batches
+from refiner_cli.core.cache import TokenCache
 from refiner_cli.core.checkpoint import ModelInfo, put_learned, read_tensors, write_model
 from refiner_cli.core.microbatch import MicroBatches
 from refiner_cli.core.model import Calibration, Model
@@ -75,6 +76,7 @@ class Training:
     setting: Setting
     tell: Callable[[str], None]  # hears what changes on the way
     step: int = 0  # steps done
+    cache: TokenCache | None = None  # filled; else images are decoded
 
     def __post_init__(self) -> None:
         self.config: TrainConfig = self.run.config.train
@@ -110,6 +112,7 @@ class Training:
             self.space,
             self.config,
             self.setting.precision,
+            encode=lambda: self.model.encode_pairs(self.space),
             scale=self.scaler.scale,
             tell=self.tell,
         )
@@ -146,6 +149,9 @@ class Training:
             len(self.files), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch))
         )
         rows = [part.tolist() for part in order.split(self.config.batch)][position:]
+        if self.cache is not None:
+            self.asked = time.perf_counter()
+            return self.cache.batches(rows, epoch)
         preprocess = self.model.backbone.spec.preprocess
         transform = (
             Augmented(Augment(preprocess), self.seed, epoch)
@@ -164,7 +170,7 @@ class Training:
             group["lr"] = lr
         self.model.train()
         truth = self.truth[batch.rows].to(self.model.device)
-        value = self.pieces.backward(batch.images, truth, seed_of(self.seed, self.step, 1))
+        value, _ = self.pieces.backward(batch.images, truth, seed_of(self.seed, self.step, 1))
         if not math.isfinite(value):
             raise RefinerError(
                 f"The loss of step {self.step + 1} is {value}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from refiner_cli.core.build import build_model
 from refiner_cli.core.clip import load_backbone
 from refiner_cli.core.microbatch import MicroBatches
 from refiner_cli.core.model import ImageVectors, Model
+from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
+from tests.core import check_paths
 
 PAIRS = [("wet", "dog"), ("wet", "cat"), ("old", "dog"), ("old", "car")]
 SPACE = LabelSpace.from_pairs(PAIRS, PAIRS)
@@ -29,7 +32,15 @@ def model() -> Model:
 
 def pieces(model: Model, tell: Callable[[str], None] = lambda line: None, **more: object) -> MicroBatches:
     config = TrainConfig(batch=6, label_smoothing=0.1, **more)  # type: ignore[arg-type]
-    return MicroBatches(model, SPACE, config, torch.float32, scale=lambda loss: loss, tell=tell)
+    return MicroBatches(
+        model,
+        SPACE,
+        config,
+        torch.float32,
+        encode=lambda: model.encode_pairs(SPACE),
+        scale=lambda loss: loss,
+        tell=tell,
+    )
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -65,7 +76,7 @@ def test_the_gradients_are_those_of_the_plain_loss(model: Model) -> None:
     want = [grad.clone() for grad in gradients(model)]
     for size in (6, 4, 1):
         machine.size = size
-        assert machine.backward(images, truth, 7) == pytest.approx(loss.item(), rel=1e-6)
+        assert machine.backward(images, truth, 7)[0] == pytest.approx(loss.item(), rel=1e-6)
         found = gradients(model)
         assert len(found) == len(want)
         assert all(torch.allclose(g, w, rtol=1e-4, atol=1e-6) for g, w in zip(found, want, strict=True))
@@ -78,12 +89,12 @@ def test_out_of_memory_halves_the_pieces_says_so_and_goes_on(
     model: Model, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     images, truth = batch()
-    whole = pieces(model).backward(images, truth, 7)
+    whole, _ = pieces(model).backward(images, truth, 7)
     want = [grad.clone() for grad in gradients(model)]
     out_of_memory_above(model, monkeypatch, 2, error)
     said: list[str] = []
     machine = pieces(model, said.append)
-    assert machine.backward(images, truth, 7) == pytest.approx(whole, rel=1e-6)
+    assert machine.backward(images, truth, 7)[0] == pytest.approx(whole, rel=1e-6)
     assert all(
         torch.allclose(g, w, rtol=1e-4, atol=1e-6) for g, w in zip(gradients(model), want, strict=True)
     )
@@ -114,8 +125,34 @@ def test_computing_activations_again_changes_no_gradient(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, truth = batch()
-    want_loss = pieces(model).backward(images, truth, 7)
+    want_loss, _ = pieces(model).backward(images, truth, 7)
     want = [grad.clone() for grad in gradients(model)]
     monkeypatch.setattr(model, "recompute", True)
-    assert pieces(model).backward(images, truth, 7) == want_loss
+    assert pieces(model).backward(images, truth, 7)[0] == want_loss
     assert all(torch.allclose(g, w, rtol=1e-5) for g, w in zip(gradients(model), want, strict=True))
+
+
+def test_prompts_that_do_not_fit_are_an_error_with_advice(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(space: LabelSpace) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "encode_pairs", full)
+    with pytest.raises(RefinerError, match="text_chunk"):
+        pieces(model).backward(*batch(), 7)
+
+
+def test_scores_come_back_for_the_whole_batch(model: Model) -> None:
+    machine = pieces(model)
+    machine.size = 4
+    loss, scores = machine.backward(*batch(), 7, weight=0.5)
+    assert scores.composition.shape == (6, len(SPACE.pairs))
+    assert not scores.composition.requires_grad
+    assert loss == pytest.approx(machine.backward(*batch(), 7)[0] / 2)
+
+
+def test_training_with_trie_and_chunks_has_the_losses_of_the_plain_path(
+    tmp_path: Path, small_demo: Path
+) -> None:
+    assert check_paths.gap(tmp_path, load_benchmark(small_demo), 4) < 1e-4
