@@ -61,6 +61,13 @@ class TrainConfig(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: bool = Field(default=True, description="flip, perspective and rotation of training images")
     workers: int = Field(-1, ge=-1, description="processes that decode; -1: by the machine")
+    save_minutes: float = Field(
+        10.0, ge=0, description="time between checkpoints within an epoch; 0: every step"
+    )
+    max_skipped: int = Field(
+        10, ge=0, description="steps in a row that may be skipped for a NaN or infinity before training stops"
+    )
+    deterministic: bool = Field(default=False, description="only kernels that repeat their results; slower")
 
 
 class Config(Section):
