@@ -68,6 +68,13 @@ class TrainConfig(Section):
         0, ge=0, description="views of an image whose lower activations are kept on disk; 0: no cache"
     )
     workers: int = Field(-1, ge=-1, description="processes that decode; -1: by the machine")
+    save_minutes: float = Field(
+        10.0, ge=0, description="time between checkpoints within an epoch; 0: every step"
+    )
+    max_skipped: int = Field(
+        10, ge=0, description="steps in a row that may be skipped for a NaN or infinity before training stops"
+    )
+    deterministic: bool = Field(default=False, description="only kernels that repeat their results; slower")
 
 
 class Config(Section):
