@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -64,7 +65,9 @@ class Terminal:
         self.out.print(text, markup=False)
 
     def table(self, table: Table) -> None:
-        self.out.print(table)
+        # A number is never cut off: a table that is wider than the terminal may wrap instead.
+        wanted = Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
+        self.out.print(table, width=max(wanted, self.out.width))
 
     def json(self, value: dict[str, Any]) -> None:
         # Not through rich: a long line must stay one line, whatever the width.
