@@ -12,7 +12,8 @@ import pytest
 
 from refiner_cli.__main__ import main
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typer
 
 from refiner_cli.cli.common import Device
 from refiner_cli.cli.console import Json, grid, terminal
-from refiner_cli.cli.train import follow
+from refiner_cli.cli.training import follow
 
 COLUMNS = ("S", "U", "HM", "AUC")
 

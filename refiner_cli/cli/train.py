@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refiner_cli.cli.console import INTERRUPTED, Json, grid, terminal
+from refiner_cli.cli.console import Json, terminal
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config, Layer
-    from refiner_cli.core.trainer import Event, Training
 
 Dataset = Annotated[
     str | None,
@@ -45,30 +43,27 @@ def train(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.  [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.  [runs/DATASET-METHOD-TIME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Train with so many seeds, from --seed on; mean and deviation.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train on a dataset; the best epoch and all inference weights come from its validation split."""
+    """Train on a dataset; the best epoch and all inference weights come from its validation split.
+
+    Ctrl-C and SIGTERM finish the step and save it. Under torchrun the processes share the work.
+    """
     flags = {"method": method, "backbone": backbone, "pretrained": pretrained, "seed": seed, "device": device,
              "precision": precision}  # fmt: skip
-    if resume:
-        if out is None:
-            raise UsageError("--resume needs the run: --out RUN.")
-        training = resumed(out)
-    elif dataset is None:
+    if resume and out is None:
+        raise UsageError("--resume needs the run: --out RUN.")
+    if not resume and dataset is None:
         raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
-    else:
-        training = fresh(dataset, configure(dataset, config, assign or [], flags), out)
-    result = follow(training)
-    if as_json:
-        terminal.json({"schema": "refiner.train/1", **result})
-    elif result["val"]:
-        table = grid("Best on validation", "step", "S", "U", "HM", "AUC")
-        val = result["val"]
-        table.add_row(str(result["best_step"]), *(f"{val[name]:.1f}" for name in ("S", "U", "HM", "AUC")))
-        terminal.table(table)
-        terminal.data(f"run {result['run']}")
-    if result["interrupted"]:
-        raise typer.Exit(INTERRUPTED)
+    chosen = configure(dataset, config, assign or [], flags) if dataset and not resume else None
+    from refiner_cli.cli.training import Order, carry_out
+
+    code = carry_out(Order(dataset or "", chosen, out, seeds), as_json=as_json)
+    if code:
+        raise typer.Exit(code)
 
 
 def configure(dataset: str, file: Path | None, assignments: list[str], flags: dict[str, Any]) -> Config:
@@ -87,58 +82,3 @@ def configure(dataset: str, file: Path | None, assignments: list[str], flags: di
     layers.append(("command line", {name: value for name, value in flags.items() if value is not None}))
     layers.append(from_assignments(assignments))
     return resolve(layers)
-
-
-def fresh(dataset: str, config: Config, out: Path | None) -> Training:
-    """A new run in its directory."""
-    from refiner_cli.cli.common import open_dataset
-    from refiner_cli.core.run import DatasetRef, Run
-    from refiner_cli.core.start import environment, start
-
-    benchmark = open_dataset(dataset)
-    ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
-    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = out or Path("runs") / f"{benchmark.name}-{config.method}-{stamp}"
-    run = Run.create(folder, config, ref, environment())
-    return start(run, benchmark, terminal.note)
-
-
-def resumed(out: Path) -> Training:
-    """The training of an existing run, at its last whole checkpoint."""
-    from refiner_cli.core.run import Run
-    from refiner_cli.core.start import resume
-    from refiner_cli.data.benchmark import load_benchmark
-
-    run = Run.open(out)
-    return resume(run, load_benchmark(Path(run.dataset.path), run.dataset.name), terminal.note)
-
-
-def follow(training: Training) -> dict[str, Any]:
-    """Run to the end and tell what happens."""
-    from refiner_cli.core.trainer import Stopped, Validated
-
-    stopped = False
-    with terminal.progress("training") as progress:
-        for event in training.run_on():
-            tell(event)
-            if isinstance(event, Stopped):
-                stopped = True
-            elif not isinstance(event, Validated):
-                progress(event.step, event.total)
-    best = training.run.best() or {}
-    return {"run": str(training.run.folder), "step": training.step, "best_step": best.get("step"),
-            "val": best.get("val"), "interrupted": stopped}  # fmt: skip
-
-
-def tell(event: Event) -> None:
-    from refiner_cli.core.trainer import Stopped, Validated
-
-    if isinstance(event, Validated):
-        m = event.metrics
-        mark = "  best so far" if event.best else ""
-        terminal.note(
-            f"epoch {event.epoch}, step {event.step}: validation S {m.S:.1f} U {m.U:.1f} HM {m.HM:.1f} "
-            f"AUC {m.AUC:.1f}{mark}"
-        )
-    elif isinstance(event, Stopped):
-        terminal.note(f"stopped after step {event.step}; the state is saved")

@@ -5,6 +5,7 @@ An image that cannot be read stops the run with its path: nothing is left out or
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refiner_cli.core.device import cores
 from refiner_cli.data.images import Augment, Preprocess, decode, seed_of
-from refiner_cli.errors import DatasetError
+from refiner_cli.errors import DatasetError, RefinerError
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,27 @@ def single_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader's signature
     torch.set_num_threads(1)
 
 
+def begin_worker(worker: int) -> None:
+    """A signal to the whole process group is the loop's to answer: its workers end when it does."""
+    single_thread(worker)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def worker_error(error: RuntimeError) -> Exception:
+    """The sentence for a decoding process that ended; any other error as it is.
+
+    torch raises this one out of a signal handler: mostly where the loop waits for a batch, but it
+    may be anywhere.
+    """
+    if "DataLoader worker" not in str(error):
+        return error
+    return RefinerError(
+        f"A process that decodes images ended unexpectedly ({str(error).strip().rstrip('.')}).",
+        hint="Often the memory is too small: try fewer with --set train.workers=N, or 0.",
+    )
+
+
 def batches(
     files: Sequence[Path],
     transform: Callable[[Any, int], Tensor],
@@ -93,16 +115,24 @@ def batches(
 
     Raises:
         DatasetError: an image cannot be read.
+        RefinerError: a decoding process ended.
     """
     loader: DataLoader[Any] = DataLoader(
         ImageFiles(files, transform),
         batch_sampler=order,  # type: ignore[arg-type]  # any iterable of row lists will do
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=single_thread,
+        worker_init_fn=begin_worker,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
+    arriving = iter(loader)
+    while True:
+        try:
+            batch = next(arriving)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise worker_error(error) from None
         if isinstance(batch, DatasetError):
             raise batch
         yield Batch(batch.images.to(device, non_blocking=True), batch.rows)

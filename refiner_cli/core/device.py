@@ -80,6 +80,13 @@ def attention_kernels(device: torch.device) -> Iterator[None]:
         yield
 
 
+def repeat_results() -> None:
+    """Let this process use only kernels whose results repeat bit by bit; torch refuses any other."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.benchmark = False
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on the device; for the CPU (and MPS, which shares it), of the machine."""
     if device.type == "cuda":

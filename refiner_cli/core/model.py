@@ -76,6 +76,7 @@ class Model(nn.Module, ABC):
         self.config = config
         self.space = space  # what it was made for
         self.calibration = Calibration()
+        self.recompute = False  # keep no activations inside visual blocks, compute them again
 
     has_state_branch = False
     has_object_branch = False

@@ -3,23 +3,28 @@
 ::
 
     run.json                     the resolved configuration and the dataset
-    environment.json             versions, device, command line
+    environment.json             versions, device, command line, fingerprint of the data
+    environment-00000120.json    the same where the run went on after that step
     metrics.jsonl                one line a step and one an epoch
+    curves.html                  the same as pictures
     checkpoints/step-00000120/   a model directory and the training state, whole or not there
     best.json                    which checkpoint did best on validation
     feasibility.json             what ``refiner eval --feasibility`` chose, also on validation
 
-The last two checkpoints are kept, and the best one.
+The last two checkpoints are kept, and the best one. One training at a time writes into a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from refiner_cli.config import Config
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
@@ -58,11 +63,12 @@ class Run:
                 hint="Use another --out, or --resume to go on with it.",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment)
+        run = cls(folder, config, dataset)
+        run.note_environment(environment)
         write_json(
             folder / RUN, {"format": FORMAT, "config": config.model_dump(), "dataset": dataset.__dict__}
         )
-        return cls(folder, config, dataset)
+        return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -80,6 +86,11 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise ModelFileError(f"The run file {file} is damaged ({error!r}).") from None
 
+    def note_environment(self, environment: dict[str, Any], step: int | None = None) -> None:
+        """Keep what the run began with, or what it went on with after a step."""
+        name = "environment.json" if step is None else f"environment-{step:08d}.json"
+        write_json(self.folder / name, environment | {"data": self.dataset.fingerprint})
+
     def log(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
@@ -94,9 +105,30 @@ class Run:
             except ValueError:
                 return
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed training will do again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run for one training. Raises UsageError while another one holds it."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"Another process is training in {self.folder}.", hint="Wait for it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def tidy(self, step: int, *, validated: bool) -> None:
+        """Drop what an interrupted training left behind: lines that will be written again, torn files."""
+        kept = [
+            row
+            for row in self.rows()
+            if row["step"] < step or (row["step"] == step and (validated or row["kind"] != "val"))
+        ]
+        for part in (*self.folder.glob(f".{METRICS}.*"), *self.folder.glob(f".{BEST}.*")):
+            part.unlink()
+        for part in (self.folder / "checkpoints").glob(".step-*"):
+            shutil.rmtree(part)
         with whole_file(self.folder / METRICS) as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
 
@@ -107,15 +139,16 @@ class Run:
         """All whole checkpoints, oldest first."""
         return sorted((self.folder / "checkpoints").glob("step-*"))
 
-    def new_checkpoint(self, step: int) -> Any:
-        """Context manager: the folder to fill; an older checkpoint of the same step goes first."""
-        shutil.rmtree(self.checkpoint(step), ignore_errors=True)
-        return whole_folder(self.checkpoint(step))
+    @contextlib.contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """The folder to fill. One of the same step, saved before its validation, gives way to it."""
+        with whole_folder(self.checkpoint(step)) as part:
+            yield part
+            shutil.rmtree(self.checkpoint(step), ignore_errors=True)
 
-    def set_best(self, step: int, metrics: dict[str, Any]) -> None:
-        write_json(
-            self.folder / BEST, {"checkpoint": self.checkpoint(step).name, "step": step, "val": metrics}
-        )
+    def set_best(self, best: dict[str, Any]) -> None:
+        """Write best.json: the name of a checkpoint, its step, and what validation said of it."""
+        write_json(self.folder / BEST, best)
 
     def best(self) -> dict[str, Any] | None:
         """What best.json says, or None before the first validation."""
@@ -126,6 +159,11 @@ class Run:
         except ValueError as error:
             raise ModelFileError(f"The file {self.folder / BEST} is damaged ({error}).") from None
         return found
+
+    def last_words(self) -> str:
+        """What an interrupted training can go on from, as a sentence."""
+        saved = self.checkpoints()
+        return f"The last whole one is {saved[-1].name}." if saved else "There is none yet."
 
     def prune(self) -> None:
         """Remove checkpoints that are neither the best nor among the last two."""

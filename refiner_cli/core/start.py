@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import open_clip
@@ -13,19 +12,23 @@ import torch
 from refiner_cli import __version__
 from refiner_cli.core.batches import pick_workers
 from refiner_cli.core.build import build_model
+from refiner_cli.core.cache import TokenCache
+from refiner_cli.core.chunk import pick_chunk
 from refiner_cli.core.clip import load_backbone
-from refiner_cli.core.device import pick_device, pick_precision
+from refiner_cli.core.device import pick_device, pick_precision, repeat_results
+from refiner_cli.core.ranks import ALONE, Ranks
+from refiner_cli.core.refiner import Refiner
 from refiner_cli.core.run import Run
 from refiner_cli.core.trainer import Training
 from refiner_cli.data.benchmark import Benchmark
-from refiner_cli.errors import DatasetError, ModelFileError
+from refiner_cli.errors import ConfigError, DatasetError
 from refiner_cli.evaluation.evaluate import Setting
 
 Tell = Callable[[str], None]
 
 
-def environment() -> dict[str, Any]:
-    """What a result may depend on besides the configuration."""
+def environment(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a result may depend on besides configuration and data."""
     return {
         "refiner": __version__,
         "python": platform.python_version(),
@@ -34,14 +37,20 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "threads": torch.get_num_threads(),
-        "arguments": sys.argv,
+        "arguments": list(arguments),
     }
 
 
-def start(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
+def start(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> Training:
     """A training at its first step."""
     config = run.config
     device, why_device = pick_device(config.device)
+    if ranks.size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", ranks.local)
+        tell(f"{ranks.size} processes, {config.train.batch} images of a step shared out over them")
+    if config.train.deterministic:
+        repeat_results()
     precision, why_precision = pick_precision(config.precision, device)
     workers, why_workers = pick_workers(config.train.workers, device)
     tell(f"device {device} ({why_device})")
@@ -50,26 +59,49 @@ def start(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
     backbone = load_backbone(config.backbone, config.pretrained, config.seed)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
+    model.recompute = config.train.grad_checkpoint
+    text = backbone.text
+    prompts, context = len(set(benchmark.pairs["train"])), len(text.tokens.split(config.model.context))
+    text.chunk, why_chunk = pick_chunk(config.train.text_chunk, text, prompts, device, precision, context)
+    tell(f"text chunks of {text.chunk} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.learned().values())
     tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
-    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers))
+    cache = None
+    if config.train.cache:
+        if not isinstance(model, Refiner) or not config.train.augment:
+            raise ConfigError("train.cache needs the method refiner and train.augment=true.")
+        cache = TokenCache(
+            folder=run.folder / "tokens",
+            model=model,
+            files=list(benchmark.paths("train")),
+            views=config.train.cache,
+            seed=config.seed,
+            key=benchmark.fingerprint(),
+            precision=precision,
+            workers=workers,
+        )
+        if ranks.first:
+            cache.fill(tell)
+        ranks.wait()
+        if not ranks.first:
+            cache.fill(tell)  # finds all there
+    return Training(
+        model, benchmark, run, Setting(precision, config.train.batch, workers), tell, ranks, cache
+    )
 
 
-def resume(run: Run, benchmark: Benchmark, tell: Tell) -> Training:
-    """A training at the last whole checkpoint of its run.
+def resume(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> Training:
+    """A training at the last whole checkpoint of its run, or at its first step if there is none yet.
 
     Raises:
         DatasetError: the dataset is not the one the run began with.
-        ModelFileError: the run holds no checkpoint.
+        ModelFileError: the checkpoint is damaged.
     """
     if benchmark.fingerprint() != run.dataset.fingerprint:
         raise DatasetError(f"The dataset {benchmark.root} changed since the run {run.folder} began.")
+    training = start(run, benchmark, tell, ranks)
     saved = run.checkpoints()
-    if not saved:
-        raise ModelFileError(
-            f"The run {run.folder} holds no checkpoint to go on from.", hint="Start it anew."
-        )
-    training = start(run, benchmark, tell)
-    training.restore(saved[-1])
-    tell(f"going on after step {training.step}")
+    if saved:
+        training.restore(saved[-1])
+    tell(f"going on after step {training.step} of {training.total}")
     return training

@@ -1,251 +1,252 @@
-"""The training loop and its exact state. It yields what happens; it prints nothing.
+"""The training loop. It yields what happens; it prints nothing.
 
-Every random number of a step is a function of (seed, step) and the order of the data one of
-(seed, epoch), so a resumed training needs no generator states: parameters, optimizer and the
-number of the step are the whole state. Only train and validation are read.
+A training can end at any moment and go on as if nothing had happened: see ``core/state.py`` for why
+a few numbers are the whole state. Only train and validation are read.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from refiner_cli.config import TrainConfig
-from refiner_cli.core.batches import Augmented, Batch, Plain, batches
-from refiner_cli.core.checkpoint import ModelInfo, put_learned, read_tensors, write_model
-from refiner_cli.core.device import attention_kernels, computing
-from refiner_cli.core.model import Calibration, Model
+from refiner_cli.core import watch
+from refiner_cli.core.batches import Augmented, Batch, Plain, batches, worker_error
+from refiner_cli.core.cache import TokenCache
+from refiner_cli.core.curves import write_curves
+from refiner_cli.core.events import Event, StepDone, Stopped, Validated
+from refiner_cli.core.microbatch import MicroBatches
+from refiner_cli.core.model import Model
+from refiner_cli.core.ranks import ALONE, Ranks
 from refiner_cli.core.run import Run
+from refiner_cli.core.schedule import Schedule
+from refiner_cli.core.state import NotSavedError, Position, State
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.data.images import Augment, Preprocess, seed_of
-from refiner_cli.errors import ModelFileError, RefinerError
+from refiner_cli.errors import RefinerError
 from refiner_cli.evaluation.evaluate import Setting, calibrate
-from refiner_cli.evaluation.sweep import Metrics
-
-STATE, OPTIMIZER = "training.json", "training.safetensors"
 
 
-@dataclass(frozen=True)
-class StepDone:
-    step: int  # steps done, from 1
-    total: int
-    epoch: int  # from 0
-    loss: float
-    lr: float
-    images: int  # of this step
-    seconds: float
-    waited: float  # seconds of it that went into waiting for data
-
-
-@dataclass(frozen=True)
-class Validated:
-    step: int
-    epoch: int  # epochs done
-    metrics: Metrics
-    calibration: Calibration
-    best: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Asked to stop; the state is saved."""
-
-    step: int
-
-
-Event = StepDone | Validated | Stopped
+class AskedToStopError(Exception):
+    """Validation was asked to stop; it will be made when the training goes on."""
 
 
 @dataclass
 class Training:
-    """One training, fresh or resumed. ``run_on`` does the work."""
+    """One training, fresh or restored. ``run_on`` does the work.
+
+    Under several processes every one of them holds such an object; the first alone validates and
+    writes.
+    """
 
     model: Model
     benchmark: Benchmark
     run: Run
     setting: Setting
-    step: int = 0  # steps done
+    tell: Callable[[str], None]  # hears what changes on the way
+    ranks: Ranks = ALONE
+    cache: TokenCache | None = None  # filled; else images are decoded
+    position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
         self.config: TrainConfig = self.run.config.train
-        self.seed = self.run.config.seed
         self.space = self.benchmark.label_space("train").training()
+        self.share = self.ranks.share(self.space)
         samples = self.benchmark.samples["train"]
         self.truth = torch.from_numpy(self.space.indices([sample.pair for sample in samples]))
         self.files = list(self.benchmark.paths("train"))
-        self.steps_an_epoch = math.ceil(len(self.files) / self.config.batch)
-        all_steps = self.config.epochs * self.steps_an_epoch
-        self.total = min(all_steps, self.config.max_steps or all_steps) if self.model.learned() else 0
-        self.best_auc = -1.0
-        parameters = self.model.learned()
-        self.optimizer = (
-            torch.optim.AdamW(
-                [
-                    {
-                        "params": [p for p in parameters.values() if p.ndim >= 2],
-                        "weight_decay": self.config.weight_decay,
-                    },
-                    {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-                ]
-            )
-            if parameters
-            else None
+        self.schedule = Schedule(self.config, len(self.files), self.run.config.seed)
+        self.parameters = self.model.learned()
+        self.total = self.schedule.total if self.parameters else 0
+        decayed = [p for p in self.parameters.values() if p.ndim >= 2]
+        plain = [p for p in self.parameters.values() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": self.config.weight_decay},
+                  {"params": plain, "weight_decay": 0.0}]  # fmt: skip
+        self.optimizer = torch.optim.AdamW(groups) if self.parameters else None
+        half = self.setting.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
+        self.pieces = MicroBatches(
+            self.model,
+            self.space,
+            self.config,
+            self.setting.precision,
+            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
+            scale=self.scaler.scale,
+            tell=self.tell,
         )
-        self.scaler = torch.amp.GradScaler(
-            self.model.device.type, enabled=self.setting.precision == torch.float16
-        )
+        self.state = State(self.run, self.model, self.optimizer, self.scaler)
+        self.spent = self.waited = 0.0  # seconds since the last validation, and those of them without data
+        self.saved_at = time.monotonic()
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then a cosine to zero."""
-        warm = max(1, round(self.config.warmup * self.total))
-        if step < warm:
-            return self.config.lr * (step + 1) / warm
-        return self.config.lr * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.position.step
+
+    @property
+    def epoch_over(self) -> bool:
+        """Whether a validation belongs here: before the first step, after an epoch, after the last step."""
+        return self.step % self.schedule.steps_an_epoch == 0 or self.step == self.total
 
     def run_on(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Train to the end, or until ``stop`` says so after a step; yield what happens."""
-        if self.step == 0:
-            yield self.validate()
-        while self.step < self.total:
-            for batch in self.epoch_batches():
-                yield self.train_step(batch)
-                at_end = self.step % self.steps_an_epoch == 0 or self.step == self.total
-                if at_end:
-                    yield self.validate()
-                if stop() and self.step < self.total:
-                    if not at_end:
-                        self.save(self.model.calibration, {})
+        """Train to the end, or until ``stop`` says so; yield what happens.
+
+        An error leaves a checkpoint of the last whole step behind.
+
+        Raises:
+            UsageError: another process is training in the same run.
+            DatasetError: an image cannot be read.
+            RefinerError: the numbers left the finite, a checkpoint could not be written, or a process
+                (one that decodes, or another of this training) ended.
+        """
+        if not self.ranks.first:
+            yield from self._run_on(stop)
+            return
+        with self.run.writing():
+            self.run.tidy(self.step, validated=self.position.validated)
+            if self.position.best:
+                self.run.set_best(self.position.best)
+            try:
+                yield from self._run_on(stop)
+            except NotSavedError:
+                raise
+            except RefinerError:
+                if self.step and not self.run.checkpoint(self.step).exists():
+                    self.save()
+                raise
+            except RuntimeError as error:  # in the middle of a step, perhaps: nothing to save
+                raise worker_error(error) from error
+
+    def _run_on(self, stop: Callable[[], bool]) -> Iterator[Event]:
+        while True:
+            if self.epoch_over and not self.position.validated:
+                try:
+                    if self.ranks.first:
+                        yield self.validate(stop)
+                except AskedToStopError:
+                    self.save()
                     yield Stopped(self.step)
                     return
-                if at_end:
+                self.position.validated = True
+            if self.step == self.total:
+                return
+            for batch in self.rest_of_epoch():
+                done, asked = self.train_step(batch, stop)
+                yield done
+                if asked:
+                    self.save()
+                    yield Stopped(self.step)
+                    return
+                if self.epoch_over:
                     break
+                if time.monotonic() - self.saved_at >= 60 * self.config.save_minutes:
+                    self.save()
+                self.asked_at = time.perf_counter()
 
-    def epoch_batches(self) -> Iterator[Batch]:
-        """What is left of the current epoch."""
-        epoch, position = divmod(self.step, self.steps_an_epoch)
-        order = torch.randperm(
-            len(self.files), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch))
-        )
-        rows = [part.tolist() for part in order.split(self.config.batch)][position:]
-        preprocess = self.model.backbone.spec.preprocess
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """This process's share of the batches that the current epoch still holds."""
+        config, seed = self.model.backbone.spec.preprocess, self.run.config.seed
+        epoch = self.step // self.schedule.steps_an_epoch
         transform = (
-            Augmented(Augment(preprocess), self.seed, epoch)
-            if self.config.augment
-            else Plain(Preprocess(preprocess))
+            Augmented(Augment(config), seed, epoch) if self.config.augment else Plain(Preprocess(config))
         )
-        self.asked = time.perf_counter()
+        rows = [self.ranks.rows(batch) for batch in self.schedule.rest_of_epoch(self.step)]
+        self.asked_at = time.perf_counter()
+        if self.cache is not None:
+            return self.cache.batches(rows, epoch)
         return batches(self.files, transform, rows, device=self.model.device, workers=self.setting.workers)
 
-    def train_step(self, batch: Batch) -> StepDone:
-        """One optimizer step."""
+    def train_step(self, batch: Batch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:
+        """One optimizer step, and whether a process was asked to stop."""
         assert self.optimizer is not None  # noqa: S101 - total is 0 without parameters
-        began = time.perf_counter()
-        lr = self.rate(self.step)
+        came = time.perf_counter()
+        epoch = self.step // self.schedule.steps_an_epoch
+        images, lr = self.schedule.images(self.step), self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(seed_of(self.seed, self.step, 1))
         self.model.train()
         truth = self.truth[batch.rows].to(self.model.device)
-        with attention_kernels(self.model.device):
-            with computing(self.model.device, self.setting.precision):
-                scores = self.model.score(
-                    self.model.encode_images(batch.images), self.model.encode_pairs(self.space)
-                )
-                loss = self.model.loss(scores, truth, self.space, self.config)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-        value = loss.item()
-        if not math.isfinite(value):
+        seed = seed_of(self.run.config.seed, self.step, 1)
+        mine, scores = self.pieces.backward(batch.images, truth, seed, weight=self.ranks.weight(images))
+        loss, wishes = self.ranks.add_up(list(self.parameters.values()), [mine, float(stop())])
+        self.scaler.unscale_(self.optimizer)
+        held = [p for p in self.parameters.values() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in held if p.grad is not None])
+        problem = None
+        if math.isfinite(loss) and bool(norm.isfinite()):
+            clip_grads_with_norm_(held, self.config.clip, norm)
+            self.scaler.step(self.optimizer)
+            self.position.skipped = 0
+        else:
+            files = [self.files[row] for row in batch.rows.tolist()]
+            problem = watch.cause(loss, batch.images, files, scores, self.parameters)
+            self.count_skip(problem, loss)
+        self.scaler.update()
+        self.position.step += 1
+        self.position.validated = False
+        now = time.perf_counter()
+        seconds, waited = now - self.asked_at, came - self.asked_at
+        self.spent, self.waited = self.spent + seconds, self.waited + waited
+        done = StepDone(self.step, self.total, epoch, loss, lr, float(norm), images, seconds, waited, problem)
+        if self.ranks.first:
+            self.run.log(done.to_json())
+        return done, wishes > 0
+
+    def count_skip(self, problem: str, loss: float) -> None:
+        """Let a step without finite numbers pass, unless it is one too many in a row."""
+        if math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1:
+            return  # fp16 finds its scale this way: too large a one overflows, and is halved
+        self.position.skipped += 1
+        if self.position.skipped > self.config.max_skipped:
             raise RefinerError(
-                f"The loss of step {self.step + 1} is {value}.",
+                f"Step {self.step + 1} is number {self.position.skipped} in a row to fail: {problem}.",
                 hint="Lower train.lr or use --precision fp32.",
             )
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.learned().values(), self.config.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        epoch = self.step // self.steps_an_epoch
-        self.step += 1
-        now = time.perf_counter()
-        done = StepDone(
-            self.step, self.total, epoch, value, lr, len(truth), now - self.asked, began - self.asked
-        )
-        self.asked = now
-        self.run.log({"kind": "step", "step": done.step, "epoch": epoch, "loss": value, "lr": lr,
-                      "seconds": round(done.seconds, 4), "waited": round(done.waited, 4)})  # fmt: skip
-        return done
 
-    def validate(self) -> Validated:
+    def validate(self, stop: Callable[[], bool]) -> Validated:
         """Choose the inference weights on validation, save, and note the best checkpoint."""
         began = time.perf_counter()
-        calibration, metrics = calibrate(self.model, self.benchmark, self.setting)
-        self.model.calibration = calibration
-        best = self.best_auc < metrics.AUC
-        self.best_auc = max(self.best_auc, metrics.AUC)
-        epoch = math.ceil(self.step / self.steps_an_epoch)
-        self.run.log(
-            {"kind": "val", "step": self.step, "epoch": epoch, **metrics.to_json(), **calibration.to_json()}
-        )
-        self.save(calibration, metrics.to_json())
-        if best:
-            self.run.set_best(self.step, metrics.to_json())
-        self.run.prune()
-        return Validated(self.step, epoch, metrics, calibration, best, time.perf_counter() - began)
 
-    def save(self, calibration: Calibration, metrics: dict[str, Any]) -> None:
-        """Write a checkpoint: a model directory, and what it takes to go on."""
+        def go_on(_done: int, _all: int) -> None:
+            # Under several processes the others wait in the next step's exchange, which carries the wish.
+            if self.ranks.size == 1 and stop():
+                raise AskedToStopError
+
+        calibration, metrics = calibrate(self.model, self.benchmark, self.setting, go_on)
+        position = self.position
+        best = position.best is None or position.best["val"]["AUC"] < metrics.AUC
+        if best:
+            name = self.run.checkpoint(self.step).name
+            position.best = {"checkpoint": name, "step": self.step, "val": metrics.to_json()}
+        position.validated = True
+        waiting = self.waited / self.spent if self.spent else 0.0
+        self.spent = self.waited = 0.0
+        epoch = math.ceil(self.step / self.schedule.steps_an_epoch)
+        seconds = time.perf_counter() - began
+        done = Validated(self.step, epoch, metrics, calibration, best, seconds, waiting)
+        self.run.log(done.to_json())
         self.model.calibration = calibration
-        data = self.run.dataset
-        info = ModelInfo(self.run.config.method, data.name, data.path, data.fingerprint, self.step, metrics)
-        with self.run.new_checkpoint(self.step) as folder:
-            write_model(folder, self.model, info, with_backbone=False)
-            save_file(optimizer_tensors(self.optimizer), folder / OPTIMIZER)
-            state = {"step": self.step, "best_auc": self.best_auc, "scaler": self.scaler.state_dict()}
-            (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", "utf-8")
+        self.save(metrics.to_json())
+        if best and position.best:
+            self.run.set_best(position.best)
+        self.run.prune()
+        write_curves(self.run)
+        return done
+
+    def save(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, where this process writes."""
+        if self.ranks.first:
+            self.state.save(self.position, metrics)
+            self.run.prune()
+        self.saved_at = time.monotonic()
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint. Raises ModelFileError if it is damaged."""
-        learned = {
-            n.removeprefix("learned."): v for n, v in read_tensors(folder).items() if n.startswith("learned.")
-        }
-        put_learned(self.model, learned, folder)
-        try:
-            state = json.loads((folder / STATE).read_text("utf-8"))
-            tensors = load_file(folder / OPTIMIZER)
-        except Exception as error:  # noqa: BLE001 - safetensors, JSON and the system all have their own
-            raise ModelFileError(f"The training state in {folder} cannot be read ({error}).") from None
-        if self.optimizer is not None:
-            put_optimizer_tensors(self.optimizer, tensors)
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best_auc = state["step"], state["best_auc"]
-        self.run.forget_after(self.step)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    """The state of every parameter, as ``<number>.<name>``."""
-    if optimizer is None:
-        return {}
-    return {
-        f"{number}.{name}": value.detach().cpu().clone()
-        for number, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Load what :func:`optimizer_tensors` gave."""
-    content = optimizer.state_dict()
-    content["state"] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        content["state"].setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict(content)
+        self.position = self.state.restore(folder)

@@ -11,9 +11,10 @@ import torch
 
 from refiner_cli.config import resolve
 from refiner_cli.core.checkpoint import read_model, read_tensors
+from refiner_cli.core.events import StepDone, Stopped, Validated
 from refiner_cli.core.run import DatasetRef, Run, model_folder
 from refiner_cli.core.start import resume, start
-from refiner_cli.core.trainer import StepDone, Stopped, Training, Validated
+from refiner_cli.core.trainer import Training
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
 
@@ -49,7 +50,7 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
     assert whole.total == 6
 
     first = begin(tmp_path / "parts", benchmark)
-    events = list(first.run_on(stop=lambda: first.step == 2))  # in the middle of the first epoch
+    events = list(first.run_on(stop=lambda: first.step == 1))  # in the middle of the first epoch
     assert isinstance(events[-1], Stopped)
     second = resume(first.run, benchmark, lambda line: None)
     assert second.step == 2
@@ -61,12 +62,19 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path, benchmark: Benchmark) -> None:
+def test_what_an_interruption_left_behind_is_dropped(tmp_path: Path, benchmark: Benchmark) -> None:
     training = begin(tmp_path / "run", benchmark)
-    list(training.run_on(stop=lambda: training.step == 2))
-    training.run.log({"kind": "step", "step": 3, "loss": 0.0})  # written, then killed before the checkpoint
-    resume(training.run, benchmark, lambda line: None)
-    assert [row["step"] for row in training.run.rows() if row["kind"] == "step"] == [1, 2]
+    list(training.run_on(stop=lambda: training.step == 1))
+    # Written, then killed before the checkpoint; and killed while writing one.
+    training.run.log({"kind": "step", "step": 3, "loss": 0.0})
+    torn = tmp_path / "run" / "checkpoints" / ".step-00000003.abc"
+    torn.mkdir()
+    again = resume(training.run, benchmark, lambda line: None)
+    list(again.run_on(stop=lambda: True))
+    lines = [row for row in again.run.rows() if row["kind"] == "step"]
+    assert [row["step"] for row in lines] == [1, 2, 3]
+    assert lines[-1]["loss"] > 0
+    assert not torn.exists()
 
 
 def test_the_best_checkpoint_is_chosen_by_validation_and_kept(tmp_path: Path, benchmark: Benchmark) -> None:
@@ -90,15 +98,17 @@ def test_the_test_split_is_not_read(tmp_path: Path, small_demo: Path) -> None:
     assert any(isinstance(event, StepDone) for event in training.run_on())
 
 
-def test_an_image_that_does_not_decode_is_named(tmp_path: Path, small_demo: Path) -> None:
+def test_an_image_that_does_not_decode_is_named_and_the_steps_before_it_saved(
+    tmp_path: Path, small_demo: Path
+) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(small_demo, folder)
-    torn = load_benchmark(folder)
-    victim = next(iter(torn.paths("train")))
+    training = begin(tmp_path / "run", load_benchmark(folder))
+    victim = training.files[training.schedule.rest_of_epoch(1)[0][0]]
     victim.write_bytes(victim.read_bytes()[:100])
-    training = begin(tmp_path / "run", torn)
     with pytest.raises(DatasetError, match=victim.name):
         list(training.run_on())
+    assert training.run.checkpoints()[-1].name == "step-00000001"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

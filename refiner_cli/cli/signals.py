@@ -1,0 +1,45 @@
+"""Signals that ask a long command to come to a good end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from refiner_cli.cli.console import INTERRUPTED, TERMINATED
+
+
+@dataclass
+class Wish:
+    """Whether somebody asked to stop; call it to know."""
+
+    number: int | None = None
+
+    def __call__(self) -> bool:
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        return TERMINATED if self.number == signal.SIGTERM else INTERRUPTED
+
+
+@contextlib.contextmanager
+def listening(note: Callable[[str], None]) -> Iterator[Wish]:
+    """Take SIGINT and SIGTERM as a wish. A second SIGINT ends the process at once."""
+    wish = Wish()
+
+    def heard(number: int, _frame: FrameType | None) -> None:
+        # From now on the system answers Ctrl-C itself, even while torch computes.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if wish.number is None:
+            wish.number = number
+            note("Stopping: this step is finished and saved. Ctrl-C again stops at once.")
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

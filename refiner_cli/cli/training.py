@@ -1,0 +1,196 @@
+"""Carrying out ``refiner train``: one run or several seeds, fresh or resumed, alone or under torchrun."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refiner_cli.cli.console import grid, terminal
+from refiner_cli.cli.signals import Wish, listening
+from refiner_cli.errors import RefinerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from refiner_cli.config import Config
+    from refiner_cli.core.events import Event
+    from refiner_cli.core.ranks import Ranks
+    from refiner_cli.core.trainer import Training
+
+COLUMNS = ("S", "U", "HM", "AUC")
+HUNGRY = 0.2  # share of the time spent waiting for data from which on it is worth a word
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for."""
+
+    dataset: str
+    config: Config | None  # None: go on with what lies in ``out``
+    out: Path | None
+    seeds: int
+
+
+def carry_out(order: Order, *, as_json: bool) -> int:
+    """Train, print the result, return the exit code."""
+    from refiner_cli.core.ranks import joined
+
+    with listening(terminal.note) as wish, joined(os.environ, gpu=on_gpu(order), lost=give_up) as ranks:
+        terminal.quiet = terminal.quiet or not ranks.first
+        result = train_all(order, ranks, wish)
+        if ranks.first:
+            (terminal.json if as_json else show)(result)
+        return wish.exit_code if result["interrupted"] else 0
+
+
+def on_gpu(order: Order) -> bool:
+    """Whether the processes of torchrun take a GPU each."""
+    from refiner_cli.core.device import pick_device
+    from refiner_cli.core.run import Run
+
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    config = order.config
+    if config is None and order.out and (order.out / "run.json").is_file():
+        config = Run.open(order.out).config
+    return pick_device(config.device if config else "auto")[0].type == "cuda"
+
+
+def give_up(reason: str) -> None:
+    """End this process: the main thread may sit in an exchange that never comes back."""
+    terminal.error(RefinerError(reason, hint="Go on with --resume."))
+    sys.stderr.flush()
+    os._exit(RefinerError.exit_code)
+
+
+def train_all(order: Order, ranks: Ranks, stop: Wish) -> dict[str, Any]:
+    """The run, or one after the other those of several seeds."""
+    from refiner_cli.core.run import Run
+    from refiner_cli.core.seeds import FILE, Seeds
+
+    out = order.out or Path(ranks.agree(str(default_folder(order))))
+    if order.config is None and not (out / FILE).is_file():
+        return {"schema": "refiner.train/1", **follow(resumed(out, ranks), stop)}
+    if order.config is not None and order.seeds == 1:
+        return {"schema": "refiner.train/1", **follow(fresh(order.dataset, order.config, out, ranks), stop)}
+    if order.config is not None:
+        if ranks.first:
+            Seeds.create(out, range(order.config.seed, order.config.seed + order.seeds))
+        ranks.wait()
+    several = Seeds.open(out)
+    runs: list[dict[str, Any]] = []
+    for seed in several.seeds:
+        folder = several.run(seed)
+        terminal.note(f"seed {seed}, {len(runs) + 1} of {len(several.seeds)}")
+        if (folder / "run.json").is_file():
+            training = resumed(folder, ranks)
+        else:
+            first = None if order.config else Run.open(several.run(several.seeds[0]))
+            config = order.config or (first.config if first else None)
+            if config is None:
+                raise AssertionError("either the order or the first run says what to train")
+            dataset = order.dataset or (first.dataset.path if first else "")
+            training = fresh(dataset, config.model_copy(update={"seed": seed}), folder, ranks)
+        runs.append(follow(training, stop))
+        if runs[-1]["interrupted"]:
+            break
+    result: dict[str, Any] = {
+        "schema": "refiner.train-seeds/1", "folder": str(out), "runs": runs,
+        "interrupted": runs[-1]["interrupted"],
+    }  # fmt: skip
+    if not result["interrupted"] and ranks.first:
+        result |= several.finish([run["val"] for run in runs])
+    return result
+
+
+def default_folder(order: Order) -> Path:
+    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    method = order.config.method if order.config else "run"
+    return Path("runs") / f"{Path(order.dataset).name}-{method}-{stamp}"
+
+
+def fresh(dataset: str, config: Config, folder: Path, ranks: Ranks) -> Training:
+    """A new run in its directory. The first process goes ahead: it may have to draw the demo."""
+    from refiner_cli.cli.common import open_dataset
+    from refiner_cli.core.run import DatasetRef, Run
+    from refiner_cli.core.start import environment, start
+
+    if ranks.first:
+        benchmark = open_dataset(dataset)
+        ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
+        Run.create(folder, config, ref, environment(sys.argv))
+    ranks.wait()
+    return start(Run.open(folder), open_dataset(dataset), terminal.note, ranks)
+
+
+def resumed(folder: Path, ranks: Ranks) -> Training:
+    """The training of an existing run, at its last whole checkpoint."""
+    from refiner_cli.core.run import Run
+    from refiner_cli.core.start import environment, resume
+    from refiner_cli.data.benchmark import load_benchmark
+
+    run = Run.open(folder)
+    training = resume(run, load_benchmark(Path(run.dataset.path), run.dataset.name), terminal.note, ranks)
+    if ranks.first and training.step < training.total:
+        run.note_environment(environment(sys.argv), training.step)
+    ranks.wait()
+    return training
+
+
+def follow(training: Training, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Run to the end and tell what happens."""
+    from refiner_cli.core.events import StepDone, Stopped
+
+    stopped = False
+    with terminal.progress("training") as progress:
+        for event in training.run_on(stop):
+            tell(event)
+            stopped = stopped or isinstance(event, Stopped)
+            if isinstance(event, StepDone):
+                progress(event.step, event.total)
+    best = training.run.best() or {}
+    return {"run": str(training.run.folder), "seed": training.run.config.seed, "step": training.step,
+            "best_step": best.get("step"), "val": best.get("val"), "interrupted": stopped}  # fmt: skip
+
+
+def tell(event: Event) -> None:
+    from refiner_cli.core.events import Stopped, Validated
+
+    if isinstance(event, Validated):
+        m = event.metrics
+        mark = "  best so far" if event.best else ""
+        terminal.note(
+            f"epoch {event.epoch}, step {event.step}: validation S {m.S:.1f} U {m.U:.1f} HM {m.HM:.1f} "
+            f"AUC {m.AUC:.1f}, {event.waiting:.0%} of the time waiting for images{mark}"
+        )
+        if event.waiting > HUNGRY:
+            terminal.note("Decoding holds the training up: try more processes, --set train.workers=N.")
+    elif isinstance(event, Stopped):
+        terminal.note(f"stopped after step {event.step}; the state is saved, go on with --resume")
+    elif event.skipped:
+        terminal.note(f"step {event.step} skipped: {event.skipped}")
+
+
+def show(result: dict[str, Any]) -> None:
+    """The result as a table, and where it lies."""
+    if "runs" not in result:
+        if result["val"]:
+            table = grid("Best on validation", "step", *COLUMNS)
+            table.add_row(str(result["best_step"]), *(f"{result['val'][name]:.1f}" for name in COLUMNS))
+            terminal.table(table)
+            terminal.data(f"run {result['run']}")
+        return
+    table = grid("Best on validation, by seed", "seed", "step", *COLUMNS)
+    for run in result["runs"]:
+        if run["val"]:
+            values = (f"{run['val'][name]:.1f}" for name in COLUMNS)
+            table.add_row(str(run["seed"]), str(run["best_step"]), *values)
+    for name in ("mean", "deviation"):
+        if name in result:
+            table.add_row(name, "", *(f"{result[name][column]:.1f}" for column in COLUMNS))
+    terminal.table(table)
+    terminal.data(f"runs {result['folder']}")

@@ -1,0 +1,48 @@
+"""What each step of a training reads, and how fast it learns: functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from refiner_cli.config import TrainConfig
+from refiner_cli.data.images import seed_of
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a training on ``count`` images; steps and epochs count from 0."""
+
+    config: TrainConfig
+    count: int
+    seed: int
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return math.ceil(self.count / self.config.batch)
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        every = self.config.epochs * self.steps_an_epoch
+        return min(every, self.config.max_steps or every)
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then a cosine to zero."""
+        warm = max(1, round(self.config.warmup * self.total))
+        if step < warm:
+            return self.config.lr * (step + 1) / warm
+        return self.config.lr * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
+
+    def images(self, step: int) -> int:
+        """Images of a step; the last of an epoch may have fewer."""
+        return min(self.config.batch, self.count - step % self.steps_an_epoch * self.config.batch)
+
+    def rest_of_epoch(self, step: int) -> list[list[int]]:
+        """The rows of this step and of those after it in the same epoch."""
+        epoch, position = divmod(step, self.steps_an_epoch)
+        chance = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        order = torch.randperm(self.count, generator=chance)
+        return [part.tolist() for part in order.split(self.config.batch)[position:]]
