@@ -65,9 +65,9 @@ class Terminal:
         self.out.print(text, markup=False)
 
     def table(self, table: Table) -> None:
-        # A number is never cut off: a table that is wider than the terminal may wrap instead.
-        wanted = Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
-        self.out.print(table, width=max(wanted, self.out.width))
+        # A number is never cut off: a table that is wider than the terminal wraps instead.
+        table.width = Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
+        self.out.print(table)
 
     def json(self, value: dict[str, Any]) -> None:
         # Not through rich: a long line must stay one line, whatever the width.
