@@ -60,6 +60,13 @@ class TrainConfig(Section):
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: bool = Field(default=True, description="flip, perspective and rotation of training images")
+    text_chunk: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")
+    grad_checkpoint: bool = Field(
+        default=False, description="keep no activations inside visual blocks, compute them again"
+    )
+    cache: int = Field(
+        0, ge=0, description="views of an image whose lower activations are kept on disk; 0: no cache"
+    )
     workers: int = Field(-1, ge=-1, description="processes that decode; -1: by the machine")
     save_minutes: float = Field(
         10.0, ge=0, description="time between checkpoints within an epoch; 0: every step"

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from refiner_cli import __version__
-from refiner_cli.cli import demo, doctor, download, eval, export, info, predict, train  # noqa: A004
+from refiner_cli.cli import (
+    bench,
+    compare,
+    demo,
+    doctor,
+    download,
+    eval,  # noqa: A004 - the command's name
+    export,
+    info,
+    predict,
+    train,
+)
 from refiner_cli.cli.console import terminal
 
 app = typer.Typer(
@@ -38,6 +49,6 @@ def options(
     terminal.debug, terminal.quiet = debug, quiet
 
 
-for command in (demo.demo, download.download, train.train, eval.evaluate, predict.predict, export.export,
-                info.info, doctor.doctor):  # fmt: skip
+for command in (demo.demo, download.download, train.train, eval.evaluate, compare.compare, predict.predict,
+                export.export, info.info, doctor.doctor, bench.bench):  # fmt: skip
     app.command(name="eval" if command is eval.evaluate else None)(command)

@@ -1,67 +1,108 @@
-"""``refiner eval``: closed and open world metrics of a model on a dataset."""
+"""``refiner eval``: closed and open world metrics of a model on a dataset, or of a file of scores."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import (
-    Device,
-    ModelPath,
-    Precision,
-    Workers,
-    open_dataset,
-    open_model,
-    setting_for,
+from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, setting_for
+from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.metrics import (
+    BatchSize,
+    Dataset,
+    Draws,
+    Feasibility,
+    Protocol,
+    Split,
+    Worlds,
+    metrics_table,
+    ranks,
+    top_table,
+    worlds_of,
 )
-from refiner_cli.cli.console import Json, grid, terminal
-from refiner_cli.errors import DatasetError
+from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from refiner_cli.data.benchmark import World
-    from refiner_cli.data.labels import LabelSpace
-
-COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
+    from refiner_cli.data.benchmark import Benchmark
+    from refiner_cli.evaluation.result import Result
 
 
 def evaluate(
-    model: ModelPath,
-    dataset: Annotated[
-        str | None, typer.Option(help="A catalogue name or a folder.  [what it was trained on]")
+    model: Annotated[Path | None, typer.Argument(help="A run or an exported model.")] = None,
+    dataset: Dataset = None,
+    split: Split = "test",
+    world: Worlds = "both",
+    protocol: Protocol = "exact",
+    feasibility: Feasibility = "none",
+    feasibility_vectors: Annotated[
+        Path | None, typer.Option(help="Word vectors (GloVe) for it.  [the model's text tower]")
     ] = None,
-    split: Annotated[Literal["val", "test"], typer.Option(help="Which split.")] = "test",
-    world: Annotated[Literal["closed", "open", "both"], typer.Option(help="Which pairs compete.")] = "both",
-    protocol: Annotated[
-        Literal["exact", "legacy"], typer.Option(help="Every breakpoint, or the published 20-point sweep.")
-    ] = "exact",
+    scores: Annotated[Path | None, typer.Option(help="Any method's scores (.npz), no MODEL.")] = None,
+    topk: Annotated[str, typer.Option(metavar="K,K..", help="Ranks that are reported.")] = "1,3,5,10",
+    draws: Draws = 1000,
+    per_image: Annotated[Path | None, typer.Option(help="Write a JSON line an image and world.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
+    batch: BatchSize = 64,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model; nothing is chosen here, all calibration comes from training's validation."""
-    from refiner_cli.evaluation.evaluate import evaluate as run
+    """Evaluate a model or a file of scores; what there is to choose is chosen on validation."""
+    if (model is None) == (scores is None):
+        raise UsageError("Give either a MODEL or --scores FILE.npz.")
+    if scores and (dataset or feasibility != "none"):
+        raise UsageError("--dataset and --feasibility go with a MODEL, not with --scores.")
+    if feasibility_vectors and feasibility == "none":
+        raise UsageError("--feasibility-vectors needs --feasibility mask or soft.")
+    if feasibility != "none" and world == "closed":
+        raise UsageError("--feasibility is about the open world; --world closed leaves that out.")
+    from refiner_cli.core.run import is_run
+    from refiner_cli.evaluation.assess import Asked, assess_model, assess_scores
 
-    recogniser, info = open_model(model, device)
-    benchmark = open_dataset(dataset or info.dataset_path)
-    known = recogniser.space
-    if (benchmark.states, benchmark.objects) != (known.states, known.objects):
-        raise DatasetError(f"The label space of {benchmark.root} is not the one that {model} was trained on.")
-    worlds: list[World] = ["closed", "open"] if world == "both" else [world]
-    spaces: dict[str, LabelSpace] = {name: benchmark.label_space(split, name) for name in worlds}
-    setting = setting_for(recogniser, precision, workers, batch)
-    with terminal.progress("evaluating") as progress:
-        found = run(recogniser, benchmark, split, spaces, setting, protocol=protocol, progress=progress)
-    result: dict[str, Any] = {
-        "schema": "refiner.eval/1", "dataset": benchmark.name, "split": split, "protocol": protocol,
-        "worlds": {name: metrics.to_json() for name, metrics in found.items()},
-    }  # fmt: skip
+    asked = Asked(protocol, ranks(topk), draws)
+    benchmark: Benchmark | None = None
+    if scores:
+        with terminal.progress("reading scores") as progress:
+            result = assess_scores(scores, asked, progress)
+    elif model:
+        recogniser, info = open_model(model, device)
+        benchmark = open_dataset(dataset or info.dataset_path)
+        setting = setting_for(recogniser, precision, workers, batch)
+        with terminal.progress("evaluating") as progress:
+            result = assess_model(
+                recogniser, benchmark, split, worlds_of(world), setting, asked,
+                feasibility=feasibility, vectors=feasibility_vectors, progress=progress,
+            )  # fmt: skip
+        for found in result.worlds.values():
+            if found.feasibility and is_run(model):
+                found.feasibility.store(model, benchmark.fingerprint())
+    if per_image:
+        from refiner_cli.evaluation.breakdown import write_per_image
+
+        write_per_image(per_image, result.rows())
+    if report:
+        from refiner_cli.evaluation.report import write_report
+
+        write_report(report, result, benchmark.images if benchmark else None)
+        terminal.note(f"report: {report}")
     if as_json:
-        terminal.json(result)
-        return
-    table = grid(f"{benchmark.name}, {split}, {protocol} protocol", "world", *COLUMNS)
-    for name, metrics in result["worlds"].items():
-        table.add_row(name, *(f"{metrics[column]:.1f}" for column in COLUMNS))
-    terminal.table(table)
+        terminal.json(result.to_json())
+    else:
+        show(result)
+
+
+def show(result: Result) -> None:
+    """Metrics with their intervals, and top-k."""
+    title = f"{result.dataset}, {result.split}, {result.protocol} protocol; below: 95 % intervals"
+    rows = {name: (found.metrics.to_json(), found.intervals) for name, found in result.worlds.items()}
+    terminal.table(metrics_table(title, rows))
+    terminal.table(top_table(result))
+    for name, found in result.worlds.items():
+        if choice := found.feasibility:
+            chosen = f"feasibility {choice.kind} {choice.value:.4g} by {choice.source}"
+            terminal.note(f"{name}: {chosen}, chosen on validation (AUC {choice.val_auc:.1f} there)")
+        if found.metrics.ties:
+            terminal.note(f"{name}: the best score of {found.metrics.ties} images is tied; was it rounded?")

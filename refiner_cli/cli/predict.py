@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model, setting_for
+from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.files import whole_file
+from refiner_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.inference.scan import Filter, Found
+    from refiner_cli.inference.sink import Row
+
+STDIN = [Path("-")]
 
 
 def predict(
@@ -22,7 +28,8 @@ def predict(
         list[Path], typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin.")
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A .jsonl or .csv file.  [stdout, JSON lines]")
+        Path | None,
+        typer.Option("-o", "--out", help="A .jsonl, .csv or .parquet file.  [stdout, JSON lines]"),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Guesses an image.")] = 5,
     world: Annotated[
@@ -31,64 +38,109 @@ def predict(
     states: Annotated[Path | None, typer.Option(help="Own states, one a line.")] = None,
     objects: Annotated[Path | None, typer.Option(help="Own objects, one a line.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Own pairs, 'state object' a line.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only such files of a folder: '*.jpg'.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No such files or folders: 'raw/*'.")] = None,
     on_error: Annotated[
         Literal["skip", "fail"], typer.Option(help="What an unreadable image does.")
     ] = "skip",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew; else an existing output is gone on with.")
+    ] = False,
+    gallery: Annotated[Path | None, typer.Option(help="An .html page to look through the results.")] = None,
+    heatmaps: Annotated[
+        Path | None, typer.Option(help="A folder for pictures of what the concept queries look at.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
+    batch: Annotated[int, typer.Option(min=0, help="Images encoded at once; 0: by the machine.")] = 0,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Recognise images: one row each, unreadable ones too."""
-    if out and out.suffix not in {".jsonl", ".csv"}:
-        raise UsageError(f"The output {out} is of no known kind.", hint="Use .jsonl or .csv.")
-    if out and out.exists() and not overwrite:
-        raise UsageError(f"The output {out} exists already.", hint="Use another name or --overwrite.")
-    if as_json and not out:
-        raise UsageError("--json prints a summary on stdout, so the rows need a file.", hint="Add -o FILE.")
-    from refiner_cli.inference.predict import predict_files
+    """Recognise images, one row each; the same command again goes on where it stopped."""
+    from refiner_cli.inference.scan import Filter, locate, origin
+    from refiner_cli.inference.sink import kind_of
+
+    rank, processes = (int(os.environ.get(*name)) for name in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if out is None and (as_json or gallery):
+        raise UsageError("A summary or a gallery needs the rows in a file.", hint="Add -o FILE.")
+    if processes > 1 and (out is None or paths == STDIN):
+        raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
+    if out:
+        kind_of(out)
+    terminal.quiet = terminal.quiet or rank > 0
+    found, total = find(paths, Filter(include or (), exclude or ()))
+    from refiner_cli.core.batches import pick_workers
+    from refiner_cli.core.device import pick_precision
+    from refiner_cli.inference.gallery import write_gallery
+    from refiner_cli.inference.memory import pick_batch
+    from refiner_cli.inference.output import Output
     from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.scan import scan
-    from refiner_cli.inference.sink import open_sink
+    from refiner_cli.inference.session import Plan, predict_into, predict_onto
+    from refiner_cli.inference.team import joined
     from refiner_cli.inference.vocabulary import choose_space
 
-    places = [Path(line.strip()) for line in sys.stdin if line.strip()] if paths == [Path("-")] else paths
-    found = list(scan(places))
-    if not found:
-        raise UsageError(f"There is no image in {', '.join(map(str, places))}.")
-    loaded, _ = open_model(model, device)
-    space = choose_space(loaded.space, world, states, objects, pairs)
-    setting = setting_for(loaded, precision, workers, batch)
-    recogniser = Recogniser(loaded, space, setting.precision)
-    failed = 0
-    with opened(out) as stream, terminal.progress("predicting") as progress:
-        sink = open_sink(out.suffix if out else ".jsonl", stream, top_k)
-        rows = predict_files(recogniser, found, top_k=top_k, batch=batch, workers=setting.workers)
-        for done, row in enumerate(rows, 1):
-            if row.prediction is None:
-                failed += 1
-                if on_error == "fail":
-                    raise RefinerError(row.error)
-                terminal.note(row.error)
-            sink.write(row)
-            progress(done, len(found))
-    if as_json:
-        terminal.json(
-            {"schema": "refiner.predict/1", "images": len(found), "errors": failed, "out": str(out)}
+    with joined(rank, processes) as team:
+        loaded, _ = open_model(model, device)
+        space = choose_space(loaded.space, world, states, objects, pairs)
+        dtype, why = pick_precision(precision, loaded.device)
+        recogniser = Recogniser(loaded, space, dtype)
+        if heatmaps and not recogniser.looks:
+            raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
+        size, because = pick_batch(batch, recogniser)
+        count, reason = pick_workers(workers, loaded.device)
+        name = str(dtype).removeprefix("torch.")
+        terminal.note(
+            f"precision {name} ({why}), batch {size} ({because}), {count} decoding processes ({reason})"
         )
-    elif failed:
-        terminal.note(f"{failed} of {len(found)} images could not be read")
-    if failed:
+        plan = Plan(top_k, size, count, stop_at_error=on_error == "fail", heatmaps=heatmaps)
+        with terminal.progress("predicting") as progress:
+            follow = Follow(progress, total)
+            if out is None:
+                made = predict_onto(sys.stdout, recogniser, found, plan, watch=follow, tell=terminal.note)
+            else:
+                made = predict_into(
+                    Output(out, top_k, rank, processes), recogniser, found, origin(paths), plan, team,
+                    overwrite=overwrite, watch=follow, tell=terminal.note,
+                )  # fmt: skip
+        if gallery and out and team.leads:
+            shown = write_gallery(gallery, out, lambda name: locate(paths, name), workers=count)
+            terminal.note(f"gallery {gallery} ({shown} images)")
+    if rank > 0:
+        return
+    if as_json:
+        terminal.json({"schema": "refiner.predict/1", "images": made.images, "errors": made.errors,
+                       "new": follow.new, "out": str(out)})  # fmt: skip
+    elif made.errors:
+        terminal.note(f"{made.errors} of {made.images} images could not be read")
+    if made.errors:
         raise typer.Exit(PARTLY_DONE)
 
 
-@contextlib.contextmanager
-def opened(out: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when it is whole."""
-    if out is None:
-        yield sys.stdout
-        return
-    with whole_file(out) as part, part.open("w", encoding="utf-8", newline="") as stream:
-        yield stream
+def find(paths: list[Path], chosen: Filter) -> tuple[Iterator[Found], Callable[[], int]]:
+    """The images, and how many there are as soon as that is known. Raises UsageError if there is none."""
+    from refiner_cli.inference.scan import count_aside, listed, scan
+
+    if paths == STDIN:
+        lines = (line.rstrip("\n") for line in sys.stdin)
+        return listed((Path(line) for line in lines if line), chosen), lambda: 0
+    found = scan(paths, chosen)
+    first = next(found, None)
+    if first is None:
+        raise UsageError(f"There is no image in {', '.join(map(str, paths))}.")
+    return chain([first], found), count_aside(scan(paths, chosen))
+
+
+class Follow:
+    """Tells of every image what there is to tell."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: Callable[[], int]) -> None:
+        self.progress, self.total = progress, total
+        self.done = self.new = 0
+
+    def __call__(self, row: Row | None) -> None:
+        self.done += 1
+        if row is not None:
+            self.new += 1
+            if row.error:
+                terminal.note(row.error)
+        self.progress(self.done, self.total())

@@ -76,6 +76,7 @@ class Model(nn.Module, ABC):
         self.config = config
         self.space = space  # what it was made for
         self.calibration = Calibration()
+        self.recompute = False  # keep no activations inside visual blocks, compute them again
 
     has_state_branch = False
     has_object_branch = False
@@ -106,8 +107,9 @@ class Model(nn.Module, ABC):
         """Temperature times cosine similarity, in float32 whatever the precision outside."""
         scale, shift = self.backbone.logit_scale, self.backbone.logit_bias
         with torch.autocast(images.composition.device.type, enabled=False):
+            composition = scale * images.composition @ bank.pairs.T
             return Scores(
-                scale * images.composition @ bank.pairs.T + shift,
+                composition + shift if shift else composition,
                 None if bank.states is None else scale * images.state @ bank.states.T,
                 None if bank.objects is None else scale * images.object @ bank.objects.T,
             )
@@ -122,7 +124,8 @@ class Model(nn.Module, ABC):
         ):
             if logits is not None and weight:
                 columns = torch.from_numpy(index).to(logits.device)
-                total = total + weight * logits.log_softmax(-1)[:, columns]
+                # Weighted before it is spread over the pairs: in the open world B x P is large.
+                total = (weight * logits.log_softmax(-1)).index_select(1, columns).add_(total)
         return total
 
     def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:

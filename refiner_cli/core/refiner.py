@@ -70,11 +70,18 @@ class Refiner(Model):
             prompts=Prompts.build(backbone.text, config, space),
         )
 
+    def lower(self, images: Tensor) -> Tensor:
+        """Below the first adapter, never changed by training: ``B x 3 x H x W`` -> ``B x N x W``."""
+        return below(self.backbone.visual, images, cast("Sequence[BlockAdapter]", self.adapters))
+
     def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``."""
-        tower = self.backbone.visual
+        """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``.
+
+        Tokens that :meth:`lower` gave, ``B x N x W``, will do in the place of images.
+        """
+        tokens = images if images.ndim == 3 else self.lower(images)
         adapters = cast("Sequence[BlockAdapter]", self.adapters)
-        return above(tower, below(tower, images, adapters), adapters)
+        return above(self.backbone.visual, tokens, adapters, recompute=self.recompute)
 
     def encode_images(self, images: Tensor) -> ImageVectors:
         pooled, tokens = self.see(images)

@@ -9,6 +9,7 @@
     curves.html                  the same as pictures
     checkpoints/step-00000120/   a model directory and the training state, whole or not there
     best.json                    which checkpoint did best on validation
+    feasibility.json             what ``refiner eval --feasibility`` chose, also on validation
 
 The last two checkpoints are kept, and the best one. One training at a time writes into a run.
 """
@@ -172,12 +173,17 @@ class Run:
                 shutil.rmtree(folder)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run lies there, rather than an exported model."""
+    return (path / RUN).is_file()
+
+
 def model_folder(path: Path) -> Path:
     """The model directory that a user means: a model directory itself, or the best one of a run.
 
     Raises ModelFileError where there is neither.
     """
-    if (path / RUN).is_file():
+    if is_run(path):
         run = Run.open(path)
         best = run.best()
         if best is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import open_clip
@@ -12,19 +12,22 @@ import torch
 from refiner_cli import __version__
 from refiner_cli.core.batches import pick_workers
 from refiner_cli.core.build import build_model
+from refiner_cli.core.cache import TokenCache
+from refiner_cli.core.chunk import pick_chunk
 from refiner_cli.core.clip import load_backbone
 from refiner_cli.core.device import pick_device, pick_precision, repeat_results
 from refiner_cli.core.ranks import ALONE, Ranks
+from refiner_cli.core.refiner import Refiner
 from refiner_cli.core.run import Run
 from refiner_cli.core.trainer import Training
 from refiner_cli.data.benchmark import Benchmark
-from refiner_cli.errors import DatasetError
+from refiner_cli.errors import ConfigError, DatasetError
 from refiner_cli.evaluation.evaluate import Setting
 
 Tell = Callable[[str], None]
 
 
-def environment(arguments: Sequence[str]) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What a result may depend on besides configuration and data."""
     return {
         "refiner": __version__,
@@ -34,7 +37,6 @@ def environment(arguments: Sequence[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "threads": torch.get_num_threads(),
-        "arguments": list(arguments),
     }
 
 
@@ -56,9 +58,34 @@ def start(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> T
     backbone = load_backbone(config.backbone, config.pretrained, config.seed)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
+    model.recompute = config.train.grad_checkpoint
+    text = backbone.text
+    prompts, context = len(set(benchmark.pairs["train"])), len(text.tokens.split(config.model.context))
+    text.chunk, why_chunk = pick_chunk(config.train.text_chunk, text, prompts, device, precision, context)
+    tell(f"text chunks of {text.chunk} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.learned().values())
     tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
-    return Training(model, benchmark, run, Setting(precision, config.train.batch, workers), ranks)
+    cache = None
+    if config.train.cache:
+        if not isinstance(model, Refiner) or not config.train.augment:
+            raise ConfigError("train.cache needs the method refiner and train.augment=true.")
+        cache = TokenCache(
+            folder=run.folder / "tokens",
+            model=model,
+            files=list(benchmark.paths("train")),
+            views=config.train.cache,
+            seed=config.seed,
+            key=benchmark.fingerprint(),
+            precision=precision,
+            workers=workers,
+        )
+        if ranks.first:
+            cache.fill(tell)
+        ranks.wait()
+        if not ranks.first:  # finds everything there
+            cache.fill(tell)
+    setting = Setting(precision, config.train.batch, workers)
+    return Training(model, benchmark, run, setting, tell, ranks, cache)
 
 
 def resume(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> Training:

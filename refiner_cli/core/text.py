@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from refiner_cli.core import trie
 from refiner_cli.errors import ConfigError
 
-CHUNK = 512  # prompts of one chunk where nobody says otherwise
+CHUNK = 512  # prompts of one chunk where nobody says otherwise; see core/chunk.py
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class TextTower:
         self.text = text
         self.tokens = tokens
         self.context_length: int = text.context_length
+        self.chunk = CHUNK  # prompts encoded at once
         self.width: int = text.token_embedding.embedding_dim
         self.blocks: list[nn.Module] = list(text.transformer.resblocks)
         self.pool = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
@@ -92,18 +93,18 @@ class TextTower:
             raise ConfigError(f"The name {name!r} holds no word that the text tower can read.")
         return self.token_rows(ids).mean(0)
 
-    def encode_texts(self, texts: list[str], *, chunk: int = CHUNK) -> Tensor:
+    def encode_texts(self, texts: list[str]) -> Tensor:
         """Plain texts, token by token -> ``N x D`` float32, not normalised. No gradients, nothing learned."""
         found = []
-        for start in range(0, len(texts), chunk):
-            ids = [self._ids(text) for text in texts[start : start + chunk]]
+        for start in range(0, len(texts), self.chunk):
+            ids = [self._ids(text) for text in texts[start : start + self.chunk]]
             length = max(map(len, ids)) if self.causal else self.context_length
             padded = [row + [self.tokens.pad] * (length - len(row)) for row in ids]
             x = (
                 torch.stack([self.token_rows(row) for row in padded])
                 + self.text.positional_embedding[:length]
             )
-            found.append(self._finish(x, torch.tensor([len(row) - 1 for row in ids], device=x.device)))
+            found.append(self.finish(x, torch.tensor([len(row) - 1 for row in ids], device=x.device)))
         return torch.cat(found)
 
     def _ids(self, text: str) -> list[int]:
@@ -114,13 +115,11 @@ class TextTower:
             )
         return ids
 
-    def encode(self, context: Tensor, words: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    def encode(self, context: Tensor, words: Tensor) -> Tensor:
         """Prompts ``context word``: ``n x E`` and ``N x E`` -> ``N x D`` float32, not normalised."""
-        return self._encode(context, None, words, None, chunk)
+        return self._encode(context, None, words, None)
 
-    def encode_pairs(
-        self, context: Tensor, parents: Tensor, words: Tensor, parent: Tensor, *, chunk: int = CHUNK
-    ) -> Tensor:
+    def encode_pairs(self, context: Tensor, parents: Tensor, words: Tensor, parent: Tensor) -> Tensor:
         """Prompts ``context state object``, one a pair.
 
         Args:
@@ -128,15 +127,14 @@ class TextTower:
             parents: ``S x E``, the state vectors.
             words: ``P x E``, the object vector of each pair.
             parent: ``P`` int64, the state of each pair.
-            chunk: pairs encoded at once.
 
         Returns:
             ``P x D`` float32, not normalised.
         """
-        return self._encode(context, parents, words, parent, chunk)
+        return self._encode(context, parents, words, parent)
 
     def _encode(
-        self, context: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None, chunk: int
+        self, context: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None
     ) -> Tensor:
         length = len(self.tokens.head) + len(context) + (1 if parents is None else 2) + 1
         if length > self.context_length:
@@ -146,10 +144,10 @@ class TextTower:
             )
         prefix = torch.cat([self.token_rows(list(self.tokens.head)), context])
         run = self._through_trie if self.shares else self._in_full
-        return run(prefix, parents, words, parent, chunk)
+        return run(prefix, parents, words, parent)
 
     def _through_trie(
-        self, prefix: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None, chunk: int
+        self, prefix: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None
     ) -> Tensor:
         at = self.text.positional_embedding
         depth = len(prefix)
@@ -169,13 +167,13 @@ class TextTower:
             return self._project(trie.leaves(self.blocks, grown, rows + at[first], end, up))
 
         fixed = (stem.prefix_keys, stem.prefix_values, stem.parent_keys, stem.parent_values)
-        parts = chunked(words, parent, chunk)
+        parts = chunked(words, parent, self.chunk)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([leaves(*fixed, *part) for part in parts])
         return torch.cat([checkpoint(leaves, *fixed, *part, use_reentrant=False) for part in parts])
 
     def _in_full(
-        self, prefix: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None, chunk: int
+        self, prefix: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None
     ) -> Tensor:
         """Every prompt whole. A tower that is not causal also reads the padding, so none is cut off."""
         ends = [self.tokens.end]
@@ -191,14 +189,14 @@ class TextTower:
             )
             x = torch.cat([prefix.expand(N, -1, -1), *middle, tail.expand(N, -1, -1)], 1)  # N x T x E
             x = x + self.text.positional_embedding[: x.shape[1]]
-            return self._finish(x, torch.full((N,), length - 1, device=x.device))
+            return self.finish(x, torch.full((N,), length - 1, device=x.device))
 
-        parts = chunked(words, parent, chunk)
+        parts = chunked(words, parent, self.chunk)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([whole(*part) for part in parts])
         return torch.cat([checkpoint(whole, *part, use_reentrant=False) for part in parts])
 
-    def _finish(self, x: Tensor, end: Tensor) -> Tensor:
+    def finish(self, x: Tensor, end: Tensor) -> Tensor:
         """Embedded prompts ``N x T x E`` and where each ends (``N``) -> ``N x D``."""
         mask = self.text.attn_mask
         x = self.text.transformer(x, attn_mask=None if mask is None else mask[: x.shape[1], : x.shape[1]])

@@ -19,10 +19,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from refiner_cli.config import TrainConfig
 from refiner_cli.core import watch
 from refiner_cli.core.batches import Augmented, Batch, Plain, batches, worker_error
+from refiner_cli.core.cache import TokenCache
 from refiner_cli.core.curves import write_curves
-from refiner_cli.core.device import attention_kernels, computing
 from refiner_cli.core.events import Event, StepDone, Stopped, Validated
-from refiner_cli.core.model import Model, Scores
+from refiner_cli.core.microbatch import MicroBatches
+from refiner_cli.core.model import Model
 from refiner_cli.core.ranks import ALONE, Ranks
 from refiner_cli.core.run import Run
 from refiner_cli.core.schedule import Schedule
@@ -49,7 +50,9 @@ class Training:
     benchmark: Benchmark
     run: Run
     setting: Setting
+    tell: Callable[[str], None]  # hears what changes on the way
     ranks: Ranks = ALONE
+    cache: TokenCache | None = None  # filled; else images are decoded
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,15 @@ class Training:
         half = self.setting.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
         self.state = State(self.run, self.model, self.optimizer, self.scaler)
+        self.pieces = MicroBatches(
+            self.model,
+            self.space,
+            self.config,
+            self.setting.precision,
+            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
+            scale=self.scaler.scale,
+            tell=self.tell,
+        )
         self.spent = self.waited = 0.0  # seconds since the last validation, and those of them without data
         self.saved_at = time.monotonic()
 
@@ -140,11 +152,14 @@ class Training:
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """This process's share of the batches that the current epoch still holds."""
-        config, seed = self.model.backbone.spec.preprocess, self.run.config.seed
-        augmented = Augmented(Augment(config), seed, self.step // self.schedule.steps_an_epoch)
-        transform = augmented if self.config.augment else Plain(Preprocess(config))
         rows = [self.ranks.rows(batch) for batch in self.schedule.rest_of_epoch(self.step)]
+        epoch = self.step // self.schedule.steps_an_epoch
+        config = self.model.backbone.spec.preprocess
         self.asked_at = time.perf_counter()
+        if self.cache is not None:
+            return self.cache.batches(rows, epoch)
+        augmented = Augmented(Augment(config), self.run.config.seed, epoch)
+        transform = augmented if self.config.augment else Plain(Preprocess(config))
         return batches(self.files, transform, rows, device=self.model.device, workers=self.setting.workers)
 
     def train_step(self, batch: Batch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:
@@ -155,10 +170,10 @@ class Training:
         images, lr = self.schedule.images(self.step), self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(seed_of(self.run.config.seed, self.step, 1))
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        mine, scores = self.learn(batch, self.ranks.weight(images))
+        truth = self.truth[batch.rows].to(self.model.device)
+        seed, weight = seed_of(self.run.config.seed, self.step, 1), self.ranks.weight(images)
+        mine, scores = self.pieces.backward(batch.images, truth, seed, weight=weight)
         loss, wishes = self.ranks.add_up(list(self.parameters.values()), [mine, float(stop())])
         self.scaler.unscale_(self.optimizer)
         held = [p for p in self.parameters.values() if p.grad is not None]
@@ -182,18 +197,6 @@ class Training:
         if self.ranks.first:
             self.run.log(done.to_json())
         return done, wishes > 0
-
-    def learn(self, batch: Batch, weight: float) -> tuple[float, Scores]:
-        """Loss times ``weight`` of one batch, its gradients left in the parameters; and the scores."""
-        truth = self.truth[batch.rows].to(self.model.device)
-        with attention_kernels(self.model.device):
-            with computing(self.model.device, self.setting.precision):
-                # Text first: what it draws at random must not depend on the number of images.
-                bank = self.ranks.whole(self.model.encode_pairs(self.share), self.space)
-                scores = self.model.score(self.model.encode_images(batch.images), bank)
-                loss = weight * self.model.loss(scores, truth, self.space, self.config)
-            self.scaler.scale(loss).backward()
-        return loss.item(), scores
 
     def count_skip(self, problem: str, loss: float) -> None:
         """Let a step without finite numbers pass, unless it is one too many in a row."""
@@ -239,6 +242,8 @@ class Training:
     def save(self, metrics: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, where this process writes."""
         if self.ranks.first:
+            # Both follow the free memory, and the last digits of a result follow them.
+            self.position.images, self.position.prompts = self.pieces.size, self.model.backbone.text.chunk
             self.state.save(self.position, metrics)
             self.run.prune()
         self.saved_at = time.monotonic()
@@ -246,3 +251,4 @@ class Training:
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint. Raises ModelFileError if it is damaged."""
         self.position = self.state.restore(folder)
+        self.pieces.size, self.model.backbone.text.chunk = self.position.images, self.position.prompts

@@ -80,16 +80,18 @@ def leaves(
         parent: ``C`` int64, which parent each leaf hangs on; None: on the prefix itself.
     """
     C = len(words)
+    # Taken apart once: indexing layer by layer would make a gradient of the whole stem in every layer.
+    prefix = list(zip(stem.prefix_keys.unbind(), stem.prefix_values.unbind(), strict=True))
+    above: list[tuple[Tensor, Tensor]] = []
+    if parent is not None and stem.parent_keys is not None and stem.parent_values is not None:
+        above = list(zip(stem.parent_keys.unbind(), stem.parent_values.unbind(), strict=True))
     x = torch.stack([words, end.expand_as(words)], 1)  # C x 2 x E
     for i, block in enumerate(blocks):
         q, k, v = heads_of(block, block.ln_1(x))
-        keys, values = (
-            [stem.prefix_keys[i].expand(C, -1, -1, -1)],
-            [stem.prefix_values[i].expand(C, -1, -1, -1)],
-        )
-        if parent is not None and stem.parent_keys is not None and stem.parent_values is not None:
-            keys.append(stem.parent_keys[i][parent][:, :, None])  # C x H x 1 x d
-            values.append(stem.parent_values[i][parent][:, :, None])
+        keys, values = ([part.expand(C, -1, -1, -1)] for part in prefix[i])
+        if above:
+            keys.append(above[i][0][parent][:, :, None])  # C x H x 1 x d
+            values.append(above[i][1][parent][:, :, None])
         if i == len(blocks) - 1:  # only [EOS] is read after the last block
             q, x = q[:, :, 1:], x[:, 1:]
         all_keys, all_values = torch.cat([*keys, k], 2), torch.cat([*values, v], 2)

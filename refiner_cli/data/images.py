@@ -1,4 +1,4 @@
-"""Images: decode a file, preprocess it as the backbone wants, augment it for training.
+"""Images as tensors: decode a file, preprocess it as the backbone wants, augment it for training.
 
 Every random choice of an augmentation is a function of (seed, epoch, index), so that neither the
 number of workers nor an interruption changes a single pixel.
@@ -7,56 +7,46 @@ number of workers nor an interruption changes a single pixel.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
-import open_clip
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from refiner_cli.data.decode import Crop, Unreadable, read
 from refiner_cli.errors import DatasetError
-
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
 
 def decode(file: Path) -> Image.Image:
     """Read an image as upright RGB. Raises DatasetError with the path if it cannot be read."""
     try:
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore")  # odd but readable metadata
-            return to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise DatasetError(f"The image {file} does not exist.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DatasetError(f"The image {file} cannot be read ({reason}).") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; transparent pixels become white, 16-bit grey is scaled to 8."""
-    if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+        return read(file)
+    except Unreadable as error:
+        raise DatasetError(f"The image {file} cannot be read ({error}).") from None
 
 
 class Preprocess:
-    """What the backbone was trained with: resize, crop, normalise -> ``3 x H x W`` float32."""
+    """What the backbone was trained with: resize, crop, normalise -> ``3 x H x W`` float32.
+
+    ``config`` is open_clip's preprocessing configuration.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.pipeline = open_clip.transform.image_transform_v2(
-            open_clip.transform.PreprocessCfg(**config), is_train=False
-        )
+        self.crop = Crop.of(config)
+        self.mean = torch.tensor(config["mean"])[:, None, None]
+        self.std = torch.tensor(config["std"])[:, None, None]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self.pipeline(image)
-        return pixels
+        """RGB of any size -> ``3 x H x W``."""
+        return self.normalise(torch.from_numpy(np.array(self.crop.fit(image))))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``... x H x W x 3`` uint8 -> ``... x 3 x H x W`` float32, on the device of the pixels."""
+        values = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format).div(255)
+        return values.sub_(self.mean.to(values.device)).div_(self.std.to(values.device))
 
 
 class Augment:

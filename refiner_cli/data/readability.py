@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from threading import Event
 
 from PIL import Image
 
 from refiner_cli.data.events import Progress, Report, StoppedError
+from refiner_cli.data.workers import settle
 from refiner_cli.errors import RefinerError
 
 _CHUNK = 128
@@ -72,7 +70,7 @@ def _results(chunks: list[tuple[str, Sequence[str]]], workers: int) -> Generator
     if workers <= 1:
         yield from map(_decode, chunks)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_settle)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=settle)
     try:
         yield from pool.map(_decode, chunks)
     except BrokenExecutor as error:
@@ -82,15 +80,6 @@ def _results(chunks: list[tuple[str, Sequence[str]]], workers: int) -> Generator
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _settle() -> None:
-    """In a worker: leave interrupts to the parent, and end when it ends, even by SIGKILL."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: connection.wait([sentinel]) and os._exit(1), daemon=True).start()
 
 
 def _decode(chunk: tuple[str, Sequence[str]]) -> tuple[int, list[Fault]]:

@@ -6,13 +6,15 @@ with the same seed see the same draws, so differences between their samples are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from refiner_cli.data.labels import LabelSpace
+from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import ScoresError
+from refiner_cli.evaluation.breakdown import top_k
 from refiner_cli.evaluation.sweep import Digest, FloatArray, Protocol, sweep
 
 NAMES = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
@@ -40,17 +42,35 @@ class Interval:
 def resample(
     digest: Digest, space: LabelSpace, protocol: Protocol = "exact", *, draws: int = DRAWS, seed: int = 0
 ) -> Samples:
-    """Every metric of :data:`NAMES` on ``draws`` resampled sets of images."""
-    rng = np.random.default_rng(seed)
+    """Every metric of :data:`NAMES`, and the bias of HM, on ``draws`` resampled sets of images."""
+    names = (*NAMES, "bias")
     rows: list[list[float]] = []
+    for images in drawn(len(digest), draws, seed):
+        metrics = sweep(digest.take(images), space, protocol)
+        rows.append([getattr(metrics, name) for name in names])
+    return dict(zip(names, np.array(rows).T, strict=True))
+
+
+def drawn(images: int, draws: int, seed: int) -> Iterator[IntArray]:
+    """The images of each draw; the same ones whenever the three numbers are the same."""
+    rng = np.random.default_rng(seed)
     for _ in range(draws):
-        metrics = sweep(digest.take(rng.integers(len(digest), size=len(digest))), space, protocol)
-        rows.append([getattr(metrics, name) for name in NAMES])
-    return dict(zip(NAMES, np.array(rows).T, strict=True))
+        yield rng.integers(images, size=images)
+
+
+def top_k_intervals(
+    digest: Digest, ks: Sequence[int], *, draws: int = DRAWS, seed: int = 0
+) -> dict[int, dict[str, Interval]]:
+    """95 % interval of every share that :func:`~refiner_cli.evaluation.breakdown.top_k` gives."""
+    found = [top_k(digest.take(images), ks) for images in drawn(len(digest), draws, seed)]
+    return {
+        k: {group: Interval.of(np.array([shares[k][group] for shares in found])) for group in found[0][k]}
+        for k in ks
+    }
 
 
 def intervals(samples: Samples) -> dict[str, Interval]:
-    """95 % interval of each metric."""
+    """95 % interval of everything that was sampled."""
     return {name: Interval.of(values) for name, values in samples.items()}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from types import MappingProxyType
 
 import torch
 
@@ -13,7 +15,10 @@ from refiner_cli.core.device import computing
 from refiner_cli.core.model import Calibration, Model, TextBank
 from refiner_cli.data.benchmark import Benchmark, Split
 from refiner_cli.data.images import Preprocess
-from refiner_cli.data.labels import LabelSpace
+from refiner_cli.data.labels import LabelSpace, Pair
+from refiner_cli.errors import DatasetError
+from refiner_cli.evaluation.bootstrap import Measured
+from refiner_cli.evaluation.feasibility import Prior
 from refiner_cli.evaluation.streaming import ScoreStream
 from refiner_cli.evaluation.sweep import Metrics, Protocol, sweep
 
@@ -34,16 +39,34 @@ class Setting:
     workers: int = 0
 
 
+class Taker(typing.Protocol):
+    """Whatever wants the scores of a split: its candidates, what to combine with, and where they go."""
+
+    @property
+    def space(self) -> LabelSpace: ...
+    @property
+    def calibration(self) -> Calibration: ...
+    def take(self, scores: torch.Tensor, truth: torch.Tensor) -> None: ...
+
+
 @dataclass
 class Job:
-    """One stream to fill: a label space, the calibration to score with, and the digest it grows."""
+    """One stream to fill: a label space, what to score with, and the digest it grows."""
 
     space: LabelSpace
     calibration: Calibration
+    prior: Prior | None = None  # what is held of the pairs before any image is seen
     stream: ScoreStream = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stream = ScoreStream(self.space)
+        self.stream = ScoreStream(self.space, self.prior.allowed if self.prior else None)
+
+    def take(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
+        """Feed combined scores ``B x P`` and their truths to the stream."""
+        self.stream.update(self.prior.apply(scores) if self.prior else scores, truth)
+
+    def measured(self) -> Measured:
+        return Measured(self.stream.digest(), self.space)
 
 
 def image_batches(model: Model, benchmark: Benchmark, split: Split, setting: Setting) -> Iterator[Batch]:
@@ -59,7 +82,7 @@ def fill(
     model: Model,
     benchmark: Benchmark,
     split: Split,
-    jobs: Sequence[Job],
+    jobs: Sequence[Taker],
     setting: Setting,
     progress: Progress = silent,
 ) -> None:
@@ -69,7 +92,7 @@ def fill(
     samples = benchmark.samples[split]
     pairs = [sample.pair for sample in samples]
     with computing(model.device, setting.precision):
-        by_space: dict[int, tuple[TextBank, list[Job], torch.Tensor]] = {}
+        by_space: dict[int, tuple[TextBank, list[Taker], torch.Tensor]] = {}
         for job in jobs:
             if id(job.space) not in by_space:
                 truth = torch.from_numpy(job.space.indices(pairs))
@@ -80,10 +103,29 @@ def fill(
             images = model.encode_images(batch.images)
             for bank, group, truth in by_space.values():
                 scores = model.score(images, bank)
+                combined: dict[Calibration, torch.Tensor] = {}
                 for job in group:
-                    job.stream.update(model.combine(scores, bank.space, job.calibration), truth[batch.rows])
+                    if job.calibration not in combined:
+                        combined = {job.calibration: model.combine(scores, bank.space, job.calibration)}
+                    job.take(combined[job.calibration], truth[batch.rows])
             done += len(batch.rows)
             progress(done, len(samples))
+
+
+def measure(
+    model: Model,
+    benchmark: Benchmark,
+    split: Split,
+    spaces: dict[str, LabelSpace],
+    setting: Setting,
+    *,
+    priors: Mapping[str, Prior | None] = MappingProxyType({}),
+    progress: Progress = silent,
+) -> dict[str, Measured]:
+    """The digest of a split in each world, with the calibration that the model carries."""
+    jobs = {world: Job(space, model.calibration, priors.get(world)) for world, space in spaces.items()}
+    fill(model, benchmark, split, list(jobs.values()), setting, progress)
+    return {world: job.measured() for world, job in jobs.items()}
 
 
 def evaluate(
@@ -97,9 +139,30 @@ def evaluate(
     progress: Progress = silent,
 ) -> dict[str, Metrics]:
     """Metrics by world, with the calibration that the model carries."""
-    jobs = {world: Job(space, model.calibration) for world, space in spaces.items()}
-    fill(model, benchmark, split, list(jobs.values()), setting, progress)
-    return {world: sweep(job.stream.digest(), job.space, protocol) for world, job in jobs.items()}
+    found = measure(model, benchmark, split, spaces, setting, progress=progress)
+    return {world: sweep(m.digest, m.space, protocol) for world, m in found.items()}
+
+
+def check_same_labels(known: LabelSpace, benchmark: Benchmark) -> None:
+    """Raise DatasetError unless the benchmark has the states, objects and seen pairs of ``known``."""
+    here = benchmark.vocabulary
+    for what, ours, theirs in (
+        ("state", known.states, here.states),
+        ("object", known.objects, here.objects),
+        ("training pair", sorted(known.seen_pairs), sorted(here.seen_pairs)),
+    ):
+        odd = sorted({*map(spelled, ours)} ^ {*map(spelled, theirs)})
+        if odd:
+            side = "only the model" if odd[0] in set(map(spelled, ours)) else "only the dataset"
+            raise DatasetError(
+                f"The label space of {benchmark.root} is not the one that the model was trained on: "
+                f"{side} has the {what} '{odd[0]}' ({len(odd)} differ).",
+                hint="Evaluate on the dataset that it was trained on, or train on this one.",
+            )
+
+
+def spelled(name: str | Pair) -> str:
+    return name if isinstance(name, str) else " ".join(name)
 
 
 def calibrate(

@@ -16,7 +16,7 @@ from refiner_cli.data.labels import BoolArray, LabelSpace
 from refiner_cli.errors import ScoresError
 from refiner_cli.evaluation.sweep import Digest
 
-BLOCK_ELEMENTS = 1 << 22  # scores reduced at once: 16 MB and a few temporaries of that size
+BLOCK_ELEMENTS = 1 << 20  # scores reduced at once: 4 MB and a few temporaries of that size stay in cache
 
 
 class ScoreStream:

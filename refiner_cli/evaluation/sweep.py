@@ -134,6 +134,12 @@ class Curve:
         return int(np.argmax(self.harmonic))
 
     @property
+    def best_bias(self) -> float:
+        """The bias of that point; 0 if no bias gets anything right on both sides."""
+        best = self.best
+        return float(self.bias[best]) if self.harmonic[best] > 0 or self.protocol == "legacy" else 0.0
+
+    @property
     def area(self) -> float:
         """Area under seen accuracy as a function of unseen accuracy, in percent."""
         width = np.diff(self.unseen)
@@ -179,8 +185,6 @@ def sweep(digest: Digest, space: LabelSpace, protocol: Protocol = "exact") -> Me
         protocol: see the module's text.
     """
     points = curve(digest, protocol)
-    best = points.best
-    found = points.harmonic[best]
     top = digest.predictions() if protocol == "exact" else _legacy_top(digest)
     state = space.pair_state[top] == space.pair_state[digest.truth]
     obj = space.pair_object[top] == space.pair_object[digest.truth]
@@ -189,11 +193,11 @@ def sweep(digest: Digest, space: LabelSpace, protocol: Protocol = "exact") -> Me
     return Metrics(
         S=float(points.seen.max()),
         U=float(points.unseen.max()),
-        HM=float(found),
+        HM=float(points.harmonic.max()),
         AUC=points.area,
         state_acc=_percent(state),
         object_acc=_percent(obj),
-        bias=float(points.bias[best]) if found > 0 or protocol == "legacy" else 0.0,
+        bias=points.best_bias,
         n_seen=int(np.count_nonzero(digest.truth_seen)),
         n_unseen=int(np.count_nonzero(~digest.truth_seen)),
         ties=int(np.count_nonzero(digest.state_tied | digest.object_tied)),
@@ -202,11 +206,13 @@ def sweep(digest: Digest, space: LabelSpace, protocol: Protocol = "exact") -> Me
 
 def curve(digest: Digest, protocol: Protocol = "exact") -> Curve:
     """The seen-unseen curve: every operating point (exact), or the published sample of them (legacy)."""
-    return _exact_curve(digest) if protocol == "exact" else _legacy_curve(digest)
+    if protocol == "exact":
+        return step_curve(digest.breakpoints(), digest.truth_seen)
+    return _legacy_curve(digest)
 
 
-def _exact_curve(digest: Digest) -> Curve:
-    change, seen = digest.breakpoints(), digest.truth_seen
+def step_curve(change: FloatArray, seen: BoolArray) -> Curve:
+    """The exact curve from the breakpoint of each image and whether its truth is seen, both N long."""
     lost = np.sort(change[seen & (change > -np.inf)])  # each takes one seen image away
     won = np.sort(change[~seen & (change < np.inf)])  # each adds one unseen image
     edges = np.unique(np.concatenate([lost, won]))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from refiner_cli.data.decode import Pixels
+from refiner_cli.files import whole_file
 
 SIDE = 192  # pixels of one picture
 
@@ -38,3 +42,22 @@ def seen_by_model(image: Image.Image, size: int | tuple[int, int]) -> Image.Imag
     """The part of an image that the model sees: shorter side resized, centre cropped."""
     side = size if isinstance(size, int) else min(size)
     return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+
+
+def draw_heatmap(file: Path, pixels: Pixels, looks: Tensor) -> None:
+    """Write what every query looks at, over the photo: the photo first, then one picture a query.
+
+    Args:
+        file: a JPEG; its folder is made.
+        pixels: ``H x W x 3``, as the model saw them.
+        looks: ``K x L``, over the patches row by row.
+    """
+    photo = Image.fromarray(pixels)
+    pictures = [photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC)] + [overlay(photo, one) for one in looks]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * SIDE, rows * SIDE), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * SIDE, i // columns * SIDE))
+    with whole_file(file) as part:
+        sheet.save(part, "JPEG", quality=85)

@@ -1,40 +1,83 @@
-"""Files in, rows out: one row an image, whatever its file is like."""
+"""Files in, rows out: one row an image, whatever its file is like, in constant memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from refiner_cli.core.batches import ImageFiles, Plain, single_thread
-from refiner_cli.errors import DatasetError
-from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.decoding import Group, Outcome, decoded, groups
+from refiner_cli.inference.heatmaps import draw_heatmap
+from refiner_cli.inference.memory import Pieces
+from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import Found
 from refiner_cli.inference.sink import Row
 
-Items = list[tuple[Tensor | DatasetError, int]]
+
+def silent(text: str) -> None:
+    """Nobody listens."""
 
 
 def predict_files(
     recogniser: Recogniser, found: Iterable[Found], *, top_k: int, batch: int, workers: int
 ) -> Iterator[Row]:
     """Yield a row for every file, in order; one that cannot be read gives a row that says why."""
-    listed = list(found)
-    files = ImageFiles([one.file for one in listed], Plain(recogniser.preprocess))
-    loader = torch.utils.data.DataLoader(
-        files, batch_size=batch, collate_fn=keep, num_workers=workers, worker_init_fn=single_thread
-    )
-    for items in loader:
-        readable = [pixels for pixels, _ in items if isinstance(pixels, Tensor)]
-        made = iter(recogniser.predict_tensor(torch.stack(readable), top_k=top_k) if readable else [])
-        for pixels, row in items:
-            if isinstance(pixels, DatasetError):
-                yield Row(listed[row].name, None, str(pixels))
+    some = groups(found, batch, lambda _: True)
+    return predict_groups(recogniser, some, top_k=top_k, workers=workers)
+
+
+def predict_groups(
+    recogniser: Recogniser,
+    some: Iterable[Group],
+    *,
+    top_k: int,
+    workers: int,
+    heatmaps: Path | None = None,
+    tell: Callable[[str], None] = silent,
+) -> Iterator[Row]:
+    """Yield a row for every wanted file of the groups, in order.
+
+    Args:
+        workers: processes that decode; 0: this one does.
+        heatmaps: where a picture of every image is drawn, before its row is yielded.
+        tell: gets a line when memory runs out.
+    """
+    crop = recogniser.preprocess.crop
+    pieces = Pieces(tell)
+    for group, outcomes in decoded(some, crop, workers):
+        made = predict_group(recogniser, group, outcomes, pieces, top_k=top_k, heatmaps=heatmaps)
+        for (place, found), outcome in zip(group.wanted, outcomes, strict=True):
+            if isinstance(outcome, str):
+                yield Row(found.name, None, f"The image {found.file} cannot be read ({outcome}).")
             else:
-                yield Row(listed[row].name, next(made))
+                yield Row(found.name, made[place])
 
 
-def keep(items: Items) -> Items:
-    """A batch as it is: errors have to stay in their places."""
-    return items
+def predict_group(
+    recogniser: Recogniser,
+    group: Group,
+    outcomes: list[Outcome],
+    pieces: Pieces,
+    *,
+    top_k: int,
+    heatmaps: Path | None,
+) -> list[Prediction]:
+    """The predictions of a whole group by place; those of files that gave no pixels mean nothing."""
+    crop = recogniser.preprocess.crop
+    pixels = np.zeros((group.size, crop.height, crop.width, 3), np.uint8)  # B x H x W x 3
+    shown: list[tuple[int, Found]] = []
+    for (place, found), outcome in zip(group.wanted, outcomes, strict=True):
+        if not isinstance(outcome, str):
+            pixels[place] = outcome
+            shown.append((place, found))
+    if not shown:
+        return []
+    images = recogniser.preprocess.normalise(torch.from_numpy(pixels).to(recogniser.model.device))
+    made = pieces.run(lambda some: recogniser.predict_tensor(some, top_k=top_k), images)
+    if heatmaps:
+        looks = pieces.run(lambda some: list(recogniser.look(some).cpu()), images)
+        for place, found in shown:
+            draw_heatmap(heatmaps / f"{found.name}.jpg", pixels[place], looks[place])
+    return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +15,11 @@ from torch import Tensor
 
 from refiner_cli.core.device import computing
 from refiner_cli.core.model import Model, TextBank
-from refiner_cli.data.images import Preprocess, decode, to_rgb
+from refiner_cli.core.refiner import Refiner
+from refiner_cli.data.decode import to_rgb
+from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.data.labels import LabelSpace
+from refiner_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,39 @@ class Recogniser:
         """``P``: what unseen pairs get to compete fairly, as validation chose it."""
         seen = torch.from_numpy(self.space.seen).to(self.model.device)
         return torch.where(seen, 0.0, self.model.calibration.bias)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the model has concept queries, so that :meth:`look` can say what they look at."""
+        return isinstance(self.model, Refiner) and self.model.concepts is not None
+
+    def look(self, images: Tensor) -> Tensor:
+        """What each concept query looks at in preprocessed images, ``B x K x L`` over the patches.
+
+        Raises:
+            UsageError: the model has no concept queries.
+        """
+        if not isinstance(self.model, Refiner) or self.model.concepts is None:
+            raise UsageError("This model has no concept queries, so there is nothing that they look at.")
+        with computing(self.model.device, self.precision):
+            return self.model.look(images.to(self.model.device))
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What decides the scores of an image: the model, the candidates, preprocessing, precision."""
+        model = self.model
+        digest = hashlib.sha256(model.backbone.fingerprint().encode())
+        digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())
+        digest.update(json.dumps(model.calibration.to_json()).encode())
+        for name, value in sorted(model.learned().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        preprocessing = json.dumps(model.backbone.spec.preprocess, sort_keys=True, default=list)
+        return {
+            "model": digest.hexdigest()[:16],
+            "vocabulary": self.space.fingerprint(),
+            "preprocessing": hashlib.sha256(preprocessing.encode()).hexdigest()[:16],
+            "precision": str(self.precision).removeprefix("torch."),
+        }
 
     def predict(
         self, images: Iterable[Image.Image | Path | str], *, top_k: int = 5, batch: int = 32

@@ -1,15 +1,30 @@
-"""Where rows go: JSON lines or CSV, one row an image, flushed as they come."""
+"""The row of an image, and the formats it is written in: JSON lines, CSV and Parquet.
+
+CSV and Parquet flatten the same names: ``predictions.1.state``, ``states.2.probability`` and so on.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any, TextIO
 
+from refiner_cli.errors import EnvironmentLacksError, UsageError
 from refiner_cli.inference.recogniser import Prediction
+
+PARTS = {
+    "predictions": ("state", "object", "score", "probability", "seen"),
+    "states": ("name", "probability"),
+    "objects": ("name", "probability"),
+}
+NUMBERS = {"score", "probability"}
+ROW_GROUP = 8192  # rows of a Parquet file that are in memory at once
+Value = dict[str, Any]  # a row as a JSON object, or flat
 
 
 @dataclass(frozen=True)
@@ -20,7 +35,7 @@ class Row:
     prediction: Prediction | None
     error: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Value:
         made = self.prediction
         return {
             "path": self.path,
@@ -32,50 +47,105 @@ class Row:
         }
 
 
-class Sink(ABC):
-    """Takes rows one by one."""
+class JsonLines:
+    """Takes rows one by one and lets none wait in a buffer."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    @abstractmethod
-    def write(self, row: Row) -> None: ...
-
-
-class JsonLines(Sink):
     def write(self, row: Row) -> None:
         self.stream.write(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
         self.stream.flush()
 
 
-class Csv(Sink):
-    """The same names, flattened: ``predictions.1.state``, ``predictions.1.object`` and so on."""
-
-    def __init__(self, stream: TextIO, top_k: int) -> None:
-        super().__init__(stream)
-        parts: dict[str, tuple[str, ...]] = {
-            "predictions": ("state", "object", "score", "probability", "seen")
-        }
-        parts |= {"states": ("name", "probability"), "objects": ("name", "probability")}
-        self.columns = ["path", "status", "error"] + [
-            f"{group}.{rank}.{field}"
-            for group, fields in parts.items()
-            for rank in range(1, top_k + 1)
-            for field in fields
-        ]
-        self.writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
-        self.writer.writeheader()
-
-    def write(self, row: Row) -> None:
-        value = row.to_json()
-        flat = {name: value[name] for name in ("path", "status", "error")}
-        for group in ("predictions", "states", "objects"):
-            for rank, item in enumerate(value[group], 1):
-                flat |= {f"{group}.{rank}.{field}": content for field, content in item.items()}
-        self.writer.writerow(flat)
-        self.stream.flush()
+def kind_of(file: Path) -> str:
+    """``.jsonl``, ``.csv`` or ``.parquet``. Raises UsageError, or EnvironmentLacksError without pyarrow."""
+    kind = file.suffix.lower()
+    if kind not in {".jsonl", ".csv", ".parquet"}:
+        raise UsageError(f"The output {file} is of no known kind.", hint="Use .jsonl, .csv or .parquet.")
+    if kind == ".parquet":
+        try:
+            import pyarrow as pa  # noqa: F401
+        except ImportError:
+            raise EnvironmentLacksError(
+                "Parquet needs the package pyarrow.", hint="pip install 'refiner-cli[parquet]'"
+            ) from None
+    return kind
 
 
-def open_sink(kind: str, stream: TextIO, top_k: int) -> Sink:
-    """The sink for a file ending, ``.jsonl`` or ``.csv``."""
-    return Csv(stream, top_k) if kind == ".csv" else JsonLines(stream)
+def columns(top_k: int) -> list[str]:
+    """The names of a flat row."""
+    return ["path", "status", "error"] + [
+        f"{group}.{rank}.{field}"
+        for group, fields in PARTS.items()
+        for rank in range(1, top_k + 1)
+        for field in fields
+    ]
+
+
+def flat(value: Value) -> Value:
+    """A row without nesting."""
+    made = {name: value[name] for name in ("path", "status", "error")}
+    for group in PARTS:
+        for rank, item in enumerate(value[group], 1):
+            made |= {f"{group}.{rank}.{field}": content for field, content in item.items()}
+    return made
+
+
+def nested(value: Value) -> Value:
+    """The inverse of :func:`flat`; absent, None and the empty text are the same there."""
+    made: Value = {"path": value["path"], "status": value["status"], "error": value["error"] or None}
+    for group, fields in PARTS.items():
+        made[group] = []
+        while (rank := f"{group}.{len(made[group]) + 1}.{fields[0]}") in value and value[rank]:
+            stem = rank.removesuffix(fields[0])
+            made[group].append({field: typed(field, value[stem + field]) for field in fields})
+    return made
+
+
+def typed(field: str, content: Any) -> Any:
+    if field in NUMBERS:
+        return float(content)
+    return content in {True, "True"} if field == "seen" else content
+
+
+def write_values(file: Path, kind: str, values: Iterable[Value], top_k: int) -> None:
+    """Write rows as a whole file of its kind, in constant memory."""
+    if kind == ".parquet":
+        write_parquet(file, values, top_k)
+        return
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        if kind == ".jsonl":
+            stream.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+        else:
+            writer = csv.DictWriter(stream, columns(top_k), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(flat, values))
+
+
+def write_parquet(file: Path, values: Iterable[Value], top_k: int) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {"score": pa.float64(), "probability": pa.float64(), "seen": pa.bool_()}
+    schema = pa.schema([(name, kinds.get(name.rpartition(".")[2], pa.string())) for name in columns(top_k)])
+    rows = iter(values)
+    with parquet.ParquetWriter(file, schema) as writer:
+        while some := [flat(value) for value in islice(rows, ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(some, schema))
+
+
+def read_values(file: Path) -> Iterator[Value]:
+    """The rows of a finished file, whatever its kind, one by one."""
+    if file.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(ROW_GROUP):
+                yield from map(nested, batch.to_pylist())
+        return
+    with file.open(encoding="utf-8", newline="") as stream:
+        if file.suffix.lower() == ".csv":
+            yield from map(nested, csv.DictReader(stream))
+        else:
+            yield from map(json.loads, stream)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from refiner_cli.errors import ScoresError
-from refiner_cli.evaluation.bootstrap import NAMES, Measured, differences, intervals, resample
+from refiner_cli.evaluation.bootstrap import (
+    NAMES,
+    Measured,
+    differences,
+    drawn,
+    intervals,
+    resample,
+    top_k_intervals,
+)
+from refiner_cli.evaluation.breakdown import top_k
 from refiner_cli.evaluation.sweep import sweep
 from tests.evaluation.cases import make_case
 
@@ -16,9 +25,11 @@ DIGEST = CASE.digest(200)
 def test_every_metric_lies_in_its_interval(protocol: str) -> None:
     found = intervals(resample(DIGEST, CASE.space, protocol, draws=200))
     metrics = sweep(DIGEST, CASE.space, protocol)
-    assert set(found) == set(NAMES)
-    for name, interval in found.items():
+    assert set(found) == {*NAMES, "bias"}
+    for name in NAMES:
+        interval = found[name]
         assert interval.low < getattr(metrics, name) < interval.high
+    assert found["bias"].low <= metrics.bias <= found["bias"].high
 
 
 def test_intervals_of_a_share_have_the_binomial_width() -> None:
@@ -58,3 +69,12 @@ def test_other_images_cannot_be_compared() -> None:
     swapped = np.arange(200)[::-1]
     with pytest.raises(ScoresError, match="Image"):
         differences(side, Measured(DIGEST.take(swapped), CASE.space))
+
+
+def test_top_k_has_intervals_from_the_same_draws() -> None:
+    spans = top_k_intervals(DIGEST, (1, 12), draws=200)
+    for group, share in top_k(DIGEST, (1,))[1].items():
+        assert spans[1][group].low < share < spans[1][group].high
+        assert (spans[12][group].low, spans[12][group].high) == (100, 100)
+    accuracy = [float(np.mean(DIGEST.correct()[images])) for images in drawn(200, 200, 0)]
+    assert spans[1]["all"].high == pytest.approx(100 * np.quantile(accuracy, 0.975))

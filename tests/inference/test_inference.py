@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,6 @@ import refiner_cli
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import DatasetError, UsageError
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.scan import scan
-from refiner_cli.inference.sink import Row, open_sink
 from refiner_cli.inference.vocabulary import choose_space
 
 
@@ -74,25 +69,6 @@ def test_an_unreadable_file_is_named(recogniser: Recogniser, tmp_path: Path) -> 
         recogniser.predict([tmp_path / "bad.jpg"])
 
 
-def test_a_scan_is_recursive_sorted_and_skips_hidden_and_other_files(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a/z.PNG", "a/note.txt", ".hidden/x.jpg", "a/.x.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert [one.name for one in scan([tmp_path])] == ["a/z.PNG", "b.jpg"]
-
-
-def test_same_names_in_two_folders_stay_apart(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.jpg").touch()
-    assert len({one.name for one in scan([tmp_path / "a", tmp_path / "b"])}) == 2
-
-
-def test_a_missing_place_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere"):
-        list(scan([tmp_path / "nowhere"]))
-
-
 def test_an_own_vocabulary_keeps_what_is_seen(recogniser: Recogniser, tmp_path: Path) -> None:
     (tmp_path / "states.txt").write_text("burnt\nfluffy\n\n")
     (tmp_path / "objects.txt").write_text("apple\ndragon\n")
@@ -106,21 +82,3 @@ def test_an_own_vocabulary_keeps_what_is_seen(recogniser: Recogniser, tmp_path: 
     assert len(choose_space(made_for, "open", None, None, None).pairs) == 12 * 16
     with pytest.raises(UsageError):
         choose_space(made_for, "closed", tmp_path / "states.txt", None, tmp_path / "pairs.txt")
-
-
-def test_csv_and_json_rows_hold_the_same(recogniser: Recogniser, some_images: list[Path]) -> None:
-    rows = [Row("a.jpg", recogniser.predict(some_images[:1], top_k=2)[0]), Row("b.jpg", None, "It is torn.")]
-    streams = {kind: io.StringIO() for kind in (".csv", ".jsonl")}
-    for kind, stream in streams.items():
-        sink = open_sink(kind, stream, 2)
-        for row in rows:
-            sink.write(row)
-    flat = list(csv.DictReader(io.StringIO(streams[".csv"].getvalue())))
-    nested = [json.loads(line) for line in streams[".jsonl"].getvalue().splitlines()]
-    assert [row["status"] for row in nested] == [row["status"] for row in flat] == ["ok", "error"]
-    second = nested[0]["predictions"][1]
-    assert (flat[0]["predictions.2.state"], float(flat[0]["predictions.2.score"])) == (
-        second["state"],
-        second["score"],
-    )
-    assert flat[1]["error"] == nested[1]["error"] == "It is torn."

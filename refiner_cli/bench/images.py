@@ -1,0 +1,109 @@
+"""Images: encoding beside a bare open_clip loop, decoding, and prediction from files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+
+from refiner_cli.bench.measure import Result, seconds
+from refiner_cli.bench.train import Machine, random_images
+from refiner_cli.config import Config
+from refiner_cli.core.batches import Plain, batches, in_order, pick_workers
+from refiner_cli.core.build import build_model
+from refiner_cli.core.clip import Backbone
+from refiner_cli.core.device import computing
+from refiner_cli.data.images import Preprocess
+from refiner_cli.data.labels import LabelSpace
+from refiner_cli.inference.recogniser import Recogniser
+
+
+def draw_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) -> list[Path]:
+    """JPEG files of smooth noise, in size and detail much like photos from a phone's album."""
+    random = np.random.default_rng(0)
+    files = []
+    for i in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        file = folder / f"{i:04d}.jpg"
+        coarse.resize(side, Image.Resampling.BICUBIC).save(file, quality=90)
+        files.append(file)
+    return files
+
+
+def per_second(
+    what: str, ways: dict[str, Callable[[], object]], count: int, machine: Machine
+) -> Iterator[Result]:
+    """Images a second of every way; the first is the baseline of the others."""
+    taken = seconds(ways, machine.device, rounds=machine.rounds)
+    bare = next(iter(ways))
+    for name, value in taken.items():
+        compared = None if name == bare else bare
+        yield Result(
+            f"{what}: {name}", count / value, "images/s", compared, taken[bare] / value if compared else None
+        )
+
+
+@torch.no_grad()
+def bench_encode(backbone: Backbone, space: LabelSpace, config: Config, machine: Machine) -> Iterator[Result]:
+    """The model's image side beside the same tower in open_clip's own ``encode_image``."""
+    model = build_model(config.method, backbone, config.model, space).to(machine.device).eval()
+    images = random_images(backbone, config.train.batch, machine.device)
+
+    def run(encode: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+        def once() -> object:
+            with computing(machine.device, machine.precision):
+                return encode(images)
+
+        return once
+
+    ways = {"open_clip encode_image": run(backbone.clip.encode_image), "refiner": run(model.encode_images)}
+    yield from per_second(f"encode, batch {len(images)}", ways, len(images), machine)
+
+
+def bench_decode(backbone: Backbone, files: Sequence[Path], machine: Machine) -> Iterator[Result]:
+    """Files to preprocessed batches, beside a bare loop over PIL and open_clip's transform."""
+    config = backbone.spec.preprocess
+    own = Plain(Preprocess(config))
+    bare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+
+    def plain() -> None:
+        for file in files:
+            with Image.open(file) as image:
+                bare(image.convert("RGB"))
+
+    def read(workers: int) -> Callable[[], object]:
+        order = in_order(len(files), 32)
+        return lambda: sum(
+            len(b.rows) for b in batches(files, own, order, device=machine.device, workers=workers)
+        )
+
+    ways: dict[str, Callable[[], object]] = {"PIL and open_clip's transform": plain, "refiner": read(0)}
+    count, _ = pick_workers(-1, machine.device)
+    if count:
+        ways[f"refiner, {count} processes"] = read(count)
+    yield from per_second("decode 800 x 600 JPEG", ways, len(files), machine)
+
+
+@torch.no_grad()
+def bench_predict(
+    backbone: Backbone, space: LabelSpace, config: Config, files: Sequence[Path], machine: Machine
+) -> Iterator[Result]:
+    """Files to predictions, beside decoding and ``encode_image`` alone, image by image."""
+    model = build_model(config.method, backbone, config.model, space).to(machine.device)
+    recogniser = Recogniser(model, precision=machine.precision)
+    transform = Plain(recogniser.preprocess)
+
+    def bare() -> None:
+        for batch in batches(files, transform, in_order(len(files), 1), device=machine.device, workers=0):
+            with computing(machine.device, machine.precision):
+                backbone.clip.encode_image(batch.images)
+
+    ways: dict[str, Callable[[], object]] = {
+        "open_clip encode_image, one by one": bare,
+        "refiner": lambda: recogniser.predict(files, batch=config.train.batch),
+    }
+    yield from per_second(f"predict, {len(space.pairs)} pairs", ways, len(files), machine)

@@ -1,0 +1,74 @@
+"""The parts of the benchmark in order, on one backbone with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refiner_cli.bench.images import bench_decode, bench_encode, bench_predict, draw_photos
+from refiner_cli.bench.measure import Result
+from refiner_cli.bench.spaces import label_space
+from refiner_cli.bench.text import bench_text
+from refiner_cli.bench.train import Machine, bench_step
+from refiner_cli.config import Config
+from refiner_cli.core.clip import load_backbone
+from refiner_cli.core.device import cores, pick_device, pick_precision
+from refiner_cli.core.microbatch import Tell
+from refiner_cli.core.start import environment
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to measure."""
+
+    parts: tuple[str, ...]  # of text, train, encode, decode, predict
+    spaces: tuple[str, ...]  # label spaces, see bench/spaces.py
+    splits: Path | None  # where their real pair lists lie
+    rounds: int
+    limit: int  # prompts to measure the full context with; 0: all
+    photos: int
+    folder: Path  # for the generated photos
+
+
+def run(order: Order, config: Config, tell: Tell) -> Iterator[Result]:
+    """Measure and yield each figure as it is there."""
+    device, why = pick_device(config.device)
+    precision, because = pick_precision(config.precision, device)
+    tell(f"device {device} ({why}), precision {str(precision).removeprefix('torch.')} ({because})")
+    machine = Machine(device, precision, order.rounds)
+    spaces = {name: label_space(name, order.splits) for name in order.spaces}
+    backbone = load_backbone(config.backbone, config.pretrained, config.seed)
+    backbone.clip.to(device)
+    first = next(iter(spaces.values()))
+    if "text" in order.parts:
+        for space in spaces.values():
+            yield from bench_text(backbone.text, space, rounds=order.rounds, limit=order.limit, device=device)
+    if "train" in order.parts:
+        for name, space in spaces.items():
+            yield from bench_step(name, backbone, space, config, machine, tell)
+    if "encode" in order.parts:
+        yield from bench_encode(backbone, first, config, machine)
+    if {"decode", "predict"} & set(order.parts):
+        files = draw_photos(order.folder, order.photos)
+        if "decode" in order.parts:
+            yield from bench_decode(backbone, files, machine)
+        if "predict" in order.parts:
+            yield from bench_predict(backbone, first, config, files, machine)
+
+
+def machine_of(config: Config) -> dict[str, Any]:
+    """What the figures hold for."""
+    device, _ = pick_device(config.device)
+    precision, _ = pick_precision(config.precision, device)
+    known = environment()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "precision": str(precision).removeprefix("torch."),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        **{key: known[key] for key in ("refiner", "python", "torch", "open_clip", "platform")},
+    }

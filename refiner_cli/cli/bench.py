@@ -1,0 +1,86 @@
+"""``refiner bench``: what this machine does, beside the usual way of doing it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refiner_cli.cli.common import Device, Precision
+from refiner_cli.cli.console import Json, grid, terminal
+
+if TYPE_CHECKING:
+    from refiner_cli.bench.measure import Result
+
+
+class Part(StrEnum):
+    TEXT = "text"
+    TRAIN = "train"
+    ENCODE = "encode"
+    DECODE = "decode"
+    PREDICT = "predict"
+
+
+def bench(
+    parts: Annotated[
+        list[Part] | None,
+        typer.Argument(metavar="[PART]...", help="text, train, encode, decode, predict.  [all]"),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="An open_clip ViT model with random weights, or tiny.")
+    ] = "tiny",
+    spaces: Annotated[
+        str, typer.Option(help="Label spaces: mit-states, ut-zappos, c-gqa; several with commas.")
+    ] = "mit-states,ut-zappos,c-gqa",
+    splits: Annotated[
+        Path | None, typer.Option(help="A folder with real pair lists, SPACE/train_pairs.txt; else made up.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 3,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Prompts to measure the full context with, scaled to all; 0: all.")
+    ] = 128,
+    photos: Annotated[int, typer.Option(min=1, help="Generated photos for decode and predict.")] = 64,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.batch=16; repeatable."),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure text encoding, training steps, image encoding, decoding and prediction. Downloads nothing."""
+    from refiner_cli.bench.suite import Order, machine_of, run
+    from refiner_cli.config import from_assignments, resolve
+
+    flags = {"backbone": backbone, "pretrained": "none", "device": device, "precision": precision}
+    config = resolve([("command line", flags), from_assignments(assign or [])])
+    with tempfile.TemporaryDirectory() as folder:
+        order = Order(
+            parts=tuple(part.value for part in parts or Part),
+            spaces=tuple(spaces.split(",")),
+            splits=splits,
+            rounds=rounds,
+            limit=limit,
+            photos=photos,
+            folder=Path(folder),
+        )
+        results = list(show(run(order, config, terminal.note)))
+    if as_json:
+        terminal.json({"schema": "refiner.bench/1", "machine": machine_of(config),
+                       "results": [result.to_json() for result in results]})  # fmt: skip
+        return
+    table = grid(f"{backbone}, random weights", "", "value", "unit", "ratio", "times better than")
+    for r in results:
+        table.add_row(r.name, f"{r.value:.4g}", r.unit, f"{r.ratio:.2f}" if r.ratio else "", r.baseline or "")
+    terminal.table(table)
+
+
+def show(results: Iterator[Result]) -> Iterator[Result]:
+    """Pass results on and say each as it comes: a large backbone takes minutes."""
+    for result in results:
+        terminal.note(f"{result.name}: {result.value:.4g} {result.unit}")
+        yield result

@@ -1,0 +1,93 @@
+"""``refiner compare``: runs side by side, with paired intervals of their differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, setting_for
+from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.cli.metrics import (
+    COLUMNS,
+    BatchSize,
+    Dataset,
+    Draws,
+    Protocol,
+    Split,
+    Worlds,
+    metrics_table,
+    worlds_of,
+)
+from refiner_cli.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.evaluation.compare import Comparison, Side
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs or exported models.")],
+    dataset: Dataset = None,
+    split: Split = "test",
+    world: Worlds = "both",
+    protocol: Protocol = "exact",
+    draws: Draws = 1000,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch: BatchSize = 64,
+    workers: Workers = -1,
+    as_json: Json = False,
+) -> None:
+    """Compare runs on the same images: differences to the first, and the spread over seeds."""
+    if len({run.resolve() for run in runs}) < max(len(runs), 2):
+        raise UsageError("At least two different runs are needed for a comparison.")
+    from refiner_cli.core.run import Run, is_run
+    from refiner_cli.evaluation.assess import Asked, assess_model
+    from refiner_cli.evaluation.compare import Side
+    from refiner_cli.evaluation.compare import compare as put_together
+
+    sides: list[Side] = []
+    trained_on = ""
+    for run in runs:
+        model, info = open_model(run, device)
+        if trained_on not in {"", info.dataset_fingerprint} and dataset is None:
+            raise DatasetError(
+                f"{run} was trained on other data than {runs[0]}.", hint="Name one dataset with --dataset."
+            )
+        trained_on = info.dataset_fingerprint
+        benchmark = open_dataset(dataset or info.dataset_path)
+        setting = setting_for(model, precision, workers, batch)
+        with terminal.progress(str(run)) as progress:
+            result = assess_model(
+                model, benchmark, split, worlds_of(world), setting, Asked(protocol, draws=draws),
+                progress=progress,
+            )  # fmt: skip
+        sides.append(Side(str(run), Run.open(run).config if is_run(run) else None, result))
+    found = put_together(sides)
+    if as_json:
+        terminal.json(found.to_json())
+    else:
+        show(found)
+
+
+def show(found: Comparison) -> None:
+    """A table a world: every run, then the differences, then the seeds."""
+    first = found.sides[0]
+    for world in first.result.worlds:
+        of_world = {side.name: side.result.worlds[world] for side in found.sides}
+        title = f"{first.result.dataset}, {first.result.split}, {world} world; below: 95 % intervals"
+        rows = {name: (result.metrics.to_json(), result.intervals) for name, result in of_world.items()}
+        terminal.table(metrics_table(title, rows))
+        table = grid(f"Minus {first.name}, paired; * leaves zero out", "", *COLUMNS)
+        for run, worlds in found.against_first.items():
+            cells = [worlds[world][column] for column in COLUMNS]
+            table.add_row(run, *(f"{cell.value:+.1f}{'*' if cell.sure else ' '}" for cell in cells))
+            spans = (f"{cell.interval.low:+.1f}..{cell.interval.high:+.1f}" for cell in cells)
+            table.add_row("", *spans, style="dim")
+        terminal.table(table)
+        for spread in found.spreads:
+            table = grid("Mean and standard deviation over seeds", "", *COLUMNS)
+            cells_of = (spread.worlds[world][column] for column in COLUMNS)
+            table.add_row(f"{len(spread.runs)} seeds", *(f"{m:.1f} ± {sd:.1f}" for m, sd in cells_of))
+            terminal.table(table)

@@ -1,0 +1,66 @@
+"""Options and tables that ``eval`` and ``compare`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from refiner_cli.cli.console import grid
+from refiner_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.data.benchmark import World
+    from refiner_cli.evaluation.bootstrap import Interval
+    from refiner_cli.evaluation.result import Result
+
+COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
+Dataset = Annotated[
+    str | None, typer.Option(help="A catalogue name or a folder.  [what the model was trained on]")
+]
+Split = Annotated[Literal["val", "test"], typer.Option(help="Which split.")]
+Worlds = Annotated[Literal["closed", "open", "both"], typer.Option(help="Which pairs compete.")]
+Protocol = Annotated[
+    Literal["exact", "legacy"], typer.Option(help="Every breakpoint, or the published 20-point sweep.")
+]
+Feasibility = Annotated[
+    Literal["none", "mask", "soft"],
+    typer.Option(help="What the open world does with pairs that hardly exist; fitted on validation."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
+Draws = Annotated[int, typer.Option(min=2, help="Bootstrap draws for the 95 % intervals.")]
+
+
+def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
+    return ["closed", "open"] if choice == "both" else [choice]
+
+
+def ranks(text: str) -> tuple[int, ...]:
+    """The k of ``--topk``: different whole numbers from 1."""
+    parts = [part.strip() for part in text.split(",")]
+    found = [int(part) for part in parts if part.isdecimal() and int(part) > 0]
+    if len(found) != len(parts) or len(set(found)) != len(found):
+        raise UsageError(f"--topk {text!r} is no list of different ranks.", hint="Write it like 1,3,5.")
+    return tuple(sorted(found))
+
+
+def metrics_table(title: str, rows: Mapping[str, tuple[dict[str, Any], Mapping[str, Interval]]]) -> Table:
+    """A row a name: its metrics, and below each the 95 % interval."""
+    table = grid(title, "", *COLUMNS)
+    for name, (metrics, intervals) in rows.items():
+        table.add_row(name, *(f"{metrics[column]:.1f}" for column in COLUMNS))
+        spans = [intervals[column] for column in COLUMNS]
+        table.add_row("", *(f"{span.low:.1f}..{span.high:.1f}" for span in spans), style="dim")
+    return table
+
+
+def top_table(result: Result) -> Table:
+    """How often the truth is among the best k, without any bias."""
+    first = next(iter(result.worlds.values()))
+    table = grid("Truth among the k best, %", "", *(f"top-{k}" for k in first.top_k))
+    for name, world in result.worlds.items():
+        for group in ("seen", "unseen"):
+            table.add_row(f"{name}, {group}", *(f"{shares[group]:.1f}" for shares in world.top_k.values()))
+    return table

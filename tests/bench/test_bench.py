@@ -1,0 +1,104 @@
+"""The benchmark: label spaces of the published sizes, equal ways, ratios that follow from the figures."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from refiner_cli.bench.measure import Peak, seconds
+from refiner_cli.bench.spaces import SIZES, label_space
+from refiner_cli.bench.text import Prompts, padded, positions, through_trie
+from refiner_cli.core.clip import load_backbone
+from refiner_cli.errors import UsageError
+from tests.conftest import Cli
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_drawn_label_space_has_the_published_size(name: str) -> None:
+    space = label_space(name)
+    assert (len(space.states), len(space.objects), len(space.pairs)) == (
+        SIZES[name].states,
+        SIZES[name].objects,
+        SIZES[name].pairs,
+    )
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_real_pair_lists_have_the_size_that_is_drawn(shared: Path, name: str) -> None:
+    space = label_space(name, shared / "splits")
+    assert len(space.pairs) == SIZES[name].pairs
+
+
+def test_an_unknown_label_space_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="mit-states"):
+        label_space("cifar")
+
+
+def test_what_is_compared_computes_the_same() -> None:
+    text = load_backbone("tiny", "none").text
+    prompts = Prompts.of(text, label_space("ut-zappos"))
+    with torch.no_grad():
+        trie = through_trie(text, prompts)
+        for length in (8, text.context_length):
+            assert torch.allclose(padded(text, prompts, length), trie, atol=1e-5)
+
+
+def test_positions_of_a_space_are_two_a_pair_and_the_shared_ones() -> None:
+    text = load_backbone("tiny", "none").text
+    space = label_space("ut-zappos").open_world()
+    shared = len(text.tokens.head) + len(text.context("a photo of")) + len(space.states)
+    assert positions(text, space) == 2 * 16 * 12 + shared
+
+
+def test_jobs_take_turns_after_one_untimed_call_of_each() -> None:
+    calls: list[str] = []
+    taken = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, rounds=2)
+    assert "".join(calls) == "ababab"
+    assert set(taken) == {"a", "b"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets an older peak")
+def test_the_peak_holds_what_was_freed_again() -> None:
+    peak = Peak(CPU)
+    before = peak.read()
+    torch.ones(64 * 2**20)  # 256 MiB, touched and dropped
+    after = peak.read()
+    assert before is not None
+    assert after is not None
+    assert after - before > 200 * 2**20
+
+
+def test_the_command_prints_every_figure_with_its_ratio(cli: Cli) -> None:
+    options = ["--spaces", "ut-zappos", "--rounds", "1", "--limit", "8", "--photos", "2"]
+    done = cli("-q", "bench", "text", "train", "encode", "decode", "predict", *options,
+               "--set", "train.batch=2", "--json")  # fmt: skip
+    assert done.code == 0
+    result = done.json
+    assert result["schema"] == "refiner.bench/1"
+    assert {"device", "precision", "cores", "torch"} <= result["machine"].keys()
+    figures = result["results"]
+    starts = {re.split(r"[ ,]", figure["name"])[0] for figure in figures}
+    assert starts == {"text", "training", "encode", "decode", "predict"}
+    assert all(figure["value"] > 0 for figure in figures)
+    by_name = {figure["name"]: figure["value"] for figure in figures}
+    for figure in figures:
+        if figure["unit"] == "s" and figure["baseline"]:
+            base = by_name[f"{figure['name'].rpartition(': ')[0]}: {figure['baseline']}"]
+            assert figure["ratio"] == pytest.approx(base / figure["value"])
+
+
+def test_the_table_names_the_baselines(cli: Cli) -> None:
+    done = cli("bench", "encode", "--spaces", "ut-zappos", "--rounds", "1", "--set", "train.batch=1")
+    assert done.code == 0
+    assert "encode_image" in done.out
+    assert "times better than" in done.out
+
+
+def test_an_unknown_part_is_wrong_usage(cli: Cli) -> None:
+    assert cli("bench", "speed").code == 2

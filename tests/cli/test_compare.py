@@ -1,0 +1,56 @@
+"""``refiner compare`` on real runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def other_seed(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``small_run`` is, from another seed."""
+    from refiner_cli.__main__ import main
+
+    folder = tmp_path_factory.mktemp("runs") / "other"
+    settings = ["--set", "train.max_steps=3", "--set", "train.lr=0.002", "--set", "seed=1"]
+    with pytest.raises(SystemExit) as left:
+        main(["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), *settings])
+    assert not left.value.code
+    return folder
+
+
+def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, small_export: Path) -> None:
+    runs = [str(path) for path in (small_run, other_seed, small_export)]
+    result = cli("compare", *runs, "--draws", 20, "--json").json
+    assert result["schema"] == "refiner.compare/1"
+    assert [run["run"] for run in result["runs"]] == runs
+    of_seed, of_export = result["differences"]
+    for world in ("closed", "open"):
+        assert {d["value"] for d in of_export["worlds"][world].values()} == {0}
+        aucs = [run["worlds"][world]["AUC"] for run in result["runs"]]
+        assert of_seed["worlds"][world]["AUC"]["value"] == aucs[1] - aucs[0]
+    assert [group["runs"] for group in result["seeds"]] == [runs[:2]]
+    evaluated = cli("eval", small_run, "--world", "open", "--draws", 20, "--json").json["worlds"]["open"]
+    assert result["runs"][0]["worlds"]["open"]["intervals"] == evaluated["intervals"]
+
+
+def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, other_seed: Path) -> None:
+    text = cli("compare", small_run, other_seed, "--world", "closed", "--draws", 5).out
+    assert "Minus" in text
+    assert "2 seeds" in text
+    assert "open" not in text
+
+
+def test_a_run_is_not_compared_with_itself_or_other_data(
+    cli: Cli, small_run: Path, shared: Path, tmp_path: Path
+) -> None:
+    assert cli("compare", small_run).code == 2
+    assert cli("compare", small_run, small_run).code == 2
+    other = tmp_path / "grocery"
+    cli("train", shared / "grocery", "--backbone", "tiny", "--method", "clip", "--out", other)
+    outcome = cli("compare", small_run, other, "--draws", 2)
+    assert outcome.code == 3
+    assert "other data" in outcome.err

@@ -1,0 +1,123 @@
+"""``refiner eval`` beyond its plain form: score files, feasibility, intervals, per-image lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.evaluation.sweep import sweep
+from tests.conftest import Cli
+from tests.evaluation.cases import make_case
+from tests.evaluation.test_scores import BAD, CASE, saved
+
+
+@pytest.mark.parametrize("protocol", ["exact", "legacy"])
+def test_a_score_file_gets_the_same_treatment(cli: Cli, tmp_path: Path, protocol: Any) -> None:
+    file = saved(tmp_path)
+    result = cli("eval", "--scores", file, "--protocol", protocol, "--draws", 20, "--json").json
+    assert (result["schema"], result["dataset"], set(result["worlds"])) == (
+        "refiner.eval/1", "scores.npz", {"given"})  # fmt: skip
+    given = result["worlds"]["given"]
+    expected = sweep(CASE.digest(), CASE.space, protocol).to_json()
+    assert {name: given[name] for name in expected} == expected
+    low, high = given["intervals"]["AUC"]
+    assert low <= given["AUC"] <= high
+    assert f"{given['AUC']:.1f}" in cli("eval", "--scores", file, "--protocol", protocol, "--draws", 20).out
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_score_file_exits_3_and_names_the_place(cli: Cli, tmp_path: Path, message: str) -> None:
+    outcome = cli("eval", "--scores", saved(tmp_path, **BAD[message]), "--json")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_exits_3(cli: Cli, tmp_path: Path, value: float) -> None:
+    scores = CASE.scores.copy()
+    scores[3, 2] = value
+    outcome = cli("eval", "--scores", saved(tmp_path, scores=scores))
+    assert outcome.code == 3
+    assert "scores[3, 2]" in outcome.err
+
+
+def test_ranks_are_those_asked_for(cli: Cli, tmp_path: Path) -> None:
+    file = saved(tmp_path, allowed=None)
+    given = cli("eval", "--scores", file, "--topk", "12,2", "--draws", 2, "--json").json["worlds"]["given"]
+    better = (CASE.scores >= CASE.scores[np.arange(30), CASE.truth][:, None]).sum(1)
+    assert {k: shares["all"] for k, shares in given["top_k"].items()} == {
+        "2": pytest.approx(100 * (better <= 2).mean()),
+        "12": 100,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["RUN", "--scores", "x.npz"],
+        ["--scores", "x.npz", "--feasibility", "soft"],
+        ["RUN", "--feasibility-vectors", "glove.txt"],
+        ["RUN", "--feasibility", "soft", "--world", "closed"],
+        ["RUN", "--topk", "0,1"],
+        ["RUN", "--topk", "1,1"],
+    ],
+)
+def test_what_does_not_go_together_is_wrong_usage(cli: Cli, small_run: Path, arguments: list[str]) -> None:
+    outcome = cli("eval", *[str(small_run) if a == "RUN" else a for a in arguments])
+    assert (outcome.code, outcome.out) == (2, "")
+
+
+def test_a_model_has_intervals_choices_and_a_line_an_image(
+    cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    lines = tmp_path / "images.jsonl"
+    result = cli(
+        "eval", small_run, "--feasibility", "mask", "--draws", 20, "--per-image", lines, "--json"
+    ).json  # fmt: skip
+    opened = result["worlds"]["open"]
+    assert opened["feasibility"]["chosen_on"] == "val"
+    assert len(opened["feasibility"]["tried"]) == 50
+    assert result["worlds"]["closed"]["feasibility"] is None
+    stored = json.loads((small_run / "feasibility.json").read_text("utf-8"))
+    assert stored == opened["feasibility"] | {"dataset_fingerprint": load_benchmark(small_demo).fingerprint()}
+    samples = load_benchmark(small_demo).samples["test"]
+    rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+    assert [(r["world"], r["image"], tuple(r["truth"])) for r in rows] == [
+        (world, sample.path, sample.pair) for world in ("closed", "open") for sample in samples
+    ]
+    right = 100 * np.mean([r["rank"] == 1 for r in rows if r["world"] == "closed" and r["seen"]])
+    assert right == pytest.approx(result["worlds"]["closed"]["top_k"]["1"]["seen"])
+
+
+def test_word_vectors_can_say_what_is_similar(
+    cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    space = load_benchmark(small_demo).vocabulary
+    rng = np.random.default_rng(0)
+    table = tmp_path / "vectors.txt"
+    table.write_text(
+        "".join(
+            f"{name} {' '.join(map(str, rng.normal(size=4)))}\n" for name in {*space.states, *space.objects}
+        )
+    )
+    result = cli(
+        "eval", small_run, "--world", "open", "--feasibility", "soft", "--feasibility-vectors", table,
+        "--draws", 2, "--json",
+    ).json  # fmt: skip
+    assert result["worlds"]["open"]["feasibility"]["source"] == "vectors.txt"
+
+
+def test_rounded_scores_are_counted_as_ties(cli: Cli, tmp_path: Path) -> None:
+    case = make_case(3, images=30, states=3, objects=4, ties=True)
+    changed = {"scores": case.scores, "truth": case.truth, "seen": case.space.seen, "allowed": None}
+    given = cli("eval", "--scores", saved(tmp_path, **changed), "--draws", 2, "--json").json["worlds"][
+        "given"
+    ]
+    assert given["ties"] > 0

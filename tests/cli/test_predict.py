@@ -1,0 +1,209 @@
+"""``refiner predict`` as its users meet it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import refiner_cli
+from refiner_cli.inference.throughput import measure
+from tests.conftest import Cli
+from tests.inference.check_kills import kill_at_random
+
+Rows = list[dict[str, Any]]
+
+
+def rows_of(file: Path) -> Rows:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of everything: kinds, modes, damage, in two levels."""
+    folder = tmp_path_factory.mktemp("photos") / "all"
+    (folder / "deeper").mkdir(parents=True)
+    noise = Image.effect_noise((120, 90), 80)
+    for name, mode in (
+        ("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.webp", "RGB"), ("d.gif", "P"), ("e.bmp", "RGB"),
+        ("f.tif", "L"), ("g.jpeg", "CMYK"), ("deeper/a.jpg", "L"), ("deeper/p.PNG", "P"),
+    ):  # fmt: skip
+        noise.convert(mode).save(folder / name)
+    Image.new("I;16", (50, 50), 900).save(folder / "h.png")
+    exif = noise.getexif()
+    exif[0x0112] = 6
+    noise.save(folder / "turned.jpg", exif=exif)
+    (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:900])
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("hello")
+    (folder / "link.jpg").symlink_to("nowhere")
+    (folder / ".hidden.jpg").touch()
+    (folder / "notes.txt").touch()
+    return folder
+
+
+BAD = {"cut.jpg", "empty.jpg", "text.png", "link.jpg"}
+
+
+def test_a_folder_of_everything_gives_a_row_for_each_file(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    outcome = cli("predict", small_export, photos, "-o", tmp_path / "out.jsonl", "--json", "--batch", 4)
+    rows = rows_of(tmp_path / "out.jsonl")
+    assert outcome.code == 5
+    assert (outcome.json["images"], outcome.json["errors"], outcome.json["new"]) == (15, 4, 15)
+    assert len({row["path"] for row in rows}) == len(rows) == 15
+    assert {row["path"] for row in rows if row["status"] == "error"} == BAD
+    assert all(bool(row["error"]) != bool(row["predictions"]) for row in rows)
+    assert "cut.jpg" in outcome.err
+
+
+def test_a_bad_image_leaves_its_neighbours_answers_alone(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    together = cli("-q", "predict", small_export, photos, "--batch", 8).out
+    for line in together.splitlines():
+        row = json.loads(line)
+        if row["status"] == "ok" and row["path"] in {"d.gif", "deeper/a.jpg"}:
+            alone = json.loads(cli("-q", "predict", small_export, photos / row["path"]).out)
+            assert alone["predictions"][0]["score"] == pytest.approx(row["predictions"][0]["score"], abs=1e-3)
+
+
+def test_the_same_command_again_goes_on_and_mixes_nothing(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ("predict", small_export, photos, "-o", out, "--batch", 4)
+    cli(*command)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:3]) + b"".join(lines[5:9]) + lines[10][:40])
+    again = cli(*command, "--json")
+    assert again.json["new"] == 8
+    assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert cli(*command, "--json").json["new"] == 0
+    for change, named in (
+        (["--top-k", 3], "top k"), (["--world", "open"], "vocabulary"),
+        (["--precision", "bf16"], "precision"),
+    ):  # fmt: skip
+        refused = cli(*command, *change)
+        assert refused.code == 2
+        assert named in refused.err
+        assert "--overwrite" in refused.err
+    elsewhere = cli("predict", small_export, photos / "deeper", "-o", out)
+    assert (elsewhere.code, "places" in elsewhere.err) == (2, True)
+    assert cli("predict", small_export, photos / "deeper", "-o", out, "--overwrite").code == 0
+    assert {row["path"] for row in rows_of(out)} == {"a.jpg", "p.PNG"}
+
+
+def test_csv_and_parquet_say_what_json_lines_say(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for kind in ("jsonl", "csv", "parquet"):
+        assert cli("-q", "predict", small_export, photos, "-o", tmp_path / f"out.{kind}").code == 5
+    rows = rows_of(tmp_path / "out.jsonl")
+    flat = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text("utf-8"))))
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    for nested, line, entry in zip(rows, flat, table, strict=True):
+        assert nested["path"] == line["path"] == entry["path"]
+        for rank, guess in enumerate(nested["predictions"], 1):
+            assert entry[f"predictions.{rank}.seen"] is guess["seen"]
+            assert (
+                entry[f"predictions.{rank}.score"]
+                == float(line[f"predictions.{rank}.score"])
+                == guess["score"]
+            )
+
+
+def test_a_list_on_stdin_may_name_what_is_not_there(
+    cli: Cli, small_export: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = f"{photos / 'a.jpg'}\n\n{photos / 'gone.jpg'}\n{photos / 'a.jpg'}\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    outcome = cli("-q", "predict", small_export, "-")
+    assert outcome.code == 5
+    found = [(Path(row["path"]).name, row["status"]) for row in map(json.loads, outcome.out.splitlines())]
+    assert found == [("a.jpg", "ok"), ("gone.jpg", "error")]
+
+
+def test_patterns_choose_and_a_folder_without_images_is_named(
+    cli: Cli, small_export: Path, photos: Path
+) -> None:
+    outcome = cli("-q", "predict", small_export, photos, "--include", "*.jpg", "--exclude", "deeper",
+                  "--exclude", "[cel]*")  # fmt: skip
+    assert [json.loads(line)["path"] for line in outcome.out.splitlines()] == ["a.jpg", "turned.jpg"]
+    assert cli("predict", small_export, photos, "--include", "*.xyz").code == 2
+
+
+def test_wrong_outputs_are_refused_before_the_model_is_loaded(cli: Cli, photos: Path) -> None:
+    for options in (["-o", "out.xlsx"], ["--json"], ["--gallery", "page.html"]):
+        assert cli("predict", "no-model", photos, *options).code == 2
+
+
+def test_gallery_and_heatmaps_show_every_readable_image(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    cli("predict", small_export, photos, "-o", tmp_path / "out.csv", "--gallery", tmp_path / "page.html",
+        "--heatmaps", tmp_path / "maps")  # fmt: skip
+    page = (tmp_path / "page.html").read_text("utf-8")
+    data = json.loads(page.partition("const rows = ")[2].partition(";\nconst")[0])
+    assert len(data) == 15
+    assert {path for path, error, picture, guesses in data if not picture} == BAD
+    assert "http:" not in page
+    assert "https:" not in page
+    maps = {file.relative_to(tmp_path / "maps").as_posix() for file in (tmp_path / "maps").rglob("*.jpg")}
+    ok = {row[0] for row in data} - BAD
+    assert maps == {f"{path}.jpg" for path in ok}
+    with Image.open(tmp_path / "maps" / "a.jpg.jpg") as sheet:
+        assert sheet.size == (576, 576)
+
+
+@pytest.fixture(scope="module")
+def many(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    for i, file in enumerate(sorted((small_demo / "images").rglob("*.jpg")) * 3):
+        os.link(file, folder / f"{i:04}.jpg")
+    (folder / "bad.jpg").write_bytes(b"nothing")
+    return folder
+
+
+def test_kill_9_costs_no_row_and_repeats_none(
+    cli: Cli, small_export: Path, many: Path, tmp_path: Path
+) -> None:
+    cli("-q", "predict", small_export, many, "-o", tmp_path / "whole.jsonl", "--device", "cpu")
+    torn = tmp_path / "torn.jsonl"
+    assert kill_at_random(str(small_export), str(many), torn, 1, random.Random(3), 0) == 1
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(torn.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_two_processes_share_the_work_and_leave_one_result(
+    cli: Cli, small_export: Path, many: Path, tmp_path: Path
+) -> None:
+    cli("-q", "predict", small_export, many, "-o", tmp_path / "one.jsonl", "--device", "cpu")
+    out = tmp_path / "two.jsonl"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+               "refiner_cli", "-q", "predict", small_export, many, "-o", out, "--device", "cpu"]  # fmt: skip
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    one = (tmp_path / "one.jsonl").read_bytes()
+    assert sorted(out.read_bytes().splitlines()) == sorted(one.splitlines()), done.stderr
+    assert {file.name for file in tmp_path.iterdir() if "two" in file.name} == {
+        "two.jsonl",
+        "two.jsonl.run.json",
+    }
+
+
+def test_throughput_is_measured_against_a_bare_loop(small_export: Path, many: Path) -> None:
+    files = sorted(many.glob("0*.jpg"))[:40]
+    found = measure(refiner_cli.load(small_export, device="cpu"), files, batch=8, workers=0, rounds=1)
+    assert found.ratio == found.predict / found.bare > 0

@@ -1,0 +1,87 @@
+"""Decoding ahead of the model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refiner_cli.data.decode import Crop
+from refiner_cli.inference.decoding import Outcome, decoded, groups
+from refiner_cli.inference.scan import Found
+
+CROP = Crop(8, 8)
+
+
+class Deadly(Crop):
+    """A crop whose decoder takes the process down at some files."""
+
+    def load(self, file: Path) -> Outcome:  # type: ignore[override]
+        if "deadly" in file.name:
+            os._exit(1)
+        return super().load(file)
+
+
+def photos(folder: Path, count: int) -> list[Found]:
+    found = []
+    for i in range(count):
+        file = folder / f"{i:03}.png"
+        if i % 7 == 3:
+            file.write_bytes(b"nothing")
+        else:
+            Image.new("RGB", (10, 10), (i, i, i)).save(file)
+        found.append(Found(file, file.name))
+    return found
+
+
+def test_groups_keep_size_and_places_whatever_is_done(tmp_path: Path) -> None:
+    found = [Found(tmp_path / str(i), str(i)) for i in range(11)]
+    some = list(groups(found, 4, lambda one: one.name in {"2", "9", "10"}))
+    assert [(g.number, g.size, [place for place, _ in g.wanted]) for g in some] == [
+        (0, 4, [2]),
+        (2, 3, [1, 2]),
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_outcomes_come_in_order_with_reasons_in_their_places(tmp_path: Path, workers: int) -> None:
+    found = photos(tmp_path, 50)
+    seen = 0
+    for group, outcomes in decoded(groups(found, 12, lambda _: True), CROP, workers):
+        for (_, one), outcome in zip(group.wanted, outcomes, strict=True):
+            number = int(one.file.stem)
+            assert number == seen
+            if number % 7 == 3:
+                assert outcome == "it is no image"
+            else:
+                assert np.array_equal(outcome, np.full((8, 8, 3), number))
+            seen += 1
+    assert seen == 50
+
+
+def test_files_are_found_only_as_far_ahead_as_the_processes_need(tmp_path: Path) -> None:
+    one, asked = photos(tmp_path, 1)[0], 0
+
+    def endless() -> object:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield one
+
+    stream = decoded(groups(endless(), 8, lambda _: True), CROP, 1)  # type: ignore[arg-type]
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert asked <= 64
+
+
+def test_a_file_that_kills_its_decoder_costs_no_other_image(tmp_path: Path) -> None:
+    found = photos(tmp_path, 3)
+    deadly = tmp_path / "deadly.png"
+    deadly.touch()
+    found.insert(1, Found(deadly, "deadly"))
+    ((_, outcomes),) = decoded(groups(found, 8, lambda _: True), Deadly(8, 8), 1)
+    assert outcomes[1] == "the process that decoded it died"
+    assert not any(isinstance(outcome, str) for outcome in (outcomes[0], outcomes[2], outcomes[3]))

@@ -1,0 +1,126 @@
+"""Outputs that survive kills, and go on only with what fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.inference.output import Count, Output
+from refiner_cli.inference.recogniser import Composition, Part, Prediction
+from refiner_cli.inference.scan import digest
+from refiner_cli.inference.sink import Row, columns, flat, nested, read_values, write_values
+
+HEADER = {"model": "m", "vocabulary": "v", "places": ["/photos"], "batch": 8}
+
+
+def row(name: str, error: str = "") -> Row:
+    if error:
+        return Row(name, None, error)
+    made = Prediction(
+        (Composition("old", "car", 21.25, 0.1 + 0.2, seen=True),
+         Composition("new", "car", -3.5, 1e-12, seen=False)),
+        (Part("old", 0.75), Part("new", 0.25)),
+        (Part("car", 1.0),),
+    )  # fmt: skip
+    return Row(name, made)
+
+
+def write(output: Output, *rows: Row) -> None:
+    with output.writing() as sink:
+        for one in rows:
+            sink.write(one)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_every_kind_gives_the_same_rows_back(tmp_path: Path, kind: str) -> None:
+    if kind == ".parquet":
+        pytest.importorskip("pyarrow")
+    values = [row('a, "b"\n\u00fc.jpg').to_json(), row("c.jpg", 'It is "torn",\nreally.').to_json()]
+    write_values(tmp_path / f"out{kind}", kind, values, 3)
+    assert list(read_values(tmp_path / f"out{kind}")) == values
+    assert [nested(flat(value)) for value in values] == values
+    assert set(flat(values[0])) < set(columns(3))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_a_second_run_adds_what_is_missing(tmp_path: Path, name: str) -> None:
+    for names in (["a.jpg", "b.jpg"], ["c.jpg"]):
+        output = Output(tmp_path / name, 2)
+        output.prepare(HEADER, overwrite=False)
+        done = output.done()
+        assert not done & {digest(one) for one in names}
+        write(output, *map(row, names))
+        count = output.finish(HEADER)
+    assert count == Count(3, 0)
+    assert [value["path"] for value in read_values(tmp_path / name)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert json.loads((tmp_path / f"{name}.run.json").read_text())["complete"]
+    assert {file.name for file in tmp_path.iterdir()} == {name, f"{name}.run.json"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(cut=st.integers(0, 1000), tail=st.sampled_from([b"", b"{", b"\0\0\0\n", b'{"path": 3}\n']))
+def test_wherever_a_kill_cuts_whole_rows_stay(tmp_path_factory: Any, cut: int, tail: bytes) -> None:
+    output = Output(tmp_path_factory.mktemp("out") / "out.jsonl", 2)
+    output.prepare(HEADER, overwrite=False)
+    write(output, row("\u00fc.jpg"), row("b.jpg", "torn"))
+    content = output.file.read_bytes()
+    left = content[: cut % (len(content) + 1)]
+    output.file.write_bytes(left + tail)
+    output.prepare(HEADER, overwrite=False)
+    whole = left[: left.rfind(b"\n") + 1]
+    assert output.file.read_bytes() == whole
+    assert len(output.done()) == whole.count(b"\n")
+
+
+@pytest.mark.parametrize("key", ["model", "vocabulary", "places"])
+def test_rows_of_different_makes_are_not_mixed(tmp_path: Path, key: str) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    output.prepare(HEADER, overwrite=False)
+    write(output, row("a.jpg"))
+    with pytest.raises(UsageError, match=key):
+        output.prepare(HEADER | {key: "other"}, overwrite=False)
+    assert len(output.done()) == 1
+    output.prepare(HEADER | {key: "other"}, overwrite=True)
+    assert not output.done()
+
+
+def test_the_batch_of_the_first_run_stays(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    output.prepare(HEADER, overwrite=False)
+    assert output.prepare(HEADER | {"batch": 64}, overwrite=False)["batch"] == 8
+
+
+def test_a_file_of_unknown_origin_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text("mine\n")
+    with pytest.raises(UsageError, match="--overwrite"):
+        Output(tmp_path / "out.jsonl", 2).prepare(HEADER, overwrite=False)
+    assert (tmp_path / "out.jsonl").read_text() == "mine\n"
+
+
+def test_journals_of_several_processes_become_one_and_none_counts_twice(tmp_path: Path) -> None:
+    team = [Output(tmp_path / "out.jsonl", 2, rank, 2) for rank in (0, 1)]
+    team[0].prepare(HEADER, overwrite=False)
+    write(team[0], row("a.jpg"))
+    write(team[1], row("b.jpg", "torn"))
+    journal = team[1].journal.read_bytes()
+    assert team[0].done() == {digest("a.jpg"), digest("b.jpg")}
+    assert team[0].finish(HEADER) == Count(2, 1)
+    team[1].journal.write_bytes(journal)  # as if killed before it was removed
+    alone = Output(tmp_path / "out.jsonl", 2)
+    alone.prepare(HEADER, overwrite=False)
+    assert alone.finish(HEADER) == Count(2, 1)
+    assert not alone.journals()
+
+
+def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    with output.locked(), pytest.raises(RefinerError, match="Another process"), output.locked():
+        pass
+    with output.locked():
+        pass
