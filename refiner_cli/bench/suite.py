@@ -64,7 +64,7 @@ def machine_of(config: Config) -> dict[str, Any]:
     """What the figures hold for."""
     device, _ = pick_device(config.device)
     precision, _ = pick_precision(config.precision, device)
-    known = environment(["bench"])
+    known = environment()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": str(precision).removeprefix("torch."),

@@ -122,7 +122,7 @@ def fresh(dataset: str, config: Config, folder: Path, ranks: Ranks) -> Training:
     if ranks.first:
         benchmark = open_dataset(dataset)
         ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
-        Run.create(folder, config, ref, environment(sys.argv))
+        Run.create(folder, config, ref, environment() | {"arguments": sys.argv})
     ranks.wait()
     return start(Run.open(folder), open_dataset(dataset), terminal.note, ranks)
 
@@ -136,7 +136,7 @@ def resumed(folder: Path, ranks: Ranks) -> Training:
     run = Run.open(folder)
     training = resume(run, load_benchmark(Path(run.dataset.path), run.dataset.name), terminal.note, ranks)
     if ranks.first and training.step < training.total:
-        run.note_environment(environment(sys.argv), training.step)
+        run.note_environment(environment() | {"arguments": sys.argv}, training.step)
     ranks.wait()
     return training
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import open_clip
@@ -27,7 +27,7 @@ from refiner_cli.evaluation.evaluate import Setting
 Tell = Callable[[str], None]
 
 
-def environment(arguments: Sequence[str]) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What a result may depend on besides configuration and data."""
     return {
         "refiner": __version__,
@@ -37,7 +37,6 @@ def environment(arguments: Sequence[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "threads": torch.get_num_threads(),
-        "arguments": list(arguments),
     }
 
 
@@ -83,11 +82,10 @@ def start(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> T
         if ranks.first:
             cache.fill(tell)
         ranks.wait()
-        if not ranks.first:
-            cache.fill(tell)  # finds all there
-    return Training(
-        model, benchmark, run, Setting(precision, config.train.batch, workers), tell, ranks, cache
-    )
+        if not ranks.first:  # finds everything there
+            cache.fill(tell)
+    setting = Setting(precision, config.train.batch, workers)
+    return Training(model, benchmark, run, setting, tell, ranks, cache)
 
 
 def resume(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> Training:

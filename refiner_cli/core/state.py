@@ -47,6 +47,8 @@ class Position:
     validated: bool = False  # whether the validation that is due after this step was made
     best: dict[str, Any] | None = None  # what best.json says
     skipped: int = 0  # steps skipped in a row
+    images: int = 0  # computed at once
+    prompts: int = 0  # encoded at once
 
 
 class NotSavedError(RefinerError):

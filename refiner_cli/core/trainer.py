@@ -72,16 +72,12 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups) if self.parameters else None
         half = self.setting.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
-        self.pieces = MicroBatches(
-            self.model,
-            self.space,
-            self.config,
-            self.setting.precision,
-            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
-            scale=self.scaler.scale,
-            tell=self.tell,
-        )
         self.state = State(self.run, self.model, self.optimizer, self.scaler)
+        self.pieces = MicroBatches(
+            self.model, self.space, self.config, self.setting.precision, tell=self.tell,
+            scale=self.scaler.scale,
+            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
+        )  # fmt: skip
         self.spent = self.waited = 0.0  # seconds since the last validation, and those of them without data
         self.saved_at = time.monotonic()
 
@@ -152,15 +148,14 @@ class Training:
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """This process's share of the batches that the current epoch still holds."""
-        config, seed = self.model.backbone.spec.preprocess, self.run.config.seed
-        epoch = self.step // self.schedule.steps_an_epoch
-        transform = (
-            Augmented(Augment(config), seed, epoch) if self.config.augment else Plain(Preprocess(config))
-        )
         rows = [self.ranks.rows(batch) for batch in self.schedule.rest_of_epoch(self.step)]
+        epoch = self.step // self.schedule.steps_an_epoch
+        config = self.model.backbone.spec.preprocess
         self.asked_at = time.perf_counter()
         if self.cache is not None:
             return self.cache.batches(rows, epoch)
+        augmented = Augmented(Augment(config), self.run.config.seed, epoch)
+        transform = augmented if self.config.augment else Plain(Preprocess(config))
         return batches(self.files, transform, rows, device=self.model.device, workers=self.setting.workers)
 
     def train_step(self, batch: Batch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:
@@ -173,8 +168,8 @@ class Training:
             group["lr"] = lr
         self.model.train()
         truth = self.truth[batch.rows].to(self.model.device)
-        seed = seed_of(self.run.config.seed, self.step, 1)
-        mine, scores = self.pieces.backward(batch.images, truth, seed, weight=self.ranks.weight(images))
+        seed, weight = seed_of(self.run.config.seed, self.step, 1), self.ranks.weight(images)
+        mine, scores = self.pieces.backward(batch.images, truth, seed, weight=weight)
         loss, wishes = self.ranks.add_up(list(self.parameters.values()), [mine, float(stop())])
         self.scaler.unscale_(self.optimizer)
         held = [p for p in self.parameters.values() if p.grad is not None]
@@ -243,6 +238,8 @@ class Training:
     def save(self, metrics: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, where this process writes."""
         if self.ranks.first:
+            # Both follow the free memory, and the last digits of a result follow them.
+            self.position.images, self.position.prompts = self.pieces.size, self.model.backbone.text.chunk
             self.state.save(self.position, metrics)
             self.run.prune()
         self.saved_at = time.monotonic()
@@ -250,3 +247,4 @@ class Training:
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint. Raises ModelFileError if it is damaged."""
         self.position = self.state.restore(folder)
+        self.pieces.size, self.model.backbone.text.chunk = self.position.images, self.position.prompts

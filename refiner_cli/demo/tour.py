@@ -69,7 +69,7 @@ def take_tour(
     config = resolve([*([recipe] if recipe else []), ("demo", {"seed": seed, "device": device})])
     tell("2/5 training Refiner on it")
     ref = DatasetRef("demo", str(benchmark.root.resolve()), benchmark.fingerprint())
-    training = start(Run.create(out / "run", config, ref, environment(["demo"])), benchmark, tell)
+    training = start(Run.create(out / "run", config, ref, environment()), benchmark, tell)
     follow(training)
     tell("3/5 evaluating zero-shot CLIP and Refiner, closed and open world")
     spaces = {"closed": benchmark.label_space("test"), "open": benchmark.label_space("test", "open")}

@@ -42,7 +42,7 @@ def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, oth
     text = cli(*arguments).out
     assert text.startswith(f"1  {small_run}\n2  {other_seed}\n")
     assert "seeds of 1, 2" in text
-    assert "open" not in text
+    assert "open world" not in text
     world = cli(*arguments, "--json").json["differences"][0]["worlds"]["closed"]
     for found in world.values():
         low, high = found["interval"]

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from refiner_cli.core.events import StepDone
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.demo.dataset import Size, make_demo
 from tests.core.test_trainer import begin
@@ -24,6 +25,7 @@ def losses(folder: Path, benchmark: Benchmark, steps: int, *, plain: bool) -> li
     while len(found) < steps:
         for batch in training.rest_of_epoch():
             done, _ = training.train_step(batch, lambda: False)
+            assert isinstance(done, StepDone)
             found.append(done.loss)
             if len(found) == steps:
                 break
