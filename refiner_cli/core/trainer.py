@@ -74,14 +74,10 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
         self.state = State(self.run, self.model, self.optimizer, self.scaler)
         self.pieces = MicroBatches(
-            self.model,
-            self.space,
-            self.config,
-            self.setting.precision,
-            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
+            self.model, self.space, self.config, self.setting.precision, tell=self.tell,
             scale=self.scaler.scale,
-            tell=self.tell,
-        )
+            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
+        )  # fmt: skip
         self.spent = self.waited = 0.0  # seconds since the last validation, and those of them without data
         self.saved_at = time.monotonic()
 
