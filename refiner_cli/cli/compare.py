@@ -72,22 +72,27 @@ def compare(
 
 
 def show(found: Comparison) -> None:
-    """A table a world: every run, then the differences, then the seeds."""
+    """The runs by number, and a table a world: every run, then the differences, then the seeds."""
     first = found.sides[0]
+    number = {side.name: str(i) for i, side in enumerate(found.sides, 1)}
+    for name, i in number.items():
+        terminal.data(f"{i}  {name}")
     for world in first.result.worlds:
-        of_world = {side.name: side.result.worlds[world] for side in found.sides}
+        of_world = {number[side.name]: side.result.worlds[world] for side in found.sides}
         title = f"{first.result.dataset}, {first.result.split}, {world} world; below: 95 % intervals"
         rows = {name: (result.metrics.to_json(), result.intervals) for name, result in of_world.items()}
         terminal.table(metrics_table(title, rows))
-        table = grid(f"Minus {first.name}, paired; * leaves zero out", "", *COLUMNS)
+        table = grid("Differences on the same images; * leaves zero out", "", *COLUMNS)
         for run, worlds in found.against_first.items():
             cells = [worlds[world][column] for column in COLUMNS]
-            table.add_row(run, *(f"{cell.value:+.1f}{'*' if cell.sure else ' '}" for cell in cells))
-            spans = (f"{cell.interval.low:+.1f}..{cell.interval.high:+.1f}" for cell in cells)
+            table.add_row(f"{number[run]}-1", *(f"{c.value:+.1f}{'*' if c.sure else ''}" for c in cells))
+            spans = (f"{cell.interval.low:.1f}..{cell.interval.high:.1f}" for cell in cells)
             table.add_row("", *spans, style="dim")
         terminal.table(table)
         for spread in found.spreads:
-            table = grid("Mean and standard deviation over seeds", "", *COLUMNS)
-            cells_of = (spread.worlds[world][column] for column in COLUMNS)
-            table.add_row(f"{len(spread.runs)} seeds", *(f"{m:.1f} ± {sd:.1f}" for m, sd in cells_of))
+            runs = ", ".join(number[run] for run in spread.runs)
+            table = grid(f"Mean and standard deviation over the seeds of {runs}", "", *COLUMNS)
+            pairs = [spread.worlds[world][column] for column in COLUMNS]
+            table.add_row("mean", *(f"{mean:.1f}" for mean, _ in pairs))
+            table.add_row("sd", *(f"{sd:.1f}" for _, sd in pairs))
             terminal.table(table)

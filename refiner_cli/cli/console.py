@@ -6,8 +6,10 @@ With ``--json`` a command prints one object with a "schema" field to stdout and 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -15,14 +17,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from refiner_cli.errors import RefinerError
 
@@ -31,6 +37,13 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+class Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
 @dataclass
@@ -52,6 +65,8 @@ class Terminal:
         self.out.print(text, markup=False)
 
     def table(self, table: Table) -> None:
+        # A number is never cut off: a table that is wider than the terminal wraps instead.
+        table.width = Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
         self.out.print(table)
 
     def json(self, value: dict[str, Any]) -> None:
@@ -64,7 +79,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, a line every tenth in a log; called with (done, total)."""
+        """A bar on a terminal, a line every tenth in a log; called with (done, total), 0 if not known."""
         if self.quiet:
             yield lambda *_: None
         elif self.err.is_terminal:
@@ -72,19 +87,22 @@ class Terminal:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                Rate(),
                 TimeRemainingColumn(),
             )
             with Progress(*columns, console=self.err, transient=True) as bar:
                 task = bar.add_task(what, total=None)
-                yield lambda done, total: bar.update(task, completed=done, total=total)
+                yield lambda done, total: bar.update(task, completed=done, total=total or None)
         else:
-            tenth = 0
+            tenth, began = 0, time.monotonic()
 
             def line(done: int, total: int) -> None:
                 nonlocal tenth
                 if total and done * 10 // total > tenth:
                     tenth = done * 10 // total
-                    self.note(f"{what}: {done} of {total}")
+                    spent = time.monotonic() - began
+                    left = dt.timedelta(seconds=round(spent * (total - done) / done))
+                    self.note(f"{what}: {done} of {total}, {done / max(spent, 1e-9):.1f}/s, {left} left")
 
             yield line
 

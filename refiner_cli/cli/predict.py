@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
-from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
+from refiner_cli.cli.console import INTERRUPTED, PARTLY_DONE, Json, terminal
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def predict(
             f"precision {name} ({why}), batch {size} ({because}), {count} decoding processes ({reason})"
         )
         plan = Plan(top_k, size, count, stop_at_error=on_error == "fail", heatmaps=heatmaps)
-        with terminal.progress("predicting") as progress:
-            follow = Follow(progress, total)
+        with stoppable(), terminal.progress("predicting") as progress:
+            follow = Follow(progress, total, processes)
             if out is None:
                 made = predict_onto(sys.stdout, recogniser, found, plan, watch=follow, tell=terminal.note)
             else:
@@ -130,17 +131,32 @@ def find(paths: list[Path], chosen: Filter) -> tuple[Iterator[Found], Callable[[
     return chain([first], found), count_aside(scan(paths, chosen))
 
 
-class Follow:
-    """Tells of every image what there is to tell."""
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """An interrupt loses nothing, and a reader of the rows may have had enough of them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        terminal.note("stopped; with an output file, the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Or Python would fail once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
 
-    def __init__(self, progress: Callable[[int, int], None], total: Callable[[], int]) -> None:
-        self.progress, self.total = progress, total
-        self.done = self.new = 0
+
+class Follow:
+    """Tells of every image what there is to tell; the other processes are thought to be as fast."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: Callable[[], int], team: int) -> None:
+        self.progress, self.total, self.team = progress, total, team
+        self.old = self.new = 0
 
     def __call__(self, row: Row | None) -> None:
-        self.done += 1
-        if row is not None:
+        if row is None:
+            self.old += 1
+        else:
             self.new += 1
             if row.error:
                 terminal.note(row.error)
-        self.progress(self.done, self.total())
+        self.progress(self.old + self.new * self.team, self.total())

@@ -166,7 +166,7 @@ def tried(values: Sequence[tuple[float, float]], chosen: float, label: str) -> s
 def confusion_map(found: Confusion) -> str:
     """True (rows) against predicted (columns) in percent of a row; the diagonal is right."""
     left = CHARACTER * max(map(len, found.names), default=0) + 44
-    size, head = CELL * len(found.names), left - 40
+    size, head = CELL * len(found.names), 0.9 * (left - 44) + 14  # column labels are slanted
     parts = [svg_start(left + size + 0.5 * head + 4, head + size + 4, "Confusion")]
     for i, name in enumerate(found.names):
         label, at = html.escape(name), i * CELL + CELL / 2 + 4

@@ -145,11 +145,12 @@ def points_table(result: Result) -> str:
 
 def choices(result: Result) -> Iterator[str]:
     """A sentence for everything that was chosen or could be suspected to be."""
-    yield (
-        f"Nothing was chosen on the {result.split} split."
-        if result.split != "val"
-        else "These are numbers of the validation split, which the choices below were made on."
-    )
+    if result.calibration is None:
+        yield "Nothing was chosen: the scores are taken as they came."
+    elif result.split == "val":
+        yield "These are numbers of the validation split, which the choices below were made on."
+    else:
+        yield "Nothing was chosen on the test split."
     if weights := result.calibration:
         yield (
             f"Weights of the state and object evidence ({weights.state_weight:g} and "

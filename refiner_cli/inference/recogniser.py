@@ -137,28 +137,19 @@ class Recogniser:
             total = self.model.combine(scores, self.space) + self.bias  # B x P
         probability = total.double().softmax(-1)
         best = total.topk(min(top_k, total.shape[1]))
-        states = self.marginal(probability, torch.from_numpy(self.space.pair_state), len(self.space.states))
-        objects = self.marginal(
-            probability, torch.from_numpy(self.space.pair_object), len(self.space.objects)
+        shares = probability.gather(1, best.indices)
+        states, objects = (
+            self.top(self.marginal(probability, torch.from_numpy(index), len(names)), names, top_k)
+            for index, names in (
+                (self.space.pair_state, self.space.states),
+                (self.space.pair_object, self.space.objects),
+            )
         )
-        return [
-            Prediction(
-                compositions=tuple(
-                    self.composition(i, score, float(row[i]))
-                    for score, i in zip(values.tolist(), indices.tolist(), strict=True)
-                ),
-                states=self.top(state, self.space.states, top_k),
-                objects=self.top(obj, self.space.objects, top_k),
-            )
-            for values, indices, row, state, obj in zip(
-                best.values.cpu(),
-                best.indices.cpu(),
-                probability.cpu(),
-                states.cpu(),
-                objects.cpu(),
-                strict=True,
-            )
+        compositions = [
+            tuple(map(self.composition, *columns))
+            for columns in zip(best.indices.tolist(), best.values.tolist(), shares.tolist(), strict=True)
         ]
+        return [Prediction(*parts) for parts in zip(compositions, states, objects, strict=True)]
 
     def composition(self, index: int, score: float, probability: float) -> Composition:
         state, obj = self.space.pairs[index]
@@ -171,8 +162,10 @@ class Recogniser:
         return zeros.index_add_(1, index.to(probability.device), probability)
 
     @staticmethod
-    def top(probability: Tensor, names: tuple[str, ...], k: int) -> tuple[Part, ...]:
+    def top(probability: Tensor, names: tuple[str, ...], k: int) -> list[tuple[Part, ...]]:
+        """``B x S`` -> the best ``k`` of every image."""
         best = probability.topk(min(k, len(names)))
-        return tuple(
-            Part(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
+        return [
+            tuple(Part(names[i], share) for share, i in zip(*columns, strict=True))
+            for columns in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]

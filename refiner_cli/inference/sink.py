@@ -6,7 +6,6 @@ CSV and Parquet flatten the same names: ``predictions.1.state``, ``states.2.prob
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -41,9 +40,9 @@ class Row:
             "path": self.path,
             "status": "ok" if made else "error",
             "error": self.error or None,
-            "predictions": [dataclasses.asdict(c) for c in made.compositions] if made else [],
-            "states": [dataclasses.asdict(part) for part in made.states] if made else [],
-            "objects": [dataclasses.asdict(part) for part in made.objects] if made else [],
+            "predictions": [dict(vars(one)) for one in made.compositions] if made else [],
+            "states": [dict(vars(one)) for one in made.states] if made else [],
+            "objects": [dict(vars(one)) for one in made.objects] if made else [],
         }
 
 

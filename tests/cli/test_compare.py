@@ -38,10 +38,15 @@ def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, sm
 
 
 def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, other_seed: Path) -> None:
-    text = cli("compare", small_run, other_seed, "--world", "closed", "--draws", 5).out
-    assert "Minus" in text
-    assert "2 seeds" in text
+    arguments = ["compare", small_run, other_seed, "--world", "closed", "--draws", 5]
+    text = cli(*arguments).out
+    assert text.startswith(f"1  {small_run}\n2  {other_seed}\n")
+    assert "seeds of 1, 2" in text
     assert "open" not in text
+    world = cli(*arguments, "--json").json["differences"][0]["worlds"]["closed"]
+    for found in world.values():
+        low, high = found["interval"]
+        assert f"{low:.1f}..{high:.1f}" in text
 
 
 def test_a_run_is_not_compared_with_itself_or_other_data(

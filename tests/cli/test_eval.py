@@ -121,3 +121,16 @@ def test_rounded_scores_are_counted_as_ties(cli: Cli, tmp_path: Path) -> None:
         "given"
     ]
     assert given["ties"] > 0
+
+
+def test_a_narrow_terminal_cuts_off_no_number(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refiner_cli.cli.console import terminal
+
+    monkeypatch.setattr(terminal.out, "_width", 40)
+    text = cli("eval", "--scores", saved(tmp_path), "--draws", 5).out
+    given = cli("eval", "--scores", saved(tmp_path), "--draws", 5, "--json").json["worlds"]["given"]
+    low, high = given["intervals"]["object_acc"]
+    assert f"{low:.1f}..{high:.1f}" in text
+    assert "…" not in text

@@ -207,3 +207,36 @@ def test_throughput_is_measured_against_a_bare_loop(small_export: Path, many: Pa
     files = sorted(many.glob("0*.jpg"))[:40]
     found = measure(refiner_cli.load(small_export, device="cpu"), files, batch=8, workers=0, rounds=1)
     assert found.ratio == found.predict / found.bare > 0
+
+
+def test_an_interrupt_ends_with_130_and_what_is_there_stays(
+    cli: Cli, small_export: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+
+    def follow(self: object, row: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("refiner_cli.cli.predict.Follow.__call__", follow)
+        stopped = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8)
+    assert stopped.code == 130
+    assert "goes on" in stopped.err
+    assert len(rows_of(tmp_path / "out.jsonl")) == 20
+    again = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8, "--json").json
+    assert again["new"] == again["images"] - 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break in another way there")
+def test_a_reader_that_has_had_enough_is_no_error(small_export: Path, many: Path) -> None:
+    command = [sys.executable, "-m", "refiner_cli", "-q", "predict", small_export, many, "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert json.loads(process.stdout.readline())["path"] == "0000.jpg"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=120) == 0
