@@ -20,6 +20,7 @@ from refiner_cli.core.device import computing
 from refiner_cli.data.images import Preprocess
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.throughput import measure
 
 
 def draw_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) -> list[Path]:
@@ -88,22 +89,16 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: Machine) ->
     yield from per_second("decode 800 x 600 JPEG", ways, len(files), machine)
 
 
-@torch.no_grad()
 def bench_predict(
     backbone: Backbone, space: LabelSpace, config: Config, files: Sequence[Path], machine: Machine
 ) -> Iterator[Result]:
-    """Files to predictions, beside decoding and ``encode_image`` alone, image by image."""
-    model = build_model(config.method, backbone, config.model, space).to(machine.device)
+    """Files to written rows, beside a loop that decodes and calls the backbone on ready batches."""
+    model = build_model(config.method, backbone, config.model, space).to(machine.device).eval()
     recogniser = Recogniser(model, precision=machine.precision)
-    transform = Plain(recogniser.preprocess)
-
-    def bare() -> None:
-        for batch in batches(files, transform, in_order(len(files), 1), device=machine.device, workers=0):
-            with computing(machine.device, machine.precision):
-                backbone.clip.encode_image(batch.images)
-
-    ways: dict[str, Callable[[], object]] = {
-        "open_clip encode_image, one by one": bare,
-        "refiner": lambda: recogniser.predict(files, batch=config.train.batch),
-    }
-    yield from per_second(f"predict, {len(space.pairs)} pairs", ways, len(files), machine)
+    workers, _ = pick_workers(-1, machine.device)
+    batch = max(1, min(config.train.batch, len(files) // 4))  # the first batch is not timed
+    found = measure(recogniser, files, batch=batch, workers=workers, rounds=machine.rounds)
+    what = f"predict, {len(space.pairs)} pairs, batch {batch}"
+    name = "bare loop: decode, encode_image"
+    yield Result(f"{what}: {name}", found.bare, "images/s", None, None)
+    yield Result(f"{what}: refiner", found.predict, "images/s", name, found.ratio)
