@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from refiner_cli import __version__
-from refiner_cli.cli import compare, demo, doctor, download, eval, export, info, predict, train  # noqa: A004
+from refiner_cli.cli import compare, dataset, demo, doctor, download, eval, export, info, predict, train  # noqa: A004
 from refiner_cli.cli.console import terminal
 
 app = typer.Typer(
@@ -41,3 +41,4 @@ def options(
 for command in (demo.demo, download.download, train.train, eval.evaluate, compare.compare,
                 predict.predict, export.export, info.info, doctor.doctor):  # fmt: skip
     app.command(name="eval" if command is eval.evaluate else None)(command)
+app.add_typer(dataset.app)

@@ -13,7 +13,7 @@ from refiner_cli import __version__
 from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "download", "train", "eval", "compare", "predict", "export", "info", "doctor")
+COMMANDS = ("demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "info", "doctor")
 
 
 def fresh(code: str) -> str:
