@@ -48,9 +48,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's caches."""
-    monkeypatch.setenv("REFINER_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's caches, or another test's."""
+    monkeypatch.setenv("REFINER_HOME", str(tmp_path.with_name(f"{tmp_path.name}-home")))
 
 
 @pytest.fixture(scope="session")

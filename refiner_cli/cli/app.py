@@ -10,6 +10,7 @@ from refiner_cli import __version__
 from refiner_cli.cli import (
     bench,
     compare,
+    dataset,
     demo,
     doctor,
     download,
@@ -52,3 +53,4 @@ def options(
 for command in (demo.demo, download.download, train.train, eval.evaluate, compare.compare, predict.predict,
                 export.export, info.info, doctor.doctor, bench.bench):  # fmt: skip
     app.command(name="eval" if command is eval.evaluate else None)(command)
+app.add_typer(dataset.app)

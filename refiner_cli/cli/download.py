@@ -1,26 +1,83 @@
-"""``refiner download``: get datasets."""
+"""``refiner download``: get datasets, or check what is there."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import open_dataset
+from refiner_cli.cli import shelf
+from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.progress import follow
 from refiner_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.data.download import Downloader
+    from refiner_cli.data.events import Report
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Catalogue names.")]
 
 
 def download(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Catalogue names.")],
+    names: Names = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the catalogue, and what of it is here.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be fetched, and do not.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check again what is here: counts, split files, every image.")
+    ] = False,
+    from_archive: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="An archive fetched by hand; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where datasets are kept.  [REFINER_HOME/datasets]")
+    ] = None,
+    delete_archives: Annotated[
+        bool, typer.Option("--delete-archives", help="Remove the archives once their datasets are made.")
+    ] = False,
+    workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Get datasets."""
-    for name in names:
-        if name != "demo":
-            raise UsageError(f"The catalogue has no dataset {name!r}.", hint="It has demo.")
-        benchmark = open_dataset(name)
-        if as_json:
-            terminal.json({"schema": "refiner.download/1", "name": name, "path": str(benchmark.root)})
+    """Get datasets: fetch (an interrupted fetch goes on), unpack, verify."""
+    if sum((show, dry_run, verify, bool(from_archive))) > 1:
+        raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
+    with follow(terminal) as report:
+        downloader = downloader_for(out, workers, report)
+        known = downloader.catalogue
+        if show:
+            shelf.show_catalogue(downloader.store, known, as_json=as_json)
+            return
+        if not names:
+            raise UsageError("A name is missing.", hint=f"There are {', '.join(known.datasets)}.")
+        datasets = [known.find(name) for name in dict.fromkeys(names)]
+        if dry_run:
+            shelf.show_plan(downloader, datasets, as_json=as_json)
+            return
+        if verify:
+            outcomes = [downloader.again(dataset) for dataset in datasets]
         else:
-            terminal.data(str(benchmark.root))
+            outcomes = downloader.download(datasets, from_archive or [])
+        gone = downloader.delete_archives(datasets) if delete_archives else []
+    shelf.show_outcomes(downloader.store, outcomes, gone, as_json=as_json)
+
+
+def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader:
+    """What brings datasets into the user's folder."""
+    from refiner_cli.data.catalog import catalogue
+    from refiner_cli.data.download import Downloader
+    from refiner_cli.data.paths import home
+    from refiner_cli.data.readability import cores
+    from refiner_cli.data.store import Store
+
+    def draw(folder: Path) -> None:
+        from refiner_cli.demo.dataset import make_demo
+
+        make_demo(folder)
+
+    store = Store(out or home(os.environ).datasets)
+    count = cores() if workers < 0 else max(1, workers)
+    return Downloader(store, catalogue(), {"demo": draw}, workers=count, report=report)

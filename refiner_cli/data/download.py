@@ -122,6 +122,10 @@ class Downloader:
             raise errors[0]
         return outcomes
 
+    def again(self, dataset: Dataset) -> Outcome:
+        """Like :meth:`download` for what is there already: only :meth:`verify` it."""
+        return Outcome(dataset, self.store.folder(dataset), already=True, verification=self.verify(dataset))
+
     def verify(self, dataset: Dataset) -> Verification | None:
         """Check a dataset of the store again, and note the result.
 
@@ -203,7 +207,7 @@ class Downloader:
             raise FetchError(
                 f"{dataset.title} cannot be fetched by a program.",
                 hint=f"Get it in a browser from {dataset.home} and run "
-                f"'refiner download {dataset.name} --from-archive FILE...'.",
+                f"'refiner download {dataset.name} --from-archive FILE' (once for each file).",
             )
         target = self.store.archives / source.file
         with locked(self.store.lock(source.file), source.file, self.report, self.stop):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.data.benchmark import SPLITS, Split
+from refiner_cli.data.benchmark import SPLITS, Split, read_pairs
 from refiner_cli.data.labels import Pair
 from refiner_cli.errors import DatasetError
 
@@ -58,6 +58,11 @@ def read_photos(source: Path) -> list[Photo]:
         lacking = next(photo.file for photo in photos if photo.split is None)
         raise DatasetError(f"{source} states a split for some images and not for others, {lacking} for one.")
     return photos
+
+
+def read_unseen(file: Path) -> tuple[Pair, ...]:
+    """Pairs from a list of ``state object`` lines, as pair lists spell them. Raises DatasetError."""
+    return tuple((clean(state), clean(obj)) for state, obj in read_pairs(file))
 
 
 def clean(name: str) -> str:

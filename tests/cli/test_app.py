@@ -14,7 +14,7 @@ from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "download", "train", "eval", "compare", "predict", "export", "info", "doctor", "bench",
+    "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "info", "doctor", "bench",
 )  # fmt: skip
 
 

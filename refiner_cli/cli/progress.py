@@ -1,0 +1,95 @@
+"""Progress of several tasks at once, as the library reports it: bars on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from refiner_cli.cli.console import Terminal
+from refiner_cli.data.disk import size
+from refiner_cli.data.events import Notice, Progress, Report, silent
+
+COUNTED = {"verify", "link"}  # stages whose unit is an image; of the others it is a byte
+_DOING = {"fetch": "fetching", "check": "hashing", "unpack": "unpacking", "verify": "verifying",
+          "link": "writing"}  # fmt: skip
+
+
+def describe(stage: str, done: float, total: float | None, rate: float | None) -> str:
+    """``"1.2 GB of 2.0 GB, 10.1 MB/s, 1:19 left"``, as far as it is known."""
+    amount = (lambda number: f"{number:,.0f}") if stage in COUNTED else size
+    text = amount(done) if total is None else f"{amount(done)} of {amount(total)}"
+    if rate:
+        text += f", {amount(rate)}/s"
+        if total is not None and total > done:
+            seconds = round((total - done) / rate)
+            hours, minutes = f"{seconds // 3600}:" if seconds >= 3600 else "", seconds // 60 % 60
+            text += f", {hours}{minutes:0{2 if hours else 1}d}:{seconds % 60:02d} left"
+    return text
+
+
+@contextlib.contextmanager
+def follow(terminal: Terminal) -> Iterator[Report]:
+    """What to give to the library as its ``report``."""
+    if terminal.quiet:
+        yield silent
+    elif terminal.err.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(24), _Amount())
+        with Bars(*columns, console=terminal.err, transient=True) as bars:
+            yield _Drawn(terminal, bars)
+    else:
+        yield _Written(terminal)
+
+
+class _Amount(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(describe(task.fields["stage"], task.completed, task.total, task.speed))
+
+
+@dataclass
+class _Drawn:
+    """A bar a task; what was fetched by earlier runs counts as done, but not as this run's rate."""
+
+    terminal: Terminal
+    bars: Bars
+    tasks: dict[tuple[str, str], TaskID] = field(default_factory=dict)
+
+    def __call__(self, event: Progress | Notice) -> None:
+        if isinstance(event, Notice):
+            self.terminal.note(event.text)
+            return
+        key = (event.stage, event.name)
+        if key not in self.tasks:
+            title = f"{_DOING[event.stage]} {event.name}"
+            self.tasks[key] = self.bars.add_task(
+                title, total=event.total, completed=event.done, stage=event.stage
+            )
+        self.bars.update(self.tasks[key], completed=event.done, total=event.total)
+
+
+@dataclass
+class _Written:
+    """A line for every tenth of a task."""
+
+    terminal: Terminal
+    begun: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    tenths: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def __call__(self, event: Progress | Notice) -> None:
+        if isinstance(event, Notice):
+            self.terminal.note(event.text)
+            return
+        key = (event.stage, event.name)
+        start, before = self.begun.setdefault(key, (time.monotonic(), event.done))
+        tenth = event.done * 10 // event.total if event.total else 0
+        if tenth > self.tenths.get(key, 0):
+            self.tenths[key] = tenth
+            passed = time.monotonic() - start
+            rate = (event.done - before) / passed if passed > 0 else None
+            told = describe(event.stage, event.done, event.total, rate)
+            self.terminal.note(f"{_DOING[event.stage]} {event.name}: {told}")

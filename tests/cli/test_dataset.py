@@ -1,0 +1,70 @@
+"""``refiner dataset create``: own photos, and then training on them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from refiner_cli.data.benchmark import load_benchmark
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three states of three objects, four photos each."""
+    for state, obj in itertools.product(("red", "old", "wet"), ("car", "dog", "tin can")):
+        folder = tmp_path / "photos" / state / obj
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (24, 24), (60 * number, 90, 30)).save(folder / f"{number}.jpg")
+    return tmp_path / "photos"
+
+
+def test_own_photos_become_a_dataset_to_train_on(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    told = cli(
+        "dataset", "create", photos, "--out", out, "--unseen-fraction", 0.4, "--seed", 3, "--json"
+    ).json
+    assert (told["schema"], told["usable"], told["linked"]) == ("refiner.dataset-create/1", True, 36)
+    assert told["counts"]["val_unseen_pairs"] + told["counts"]["test_unseen_pairs"] == 4
+    run = cli("train", out, "--backbone", "tiny", "--set", "train.max_steps=1", "--out", tmp_path / "run")
+    assert run.code == 0
+    assert cli("info", out, "--json").json["objects"] == 3
+
+
+def test_named_pairs_are_the_unseen_ones(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "unseen.txt").write_text("red dog\nwet tin_can\n")
+    out = tmp_path / "mine"
+    assert cli("dataset", "create", photos, "--out", out, "--unseen-pairs", tmp_path / "unseen.txt").code == 0
+    made = load_benchmark(out)
+    assert {*made.vocabulary.pairs} - {*made.pairs["train"]} == {("red", "dog"), ("wet", "tin.can")}
+
+
+def test_an_unreadable_photo_is_left_out_and_told(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    (photos / "red/car/torn.jpg").write_bytes(b"\xff\xd8\xff")
+    outcome = cli("dataset", "create", photos, "--out", tmp_path / "mine", "--copy", "--json")
+    assert [Path(fault["path"]).name for fault in outcome.json["left_out"]] == ["torn.jpg"]
+    assert outcome.json["copied"] == 36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nowhere"], 3, "There is no file or folder nowhere"),
+        (["PHOTOS", "--unseen-fraction", 0.9], 3, "every state and every object must occur in training"),
+        (["PHOTOS", "--unseen-fraction", 2], 2, "from 0 to below 1"),
+        (["PHOTOS", "--unseen-pairs", "nowhere.txt"], 3, "nowhere.txt does not exist"),
+        (["PHOTOS", "--unseen-pairs", "x", "--unseen-fraction", 0.1], 2, "exclude each other"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_makes_nothing(
+    cli: Cli, photos: Path, tmp_path: Path, arguments: list[object], code: int, says: str
+) -> None:
+    given = [photos if argument == "PHOTOS" else argument for argument in arguments]
+    outcome = cli("dataset", "create", *given, "--out", tmp_path / "mine")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert says in outcome.err
+    assert not (tmp_path / "mine").exists()

@@ -1,0 +1,192 @@
+"""``refiner download`` against a real server on loopback."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.data.catalog import Catalogue, Counts, Dataset, catalogue
+from tests.conftest import Cli
+from tests.data import published
+from tests.data.server import Site, serving
+
+START = """
+import sys
+from pathlib import Path
+from refiner_cli.data import catalog
+
+def main():
+    known = catalog.Catalogue.model_validate_json(Path(sys.argv[1]).read_text())
+    catalog.catalogue = lambda: known
+    from refiner_cli.__main__ import main
+    main(sys.argv[2:])
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def known(site: Site, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    """The catalogue, with eight images served here in place of C-GQA, behind a dead mirror."""
+    pairs = published.tiny_pairs()
+    rows = published.rows_of(pairs, "{split}{number}.jpg")
+    padding = {"cgqa/features.bin": random.Random(0).randbytes(300_000)}
+    url = site.put("/cgqa.zip", published.c_gqa(pairs, rows, "cgqa/", padding))
+    real = catalogue()
+    c_gqa = real.find("c-gqa")
+    source = c_gqa.sources[0].model_copy(update={"urls": (f"{site.address}/dead.zip", url)})
+    expected = Counts(states=2, objects=3, train_pairs=4)
+    tiny = c_gqa.model_copy(update={"sources": (source,), "expected": expected, "split_sha256": {}})
+    changed = Catalogue(datasets={**real.datasets, "c-gqa": tiny})
+    monkeypatch.setattr("refiner_cli.data.catalog.catalogue", lambda: changed)
+    return changed
+
+
+@pytest.fixture
+def tiny(known: Catalogue) -> Dataset:
+    return known.find("c-gqa")
+
+
+def test_a_dataset_is_fetched_prepared_and_verified(
+    cli: Cli, tiny: Dataset, site: Site, tmp_path: Path
+) -> None:
+    outcome = cli("download", tiny.name, "--out", tmp_path, "--json")
+    assert outcome.code == 0
+    (told,) = outcome.json["datasets"]
+    assert (told["name"], told["already"], told["verification"]["usable"]) == ("c-gqa", False, True)
+    assert load_benchmark(Path(told["path"])).states == ("cut", "ripe")
+    assert "/dead.zip" in outcome.err
+    assert "fetching cgqa.zip: " in outcome.err
+    assert "verifying c-gqa: 8 of 8" in outcome.err
+    again = cli("download", tiny.name, "--out", tmp_path)
+    assert again.out == f"{tmp_path / 'c-gqa'}\n"
+    assert site.asked_for("/cgqa.zip") == [None]
+
+
+def test_the_catalogue_shows_what_is_here(cli: Cli, tiny: Dataset) -> None:
+    before = {d["name"]: d for d in cli("download", "--list", "--json").json["datasets"]}
+    assert set(before) == {"mit-states", "ut-zappos", "c-gqa", "vaw-czsl", "clothing16k", "glove", "demo"}
+    assert not before["c-gqa"]["present"]
+    cli("download", tiny.name)
+    after = {d["name"]: d for d in cli("download", "--list", "--json").json["datasets"]}
+    assert after["c-gqa"]["present"]
+    assert after["c-gqa"]["verified"]
+    text = cli("download", "--list").out
+    assert "verified 20" in text
+    assert "by hand" in text
+
+
+def test_a_plan_fetches_nothing(cli: Cli, tiny: Dataset, site: Site, tmp_path: Path) -> None:
+    plan = cli("download", tiny.name, "--dry-run", "--out", tmp_path / "new", "--json").json
+    assert [file["bytes"] for file in plan["files"]] == [len(site.pages["/cgqa.zip"].body)]
+    assert not (tmp_path / "new").exists()
+    assert "308.8 kB" in cli("download", tiny.name, "--dry-run", "--out", tmp_path / "new").out
+    assert "/cgqa.zip" not in site.sent
+
+
+def test_an_archive_fetched_by_hand(cli: Cli, tiny: Dataset, site: Site, tmp_path: Path) -> None:
+    archive = tmp_path / "got by hand.zip"
+    archive.write_bytes(site.pages["/cgqa.zip"].body)
+    outcome = cli("download", tiny.name, "--from-archive", archive, "--out", tmp_path / "data")
+    assert outcome.code == 0
+    assert site.asked == []
+
+
+def test_verification_finds_a_lost_image(cli: Cli, tiny: Dataset, tmp_path: Path) -> None:
+    cli("download", tiny.name, "--out", tmp_path)
+    assert cli("download", tiny.name, "--out", tmp_path, "--verify").code == 0
+    (tmp_path / "c-gqa/images/train0.jpg").unlink()
+    outcome = cli("download", tiny.name, "--out", tmp_path, "--verify")
+    assert outcome.code == 4
+    assert "1 images are missing, train0.jpg" in outcome.err
+
+
+def test_archives_are_removed_on_request(cli: Cli, tiny: Dataset, tmp_path: Path) -> None:
+    cli("download", tiny.name, "--out", tmp_path, "--delete-archives")
+    assert not (tmp_path / "archives/cgqa.zip").exists()
+    assert (tmp_path / "c-gqa").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["c-gpa"], 2, "Did you mean 'c-gqa'?"),
+        ([], 2, "A name is missing"),
+        (["c-gqa", "--list", "--verify"], 2, "exclude each other"),
+        (["clothing16k"], 4, "--from-archive"),
+        (["glove", "--verify"], 4, "Run 'refiner download glove'"),
+    ],
+)
+@pytest.mark.usefixtures("known")
+def test_a_mistake_is_one_sentence(cli: Cli, arguments: list[str], code: int, says: str) -> None:
+    outcome = cli("download", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert says in outcome.err
+
+
+def test_a_web_page_instead_of_the_archive_exits_4(cli: Cli, tiny: Dataset, site: Site) -> None:
+    site.put("/cgqa.zip", b"<!doctype html><title>Quota exceeded</title>", kind="text/html")
+    outcome = cli("download", tiny.name)
+    assert outcome.code == 4
+    assert "Quota exceeded" in outcome.err
+
+
+def test_hostile_metadata_exits_3_and_runs_nothing(
+    cli: Cli, tiny: Dataset, site: Site, tmp_path: Path
+) -> None:
+    class Command:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            import os
+
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    import pickle
+
+    pairs = published.tiny_pairs()
+    bad = {"metadata_compositional-split-natural.t7": pickle.dumps(Command())}
+    files = published.split_files("", pairs, published.rows_of(pairs, "{split}{number}.jpg")) | bad
+    site.put("/cgqa.zip", published.zipped(files))
+    outcome = cli("download", tiny.name, "--out", tmp_path / "data")
+    assert outcome.code == 3
+    assert "cannot be read safely" in outcome.err
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "data/c-gqa").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_command_that_was_ended_goes_on_where_it_was(
+    cli: Cli, known: Catalogue, site: Site, tmp_path: Path, how: signal.Signals
+) -> None:
+    (tmp_path / "known.json").write_text(known.model_dump_json())
+    (tmp_path / "start.py").write_text(START)
+    site.pages["/cgqa.zip"].pace = 0.05
+    out = tmp_path / "data"
+    command = [tmp_path / "start.py", tmp_path / "known.json", "download", "c-gqa", "--out", out]
+    process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "fetching cgqa.zip" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert not (out / "c-gqa").exists()
+    site.pages["/cgqa.zip"].pace = 0
+    assert cli("download", "c-gqa", "--out", out).code == 0
+    first, second = site.asked_for("/cgqa.zip")
+    assert first is None
+    assert int(str(second).strip("bytes=-")) > 0
