@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refiner_cli.cli.common import open_dataset
 from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.data.benchmark import Benchmark
 
 
 def info(
     what: Annotated[
         str, typer.Argument(metavar="X", help="A dataset, a run directory or a model directory.")
     ],
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page about a dataset, with sample pictures."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Describe a dataset, a run or a model."""
     folder = Path(what)
     if (folder / "run.json").is_file() or (folder / "config.json").is_file():
+        if page:
+            raise UsageError("--html describes a dataset, not a model.")
         facts = describe_model(folder)
     else:
-        facts = describe_dataset(what)
+        benchmark = open_dataset(what)
+        facts = describe_dataset(benchmark)
+        if page:
+            from refiner_cli.data.overview import write_overview
+
+            write_overview(page, benchmark)
+            terminal.note(f"page {page}")
     if as_json:
         terminal.json({"schema": "refiner.info/1", **facts})
         return
     table = grid(what, "", "")
     for name, value in facts.items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            shown = f"{inner:.1f}" if isinstance(inner, float) else str(inner)
-            table.add_row(f"{name} {key}".strip(), shown)
+            table.add_row(f"{name} {key}".strip().replace("_", " "), shown(inner))
     terminal.table(table)
 
 
@@ -50,18 +65,17 @@ def describe_model(folder: Path) -> dict[str, Any]:
     }
 
 
-def describe_dataset(what: str) -> dict[str, Any]:
-    benchmark = open_dataset(what)
-    train = set(benchmark.pairs["train"])
-    facts: dict[str, Any] = {
+def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:
+    from refiner_cli.data.overview import look_over
+
+    return {
         "kind": "dataset", "name": benchmark.name, "path": str(benchmark.root),
         "states": len(benchmark.states), "objects": len(benchmark.objects),
+        **{split: part.to_json() for split, part in look_over(benchmark).items()},
     }  # fmt: skip
-    for split, pairs in benchmark.pairs.items():
-        seen = sum(pair in train for pair in pairs)
-        facts[split] = {
-            "seen pairs": seen,
-            "unseen pairs": len(pairs) - seen,
-            "images": len(benchmark.samples[split]),
-        }
-    return facts
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{pair['state']} {pair['object']} ({pair['images']})" for pair in value[:3])
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
