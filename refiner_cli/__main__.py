@@ -28,6 +28,13 @@ def main(arguments: list[str] | None = None) -> None:
         place = f" ({error.filename})" if error.filename else ""
         terminal.error(RefinerError(f"The system refused: {error.strerror or error}{place}."))
         sys.exit(RefinerError.exit_code)
+    except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
+        if terminal.debug or "DataLoader worker" not in str(error):
+            raise
+        from refiner_cli.core.batches import worker_ended
+
+        terminal.error(worker_ended(error))
+        sys.exit(RefinerError.exit_code)
     except MemoryError:
         if terminal.debug:
             raise

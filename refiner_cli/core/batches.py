@@ -95,8 +95,10 @@ def worker_error(error: RuntimeError) -> Exception:
     torch raises this one out of a signal handler: mostly where the loop waits for a batch, but it
     may be anywhere.
     """
-    if "DataLoader worker" not in str(error):
-        return error
+    return worker_ended(error) if "DataLoader worker" in str(error) else error
+
+
+def worker_ended(error: RuntimeError) -> RefinerError:
     return RefinerError(
         f"A process that decodes images ended unexpectedly ({str(error).strip().rstrip('.')}).",
         hint="Often the memory is too small: try fewer with --set train.workers=N, or 0.",
