@@ -58,6 +58,9 @@ class TrainConfig(Section):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     state_weight: float = Field(0.5, ge=0, description="w_s, weight of the state alignment in the loss")
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
+    concept_weight: float = Field(
+        0.5, ge=0, description="w_c, weight in the loss of the concepts aligned on their own"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: bool = Field(default=True, description="flip, perspective and rotation of training images")
     text_chunk: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")

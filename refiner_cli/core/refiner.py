@@ -3,26 +3,45 @@
 Concept queries refine the class token with regional semantics, image-to-text maps bring the result
 into text space, and learned prompts give the text vectors of states, objects and compositions.
 With gates, maps and adapters at their start the model is CLIP zero-shot.
+
+In training the concepts are also aligned on their own, without the class token. Otherwise they have
+nothing to learn from: behind a gate near zero no gradient reaches them, and a gate in front of noise
+has no reason to open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig
+from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.adapters import BlockAdapter
 from refiner_cli.core.clip import Backbone
 from refiner_cli.core.concepts import Concepts
 from refiner_cli.core.fusion import ImageToText
-from refiner_cli.core.model import ImageVectors, Model, TextBank
-from refiner_cli.core.prompts import ROLES, Prompts
+from refiner_cli.core.model import ImageVectors, Model, Scores, TextBank
+from refiner_cli.core.prompts import ROLES, Prompts, Role
 from refiner_cli.core.visual import above, below
 from refiner_cli.data.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class RefinedVectors(ImageVectors):
+    """Image vectors, and what the concepts say on their own."""
+
+    concepts: ImageVectors
+
+
+@dataclass(frozen=True)
+class RefinedScores(Scores):
+    """The scores, and those of the concepts on their own."""
+
+    concepts: Scores
 
 
 class Refiner(Model):
@@ -86,14 +105,33 @@ class Refiner(Model):
     def encode_images(self, images: Tensor) -> ImageVectors:
         pooled, tokens = self.see(images)
         cls = F.normalize(pooled.float(), dim=-1)
-        refined = dict.fromkeys(ROLES, cls)
-        if self.concepts is not None:
-            read = self.concepts(tokens)
-            refined = {role: F.normalize(cls + read[role].float(), dim=-1) for role in ROLES}
-        mapped = {
-            role: self.fusion[role](v).float() if role in self.fusion else v for role, v in refined.items()
-        }
-        return ImageVectors(mapped["composition"], mapped["state"], mapped["object"])
+        if self.concepts is None:
+            return self.mapped(dict.fromkeys(ROLES, cls))
+        read = self.concepts(tokens)
+        refined = self.mapped(self.concepts.refine(cls, read))
+        if not self.training:
+            return refined
+        alone = ImageVectors(*(F.normalize(read[role].float(), dim=-1) for role in ROLES))
+        return RefinedVectors(refined.composition, refined.state, refined.object, alone)
+
+    def mapped(self, vectors: dict[Role, Tensor]) -> ImageVectors:
+        """Through the image-to-text maps."""
+        return ImageVectors(
+            *(self.fusion[r](vectors[r]).float() if r in self.fusion else vectors[r] for r in ROLES)
+        )
+
+    def score(self, images: ImageVectors, bank: TextBank) -> Scores:
+        scores = super().score(images, bank)
+        if not isinstance(images, RefinedVectors):
+            return scores
+        alone = super().score(images.concepts, bank)
+        return RefinedScores(scores.composition, scores.state, scores.object, alone)
+
+    def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:
+        loss = super().loss(scores, truth, space, train)
+        if isinstance(scores, RefinedScores):
+            loss = loss + train.concept_weight * super().loss(scores.concepts, truth, space, train)
+        return loss
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
         text, prompts = self.backbone.text, self.prompts
