@@ -49,7 +49,7 @@ def test_two_processes_with_half_the_batch_equal_one(cli: Cli, small_demo: Path,
         load_file(tmp_path / name / "checkpoints" / "step-00000020" / "model.safetensors")
         for name in ("one", "two")
     )
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
     losses = [
         [row["loss"] for row in rows(tmp_path / name) if row["kind"] == "step"] for name in ("one", "two")
     ]

@@ -1,0 +1,82 @@
+"""``python -m refiner_cli.study --out DIR``: train and measure every arm, print the tables.
+
+Cells run side by side, one CPU thread each, so that the figures do not follow the number of cores. A
+study that was interrupted goes on where it was; cells that are there are not made again. The test
+split chooses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.demo.dataset import make_demo
+from refiner_cli.errors import RefinerError
+from refiner_cli.files import whole_file
+from refiner_cli.study.arms import CURVES, METHODS, PARTS, Arm
+from refiner_cli.study.cell import Cell, Found, fill
+from refiner_cli.study.table import tables
+
+
+def plan(out: Path, seeds: int, dataset: Path | None) -> list[Cell]:
+    """Every cell, the methods first; draws the demo pictures that are missing.
+
+    Args:
+        dataset: study this one instead of the demo benchmark; its clutter cannot be changed.
+    """
+    arms: list[Arm] = [*METHODS, *PARTS]
+    if dataset is None:
+        arms += [arm for _, curve in CURVES for arm in curve]
+    cells = []
+    for arm in dict.fromkeys(arm.name for arm in arms):
+        chosen = next(a for a in arms if a.name == arm)
+        for seed in range(seeds):
+            data = dataset or out / "data" / f"clutter-{chosen.clutter}-seed-{seed}"
+            if not data.exists():
+                make_demo(data, seed, clutter=chosen.clutter)
+            cells.append(Cell(out / chosen.name / str(seed), chosen, seed, data))
+    return cells
+
+
+def study(out: Path, seeds: int, dataset: Path | None, workers: int) -> str:
+    """Fill all cells and return the tables."""
+    if dataset is not None:
+        load_benchmark(dataset)  # says at once what is wrong with it
+    cells = plan(out, seeds, dataset)
+    results: dict[str, list[Found]] = {cell.arm.name: [{}] * seeds for cell in cells}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(fill, cell): cell for cell in cells}
+        for done, future in enumerate(as_completed(waiting), 1):
+            cell = waiting[future]
+            results[cell.arm.name][cell.seed] = found = future.result()
+            worlds = ", ".join(f"{world} AUC {found[world]['AUC']:.1f}" for world in ("closed", "open"))
+            print(f"{done}/{len(cells)} {cell.arm.name} seed {cell.seed}: {worlds}", file=sys.stderr)
+    text = tables(results)
+    with whole_file(out / "study.md") as part:
+        part.write_text(text, "utf-8")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m refiner_cli.study", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where everything goes; an older study goes on"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--dataset", type=Path, help="study a dataset folder instead of the demo benchmark")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at once")
+    asked = parser.parse_args()
+    try:
+        print(study(asked.out, asked.seeds, asked.dataset, asked.workers))
+    except RefinerError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

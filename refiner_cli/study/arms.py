@@ -1,0 +1,50 @@
+"""The arms of the study: what is trained, each as its difference from the demo recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from refiner_cli.demo.scenes import CLUTTER
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to train, once a seed."""
+
+    name: str  # of its folder
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted keys
+    clutter: int = CLUTTER
+    priors: bool = False  # whether the open world is also measured with each feasibility prior
+
+
+REFINER = Arm("refiner", "Refiner", priors=True)
+NO_QUERIES = Arm("no-queries", "without queries", {"model.queries": 0})
+
+METHODS = (
+    Arm("clip", "CLIP zero-shot", {"method": "clip"}),
+    Arm("coop", "CoOp", {"method": "coop"}),
+    Arm("csp", "CSP", {"method": "csp"}),
+    Arm("troika", "Troika", {"method": "troika"}),
+    REFINER,
+)
+PARTS = (
+    NO_QUERIES,
+    Arm("no-fusion", "without fusion", {"model.fusion": False}),
+    Arm("no-state", "without state alignment", {"model.align_state": False}),
+    Arm("no-object", "without object alignment", {"model.align_object": False}),
+    Arm("no-adapters", "without adapters", {"model.adapters": False}),
+)
+AMOUNTS = (0, CLUTTER, 2 * CLUTTER)  # pieces of other objects on a picture, on average
+
+
+def with_clutter(arm: Arm, amount: int) -> Arm:
+    """The same arm on other pictures."""
+    if amount == arm.clutter:
+        return arm
+    return Arm(f"{arm.name}-clutter-{amount}", arm.title, arm.settings, amount)
+
+
+CURVES = tuple((arm, tuple(with_clutter(arm, n) for n in AMOUNTS)) for arm in (REFINER, NO_QUERIES))

@@ -1,0 +1,92 @@
+"""One cell of the study: an arm trained with one seed and measured on test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from refiner_cli.config import Config, resolve
+from refiner_cli.core.checkpoint import read_model
+from refiner_cli.core.run import DatasetRef, Run, is_run, model_folder
+from refiner_cli.core.start import environment, resume, start
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.evaluation.assess import similarity_of
+from refiner_cli.evaluation.choose import choose_feasibility
+from refiner_cli.evaluation.evaluate import measure
+from refiner_cli.evaluation.feasibility import Kind, Prior
+from refiner_cli.evaluation.sweep import sweep
+from refiner_cli.files import write_json
+from refiner_cli.recipes import recipe_for
+from refiner_cli.study.arms import Arm
+
+RESULT = "result.json"
+PRIORS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "none")
+Found = dict[str, dict[str, Any]]  # metrics by world: closed, open, and open with a prior
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a cell lies, and what it is made of."""
+
+    folder: Path
+    arm: Arm
+    seed: int
+    data: Path
+
+    def config(self) -> Config:
+        """The demo recipe, the arm's differences, and what makes every machine compute the same."""
+        fixed = {"seed": self.seed, "device": "cpu", "precision": "fp32", "train.workers": 0}
+        recipe = recipe_for("demo")
+        assert recipe is not None  # noqa: S101 - it ships
+        return resolve([recipe, (self.arm.name, {**fixed, **self.arm.settings})])
+
+    def made_of(self) -> dict[str, Any]:
+        """What the result follows from; a result of anything else is not taken."""
+        return {"config": self.config().model_dump(), "data": load_benchmark(self.data).fingerprint()}
+
+    def found(self) -> Found | None:
+        """The metrics, if the cell was measured."""
+        file = self.folder / RESULT
+        if not file.exists():
+            return None
+        content = json.loads(file.read_text("utf-8"))
+        return content["test"] if content["made_of"] == self.made_of() else None
+
+
+def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
+    """Train, measure and write one cell; goes on with a training that was interrupted."""
+    found = cell.found()
+    if found is not None:
+        return found
+    # Sums are made in another order on another number of threads.
+    torch.set_num_threads(1)
+    benchmark = load_benchmark(cell.data)
+    config, folder = cell.config(), cell.folder / "run"
+    if is_run(folder):
+        training = resume(Run.open(folder), benchmark, tell)
+    else:
+        ref = DatasetRef(benchmark.name, str(cell.data), benchmark.fingerprint())
+        training = start(Run.create(folder, config, ref, environment()), benchmark, tell)
+    for _ in training.run_on():
+        pass
+    model, _ = read_model(model_folder(folder))
+    setting = training.setting
+    wide = benchmark.label_space("test", "open")
+    spaces = {"closed": benchmark.label_space("test"), "open": wide}
+    priors: dict[str, Prior | None] = {}
+    if cell.arm.priors:
+        similarity = similarity_of(model, benchmark, None)
+        for kind in PRIORS:
+            spaces[kind] = wide
+            priors[kind], _ = choose_feasibility(model, benchmark, kind, similarity, setting)
+    measured = measure(model, benchmark, "test", spaces, setting, priors=priors)
+    test = {world: sweep(m.digest, m.space).to_json() for world, m in measured.items()}
+    best = training.run.best()
+    val = best["val"] if best else None
+    write_json(cell.folder / RESULT, {"made_of": cell.made_of(), "val": val, "test": test})
+    return test

@@ -1,0 +1,86 @@
+"""The tables of the study, in Markdown: mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from refiner_cli.study.arms import CURVES, METHODS, PARTS, REFINER, Arm
+from refiner_cli.study.cell import PRIORS, Found
+
+Results = Mapping[str, Sequence[Found]]  # by arm, one a seed, the seeds in one order
+COLUMNS = (
+    ("closed", "S"),
+    ("closed", "U"),
+    ("closed", "HM"),
+    ("closed", "AUC"),
+    ("open", "HM"),
+    ("open", "AUC"),
+)
+JUDGED = (("closed", "HM"), ("closed", "AUC"), ("open", "HM"), ("open", "AUC"))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def values(found: Sequence[Found], world: str, metric: str) -> list[float]:
+    return [seed[world][metric] for seed in found]
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells: str) -> list[str]:
+    return [row(*cells), "|" + "---|" * len(cells)]
+
+
+def arms_table(results: Results, arms: Sequence[Arm]) -> list[str]:
+    """One row an arm: metrics, and what Refiner has more, paired by seed."""
+    lines = head("", *(f"{metric}, {world}" for world, metric in COLUMNS))
+    for arm in arms:
+        lines.append(row(arm.title, *(spread(values(results[arm.name], w, m)) for w, m in COLUMNS)))
+    lines += ["", "Refiner's lead, mean and deviation of the differences by seed:", ""]
+    lines += head("over", *(f"{metric}, {world}" for world, metric in JUDGED))
+    for arm in arms:
+        if arm is not REFINER:
+            pairs = [
+                zip(values(results["refiner"], w, m), values(results[arm.name], w, m), strict=True)
+                for w, m in JUDGED
+            ]
+            lines.append(row(arm.title, *(spread([ours - theirs for ours, theirs in p]) for p in pairs)))
+    return lines
+
+
+def clutter_table(results: Results) -> list[str]:
+    """Closed-world AUC by the amount of clutter, and what the queries add."""
+    (_, full), (_, bare) = CURVES
+    lines = head("pieces of clutter", *(arm.title for arm, _ in CURVES), "what the queries add")
+    for ours, theirs in zip(full, bare, strict=True):
+        a, b = (values(results[arm.name], "closed", "AUC") for arm in (ours, theirs))
+        added = [x - y for x, y in zip(a, b, strict=True)]
+        lines.append(row(str(ours.clutter), spread(a), spread(b), spread(added)))
+    return lines
+
+
+def prior_table(results: Results) -> list[str]:
+    """The open world with each feasibility prior."""
+    lines = head("feasibility", "S", "U", "HM", "AUC")
+    for title, world in (("none", "open"), *((kind, kind) for kind in PRIORS)):
+        found = results["refiner"]
+        lines.append(row(title, *(spread(values(found, world, m)) for m in ("S", "U", "HM", "AUC"))))
+    return lines
+
+
+def tables(results: Results) -> str:
+    """Everything that ``results`` allows to be said."""
+    parts = [["### Methods", "", *arms_table(results, METHODS)]]
+    if all(arm.name in results for arm in PARTS):
+        parts.append(["### Parts", "", *arms_table(results, [REFINER, *PARTS])])
+    if all(arm.name in results for _, curve in CURVES for arm in curve):
+        parts.append(["### Clutter: closed-world AUC", "", *clutter_table(results)])
+    parts.append(["### Feasibility in the open world", "", *prior_table(results)])
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
