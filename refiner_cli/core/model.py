@@ -95,6 +95,10 @@ class Model(nn.Module, ABC):
         """Everything that training changes, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def rate_share(self, name: str, train: TrainConfig) -> float:  # noqa: ARG002 - for those that override it
+        """The share of the learning rate at which the parameter ``name`` learns."""
+        return 1.0
+
     @abstractmethod
     def encode_images(self, images: Tensor) -> ImageVectors:
         """Preprocessed images ``B x 3 x H x W`` -> vectors."""

@@ -89,6 +89,9 @@ class Refiner(Model):
             prompts=Prompts.build(backbone.text, config, space),
         )
 
+    def rate_share(self, name: str, train: TrainConfig) -> float:
+        return train.concept_rate if name.startswith("concepts.") else 1.0
+
     def lower(self, images: Tensor) -> Tensor:
         """Below the first adapter, never changed by training: ``B x 3 x H x W`` -> ``B x N x W``."""
         return below(self.backbone.visual, images, cast("Sequence[BlockAdapter]", self.adapters))

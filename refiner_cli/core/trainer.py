@@ -24,6 +24,7 @@ from refiner_cli.core.curves import write_curves
 from refiner_cli.core.events import Event, StepDone, Stopped, Validated
 from refiner_cli.core.microbatch import MicroBatches
 from refiner_cli.core.model import Model
+from refiner_cli.core.optimizer import optimizer_for, set_rate
 from refiner_cli.core.ranks import ALONE, Ranks
 from refiner_cli.core.run import Run
 from refiner_cli.core.schedule import Schedule
@@ -65,11 +66,7 @@ class Training:
         self.schedule = Schedule(self.config, len(self.files), self.run.config.seed)
         self.parameters = self.model.learned()
         self.total = self.schedule.total if self.parameters else 0
-        decayed = [p for p in self.parameters.values() if p.ndim >= 2]
-        plain = [p for p in self.parameters.values() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": self.config.weight_decay},
-                  {"params": plain, "weight_decay": 0.0}]  # fmt: skip
-        self.optimizer = torch.optim.AdamW(groups) if self.parameters else None
+        self.optimizer = optimizer_for(self.model, self.config)
         half = self.setting.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
         self.state = State(self.run, self.model, self.optimizer, self.scaler)
@@ -164,8 +161,7 @@ class Training:
         came = time.perf_counter()
         epoch = self.step // self.schedule.steps_an_epoch
         images, lr = self.schedule.images(self.step), self.schedule.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.model.train()
         truth = self.truth[batch.rows].to(self.model.device)
         seed, weight = seed_of(self.run.config.seed, self.step, 1), self.ranks.weight(images)

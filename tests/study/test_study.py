@@ -1,0 +1,90 @@
+"""The study: cells that are measured once, and tables that say what was measured."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.study.arms import CURVES, METHODS, PARTS, REFINER, Arm
+from refiner_cli.study.cell import PRIORS, RESULT, Cell, fill
+from refiner_cli.study.table import tables
+
+SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    folder = tmp_path_factory.mktemp("study")
+    make_demo(folder / "data", 3, Size(1, 1, 1))
+    return Cell(folder / "cell", Arm("refiner", "Refiner", SHORT, priors=True), 3, folder / "data")
+
+
+def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Cell) -> None:
+    assert cell.found() is None
+    first = fill(cell)
+    assert set(first) == {"closed", "open", *PRIORS}
+    assert 0 < first["closed"]["AUC"] < 100
+
+    file = cell.folder / RESULT
+    written = file.read_text("utf-8")
+    assert fill(cell) == first
+    # The test figures that are kept are read, not measured again: a changed one comes back as it is.
+    content = json.loads(written)
+    content["test"]["closed"]["AUC"] = -1.0
+    file.write_text(json.dumps(content), "utf-8")
+    assert fill(cell)["closed"]["AUC"] == -1.0
+
+    again = dataclasses.replace(cell, folder=cell.folder.with_name("again"))
+    assert fill(again) == first
+
+
+def test_what_was_measured_of_something_else_is_not_taken(cell: Cell) -> None:
+    fill(cell)
+    other = dataclasses.replace(
+        cell, arm=dataclasses.replace(cell.arm, settings={**SHORT, "model.queries": 2})
+    )
+    assert cell.found() is not None
+    assert other.found() is None
+    assert dataclasses.replace(cell, seed=4).found() is None
+
+
+def test_every_arm_differs_from_every_other() -> None:
+    arms = [*METHODS, *PARTS]
+    nowhere = Path()
+    made = [Cell(nowhere, arm, 0, nowhere).config().model_dump_json() for arm in arms]
+    assert len(set(made)) == len(arms)
+
+
+def results(worse: float, priors: float = 0.0) -> dict[str, list[dict[str, dict[str, float]]]]:
+    """Two seeds: Refiner at 50 and 60, everything else lower by ``worse`` and by twice as much."""
+    found = {}
+    for arm in {a.name: a for a in [*METHODS, *PARTS, *(c for _, curve in CURVES for c in curve)]}.values():
+        less = (0.0, 0.0) if arm.name == REFINER.name else (worse, 2 * worse)
+        seeds = []
+        for base, minus in zip((50.0, 60.0), less, strict=True):
+            metrics = dict.fromkeys(("S", "U", "HM", "AUC"), base - minus)
+            better = dict.fromkeys(("S", "U", "HM", "AUC"), base + priors)
+            seeds.append({"closed": metrics, "open": metrics, **dict.fromkeys(PRIORS, better)})
+        found[arm.name] = seeds
+    return found
+
+
+def test_the_tables_give_mean_deviation_and_the_lead_by_seed() -> None:
+    text = tables(results(1.0, priors=3.0))
+    lines = text.splitlines()
+    # Of 50 and 60 the mean is 55 and the sample deviation sqrt(50); of the leads 1 and 2 it is sqrt(1/2).
+    assert f"| Refiner | {' | '.join(['55.0 ± 7.1'] * 6)} |" in lines
+    assert f"| Troika | {' | '.join(['53.5 ± 6.4'] * 6)} |" in lines
+    assert f"| Troika | {' | '.join(['1.5 ± 0.7'] * 4)} |" in lines
+    assert f"| soft | {' | '.join(['58.0 ± 7.1'] * 4)} |" in lines
+    assert f"| none | {' | '.join(['55.0 ± 7.1'] * 4)} |" in lines
+
+
+def test_without_the_cells_of_a_table_the_table_is_left_out() -> None:
+    methods = {arm.name for arm in METHODS}
+    text = tables({name: found for name, found in results(1.0).items() if name in methods})
+    assert "### Methods" in text
+    assert "### Parts" not in text
+    assert "### Clutter" not in text
