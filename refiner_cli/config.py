@@ -34,8 +34,7 @@ class ModelConfig(Section):
         0, ge=0, description="m, how many last blocks carry adapters; 0: half of them"
     )
     queries: int = Field(8, ge=0, description="K, learnable concept queries; 0 switches them off")
-    query_blocks: int = Field(2, ge=1, description="decoder blocks of the concept queries")
-    query_width: int = Field(0, ge=0, description="width of the decoder; 0: the visual width")
+    query_blocks: int = Field(1, ge=1, description="last visual blocks that the concept queries go through")
     fusion: bool = Field(default=True, description="image-to-text maps")
     fusion_width: int = Field(0, ge=0, description="hidden width of the maps; 0: the joint width")
     align_state: bool = Field(default=True, description="alignment of images with states")
@@ -63,6 +62,10 @@ class TrainConfig(Section):
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
     concept_weight: float = Field(
         0.5, ge=0, description="w_c, weight in the loss of the concepts aligned on their own"
+    )
+    only_shown: bool = Field(
+        default=True,
+        description="align states among those that training showed of the object, and objects likewise",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: bool = Field(default=True, description="flip, perspective and rotation of training images")

@@ -1,6 +1,6 @@
 """The token cache: what no adapter changes, kept on disk for a few fixed views of every image.
 
-Activations below the first adapter are constant for an image and its augmentation. With ``v`` views
+What lies below the adapters and the queries is constant for an image and its augmentation. With ``v`` views
 an image, epoch ``e`` shows view ``e mod v``, and once all are stored an epoch costs the adapted
 blocks alone. A block of images is one file that is either whole or not there; its name carries the
 checksum of its content, so that an interrupted filling goes on and a damaged file is made again.
@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class TokenCache:
-    """Tokens of the first adapted block for ``views`` views of every file.
+    """Tokens below all that training changes, for ``views`` views of every file.
 
     Args:
         folder: where the files lie; what it holds of another model or dataset is not used.
@@ -52,7 +52,7 @@ class TokenCache:
 
     def __post_init__(self) -> None:
         parts = (self.key, self.model.backbone.fingerprint(), str(self.model.backbone.spec.preprocess),
-                 len(self.model.adapters), self.seed, str(self.precision), BLOCK)  # fmt: skip
+                 self.model.first, self.seed, str(self.precision), BLOCK)  # fmt: skip
         self.place = self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def fill(self, tell: Tell) -> None:

@@ -7,6 +7,11 @@ With gates, maps and adapters at their start the model is CLIP zero-shot.
 In training the concepts are also aligned on their own, without the class token. Otherwise they have
 nothing to learn from: behind a gate near zero no gradient reaches them, and a gate in front of noise
 has no reason to open.
+
+State and object are aligned among what training showed together with the image's other word. A boot
+that was never shown burnt is a wrong answer for every burnt picture of the training set; to have it
+compete there teaches that what looks burnt is no boot, and just that has to be unlearned on unseen
+pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from refiner_cli.core.concepts import Concepts
 from refiner_cli.core.fusion import ImageToText
 from refiner_cli.core.model import ImageVectors, Model, Scores, TextBank
 from refiner_cli.core.prompts import ROLES, Prompts, Role
-from refiner_cli.core.visual import above, below
+from refiner_cli.core.visual import run
 from refiner_cli.data.labels import LabelSpace
 
 
@@ -72,9 +77,12 @@ class Refiner(Model):
         adapted = min(config.adapter_blocks or (depth + 1) // 2, depth) if config.adapters else 0
         concepts = None
         if config.queries:
-            width = config.query_width or W
             concepts = Concepts(
-                queries=config.queries, blocks=config.query_blocks, source=W, width=width, joint=D
+                queries=config.queries,
+                blocks=min(config.query_blocks, depth),
+                width=W,
+                inner=config.adapter_width,
+                joint=D,
             )
         maps: dict[str, nn.Module] = {
             role: ImageToText(D, config.fusion_width or D) for role in ROLES if config.fusion
@@ -92,25 +100,43 @@ class Refiner(Model):
     def rate_share(self, name: str, train: TrainConfig) -> float:
         return train.concept_rate if name.startswith("concepts.") else 1.0
 
-    def lower(self, images: Tensor) -> Tensor:
-        """Below the first adapter, never changed by training: ``B x 3 x H x W`` -> ``B x N x W``."""
-        return below(self.backbone.visual, images, cast("Sequence[BlockAdapter]", self.adapters))
+    def only_shown(self, train: TrainConfig) -> bool:
+        return train.only_shown
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def asked(self) -> int:
+        """The first block that the concept queries go through."""
+        return self.backbone.visual.depth - (len(self.concepts.adapters) if self.concepts else 0)
+
+    @property
+    def first(self) -> int:
+        """The first block that something learned takes part in."""
+        return min(self.backbone.visual.depth - len(self.adapters), self.asked)
+
+    @torch.no_grad()
+    def lower(self, images: Tensor) -> Tensor:
+        """Below all that training changes: ``B x 3 x H x W`` -> ``B x N x W``."""
+        tower = self.backbone.visual
+        return run(tower, tower.embed(images), range(self.first), ())
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``.
 
-        Tokens that :meth:`lower` gave, ``B x N x W``, will do in the place of images.
+        The third are the tokens ``B x N x W`` that the concept queries read from. Tokens that
+        :meth:`lower` gave, ``B x N x W``, will do in the place of images.
         """
-        tokens = images if images.ndim == 3 else self.lower(images)
-        adapters = cast("Sequence[BlockAdapter]", self.adapters)
-        return above(self.backbone.visual, tokens, adapters, recompute=self.recompute)
+        tower, adapters = self.backbone.visual, [cast("BlockAdapter", a) for a in self.adapters]
+        x = images if images.ndim == 3 else self.lower(images)
+        x = run(tower, x, range(self.first, self.asked), adapters, recompute=self.recompute)
+        last = run(tower, x, range(self.asked, tower.depth), adapters, recompute=self.recompute)
+        return *tower.finish(last), x
 
     def encode_images(self, images: Tensor) -> ImageVectors:
-        pooled, tokens = self.see(images)
+        pooled, _, tokens = self.see(images)
         cls = F.normalize(pooled.float(), dim=-1)
         if self.concepts is None:
             return self.mapped(dict.fromkeys(ROLES, cls))
-        read = self.concepts(tokens)
+        read = self.concepts(self.backbone.visual, tokens, recompute=self.recompute)
         refined = self.mapped(self.concepts.refine(cls, read))
         if not self.training:
             return refined
@@ -156,5 +182,5 @@ class Refiner(Model):
         """What the concept queries look at, ``B x K x L`` over the patches, row by row of the image."""
         if self.concepts is None:
             raise ValueError("This model has no concept queries.")
-        _, tokens = self.see(images)
-        return self.concepts.attention(tokens)[:, :, self.backbone.visual.prefix :]
+        _, _, tokens = self.see(images)
+        return self.concepts.attention(self.backbone.visual, tokens)

@@ -41,6 +41,9 @@ class Tower(Protocol):
     def project(self, tokens: Tensor) -> Tensor:
         """Read-out tokens ``B x L x W`` -> joint space ``B x L x D``, the way the image vector goes."""
 
+    def attention(self, index: int, x: Tensor) -> Tensor:
+        """How much each token looks at each in one block, mean over heads, ``B x N x N``; rows sum to 1."""
+
 
 class OpenClipTower:
     """open_clip's VisionTransformer."""
@@ -78,6 +81,13 @@ class OpenClipTower:
     def project(self, tokens: Tensor) -> Tensor:
         return tokens @ self.visual.proj
 
+    def attention(self, index: int, x: Tensor) -> Tensor:
+        block: Any = self.visual.transformer.resblocks[index]
+        h = block.ln_1(x)
+        if isinstance(block.attn, nn.MultiheadAttention):
+            return block.attn(h, h, h, need_weights=True)[1]
+        raise ConfigError("This image tower does not tell what its tokens look at.")
+
 
 class TimmTower:
     """timm's VisionTransformer inside open_clip's TimmModel."""
@@ -109,6 +119,12 @@ class TimmTower:
     def project(self, tokens: Tensor) -> Tensor:
         return self.visual.head(self.trunk.head(tokens))
 
+    def attention(self, index: int, x: Tensor) -> Tensor:
+        block: Any = self.trunk.blocks[index]
+        attn = block.attn
+        q, k, _ = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return (attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)).softmax(-1).mean(1)
+
 
 def open_tower(visual: nn.Module) -> Tower:
     """See an open_clip image tower through :class:`Tower`. Raises ConfigError if it is no ViT."""
@@ -126,26 +142,23 @@ def open_tower(visual: nn.Module) -> Tower:
     )
 
 
-def below(tower: Tower, images: Tensor, adapters: Sequence[BlockAdapter]) -> Tensor:
-    """All that no adapter changes: ``B x 3 x H x W`` -> ``B x N x W``, without a graph."""
-    with torch.no_grad():
-        x = tower.embed(images)
-        for index in range(tower.depth - len(adapters)):
-            x = tower.block(index, x, None)
-    return x
+def run(
+    tower: Tower,
+    x: Tensor,
+    blocks: range,
+    adapters: Sequence[BlockAdapter],
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """Some blocks in a row, ``B x N x W`` -> ``B x N x W``; the adapters sit in the tower's last blocks.
 
-
-def above(
-    tower: Tower, x: Tensor, adapters: Sequence[BlockAdapter], *, recompute: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The adapted blocks and the finish: ``B x N x W`` -> image vector ``B x D``, tokens ``B x N x W``.
-
-    ``recompute`` keeps no activations inside a block and computes it again in the backward pass.
+    ``recompute`` keeps no activations inside an adapted block and computes it again in the backward pass.
     """
     first = tower.depth - len(adapters)
-    for index, adapter in enumerate(adapters, first):
-        if recompute and torch.is_grad_enabled():
+    for index in blocks:
+        adapter = adapters[index - first] if index >= first else None
+        if recompute and adapter is not None and torch.is_grad_enabled():
             x = checkpoint(tower.block, index, x, adapter, use_reentrant=False)
         else:
             x = tower.block(index, x, adapter)
-    return tower.finish(x)
+    return x

@@ -81,6 +81,14 @@ class LabelSpace:
         return np.array([pair in self.seen_pairs for pair in self.pairs], dtype=np.bool_)
 
     @cached_property
+    def shown(self) -> BoolArray:
+        """S x O bool: whether training showed that state of that object."""
+        table = np.zeros((len(self.states), len(self.objects)), np.bool_)
+        every = LabelSpace(self.states, self.objects, tuple(self.seen_pairs), self.seen_pairs)
+        table[every.pair_state, every.pair_object] = True
+        return table
+
+    @cached_property
     def pair_index(self) -> dict[Pair, int]:
         return {pair: i for i, pair in enumerate(self.pairs)}
 

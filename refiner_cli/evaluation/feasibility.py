@@ -74,11 +74,8 @@ def by_text_tower(backbone: Backbone, space: LabelSpace) -> Similarity:
 
 def feasibility(space: LabelSpace, similarity: Similarity) -> FloatArray:
     """P float64 in -1..1 for unseen pairs, 0 for seen ones."""
-    shown = np.zeros((len(space.states), len(space.objects)), np.bool_)
-    every = LabelSpace(space.states, space.objects, tuple(space.seen_pairs), space.seen_pairs)
-    shown[every.pair_state, every.pair_object] = True
-    by_object = _nearest(shown, similarity.objects)  # S x O
-    by_state = _nearest(shown.T, similarity.states).T
+    by_object = _nearest(space.shown, similarity.objects)  # S x O
+    by_state = _nearest(space.shown.T, similarity.states).T
     table = (by_object + by_state) / 2
     return np.where(space.seen, 0.0, table[space.pair_state, space.pair_object])
 

@@ -15,32 +15,41 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.demo.dataset import make_demo
+from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
-from refiner_cli.study.arms import CURVES, METHODS, PARTS, Arm
+from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS
 from refiner_cli.study.cell import Cell, Found, fill
 from refiner_cli.study.table import tables
 
+ONLY_TEST = Size(train=1, val=1)
+
+
+def drawn(folder: Path, seed: int, amount: int = CLUTTER, size: Size | None = None) -> Path:
+    """The demo pictures of a seed, drawn if they are missing."""
+    if not folder.exists():
+        make_demo(folder, seed, size, amount)
+    return folder
+
 
 def plan(out: Path, seeds: int, dataset: Path | None) -> list[Cell]:
-    """Every cell, the methods first; draws the demo pictures that are missing.
+    """Every cell, the methods first.
 
     Args:
         dataset: study this one instead of the demo benchmark; its clutter cannot be changed.
     """
-    arms: list[Arm] = [*METHODS, *PARTS]
+    places, cluttered = [dataset] * seeds if dataset else [], [dict[int, Path]()] * seeds
     if dataset is None:
-        arms += [arm for _, curve in CURVES for arm in curve]
-    cells = []
-    for arm in dict.fromkeys(arm.name for arm in arms):
-        chosen = next(a for a in arms if a.name == arm)
         for seed in range(seeds):
-            data = dataset or out / "data" / f"clutter-{chosen.clutter}-seed-{seed}"
-            if not data.exists():
-                make_demo(data, seed, clutter=chosen.clutter)
-            cells.append(Cell(out / chosen.name / str(seed), chosen, seed, data))
-    return cells
+            places.append(drawn(out / "data" / f"seed-{seed}", seed))
+            test = {n: out / "data" / f"seed-{seed}-clutter-{n}" for n in AMOUNTS if n != CLUTTER}
+            cluttered[seed] = {n: drawn(folder, seed, n, ONLY_TEST) for n, folder in test.items()}
+    return [
+        Cell(out / arm.name / str(seed), arm, seed, places[seed], cluttered[seed] if arm.clutter else {})
+        for arm in [*METHODS, *PARTS]
+        for seed in range(seeds)
+    ]
 
 
 def study(out: Path, seeds: int, dataset: Path | None, workers: int) -> str:

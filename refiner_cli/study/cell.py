@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +26,13 @@ from refiner_cli.study.arms import Arm
 
 RESULT = "result.json"
 PRIORS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "none")
-Found = dict[str, dict[str, Any]]  # metrics by world: closed, open, and open with a prior
+# Metrics by world: closed, open, open with a prior, and closed with another amount of clutter.
+Found = dict[str, dict[str, Any]]
+
+
+def with_clutter(amount: int) -> str:
+    """The name of the closed world on pictures with that much clutter."""
+    return f"clutter {amount}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Cell:
     arm: Arm
     seed: int
     data: Path
+    cluttered: Mapping[int, Path] = field(default_factory=dict)  # the same test with more or less clutter
 
     def config(self) -> Config:
         """The demo recipe, the arm's differences, and what makes every machine compute the same."""
@@ -47,7 +54,9 @@ class Cell:
 
     def made_of(self) -> dict[str, Any]:
         """What the result follows from; a result of anything else is not taken."""
-        return {"config": self.config().model_dump(), "data": load_benchmark(self.data).fingerprint()}
+        places = {"data": self.data, **{with_clutter(n): place for n, place in self.cluttered.items()}}
+        prints = {name: load_benchmark(place).fingerprint() for name, place in places.items()}
+        return {"config": self.config().model_dump(), **prints}
 
     def found(self) -> Found | None:
         """The metrics, if the cell was measured."""
@@ -85,6 +94,10 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
             spaces[kind] = wide
             priors[kind], _ = choose_feasibility(model, benchmark, kind, similarity, setting)
     measured = measure(model, benchmark, "test", spaces, setting, priors=priors)
+    for amount, place in cell.cluttered.items():
+        world = with_clutter(amount)
+        other = load_benchmark(place)
+        measured |= measure(model, other, "test", {world: other.label_space("test")}, setting)
     test = {world: sweep(m.digest, m.space).to_json() for world, m in measured.items()}
     best = training.run.best()
     val = best["val"] if best else None

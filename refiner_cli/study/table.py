@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from refiner_cli.study.arms import CURVES, METHODS, PARTS, REFINER, Arm
-from refiner_cli.study.cell import PRIORS, Found
+from refiner_cli.demo.scenes import CLUTTER
+from refiner_cli.study.arms import AMOUNTS, METHODS, NO_QUERIES, PARTS, REFINER, Arm
+from refiner_cli.study.cell import PRIORS, Found, with_clutter
 
 Results = Mapping[str, Sequence[Found]]  # by arm, one a seed, the seeds in one order
 COLUMNS = (
@@ -56,13 +57,13 @@ def arms_table(results: Results, arms: Sequence[Arm]) -> list[str]:
 
 
 def clutter_table(results: Results) -> list[str]:
-    """Closed-world AUC by the amount of clutter, and what the queries add."""
-    (_, full), (_, bare) = CURVES
-    lines = head("pieces of clutter", *(arm.title for arm, _ in CURVES), "what the queries add")
-    for ours, theirs in zip(full, bare, strict=True):
-        a, b = (values(results[arm.name], "closed", "AUC") for arm in (ours, theirs))
-        added = [x - y for x, y in zip(a, b, strict=True)]
-        lines.append(row(str(ours.clutter), spread(a), spread(b), spread(added)))
+    """Closed-world AUC by the amount of clutter on the test pictures, and what the queries add."""
+    lines = head("pieces of clutter", REFINER.title, NO_QUERIES.title, "what the queries add")
+    for amount in AMOUNTS:
+        world = "closed" if amount == CLUTTER else with_clutter(amount)
+        ours, theirs = (values(results[arm.name], world, "AUC") for arm in (REFINER, NO_QUERIES))
+        added = [x - y for x, y in zip(ours, theirs, strict=True)]
+        lines.append(row(str(amount), spread(ours), spread(theirs), spread(added)))
     return lines
 
 
@@ -80,7 +81,8 @@ def tables(results: Results) -> str:
     parts = [["### Methods", "", *arms_table(results, METHODS)]]
     if all(arm.name in results for arm in PARTS):
         parts.append(["### Parts", "", *arms_table(results, [REFINER, *PARTS])])
-    if all(arm.name in results for _, curve in CURVES for arm in curve):
+    cluttered = [*results[REFINER.name], *results.get(NO_QUERIES.name, [{}])]
+    if all(with_clutter(n) in found for n in AMOUNTS if n != CLUTTER for found in cluttered):
         parts.append(["### Clutter: closed-world AUC", "", *clutter_table(results)])
     parts.append(["### Feasibility in the open world", "", *prior_table(results)])
     return "\n\n".join("\n".join(part) for part in parts) + "\n"

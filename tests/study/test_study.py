@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from refiner_cli.demo.dataset import Size, make_demo
-from refiner_cli.study.arms import CURVES, METHODS, PARTS, REFINER, Arm
-from refiner_cli.study.cell import PRIORS, RESULT, Cell, fill
+from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS, REFINER, Arm
+from refiner_cli.study.cell import PRIORS, RESULT, Cell, fill, with_clutter
 from refiner_cli.study.table import tables
 
 SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
@@ -18,13 +18,15 @@ SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
 def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
     folder = tmp_path_factory.mktemp("study")
     make_demo(folder / "data", 3, Size(1, 1, 1))
-    return Cell(folder / "cell", Arm("refiner", "Refiner", SHORT, priors=True), 3, folder / "data")
+    make_demo(folder / "clean", 3, Size(1, 1, 1), clutter=0)
+    arm = Arm("refiner", "Refiner", SHORT, priors=True)
+    return Cell(folder / "cell", arm, 3, folder / "data", {0: folder / "clean"})
 
 
 def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Cell) -> None:
     assert cell.found() is None
     first = fill(cell)
-    assert set(first) == {"closed", "open", *PRIORS}
+    assert set(first) == {"closed", "open", "clutter 0", *PRIORS}
     assert 0 < first["closed"]["AUC"] < 100
 
     file = cell.folder / RESULT
@@ -60,13 +62,15 @@ def test_every_arm_differs_from_every_other() -> None:
 def results(worse: float, priors: float = 0.0) -> dict[str, list[dict[str, dict[str, float]]]]:
     """Two seeds: Refiner at 50 and 60, everything else lower by ``worse`` and by twice as much."""
     found = {}
-    for arm in {a.name: a for a in [*METHODS, *PARTS, *(c for _, curve in CURVES for c in curve)]}.values():
+    clutter = [with_clutter(amount) for amount in AMOUNTS]
+    for arm in [*METHODS, *PARTS]:
         less = (0.0, 0.0) if arm.name == REFINER.name else (worse, 2 * worse)
         seeds = []
         for base, minus in zip((50.0, 60.0), less, strict=True):
             metrics = dict.fromkeys(("S", "U", "HM", "AUC"), base - minus)
             better = dict.fromkeys(("S", "U", "HM", "AUC"), base + priors)
-            seeds.append({"closed": metrics, "open": metrics, **dict.fromkeys(PRIORS, better)})
+            worlds = dict.fromkeys(["closed", "open", *clutter], metrics)
+            seeds.append({**worlds, **dict.fromkeys(PRIORS, better)})
         found[arm.name] = seeds
     return found
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from refiner_cli.config import ModelConfig
+from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.adapters import BlockAdapter
 from refiner_cli.core.clip import Backbone
-from refiner_cli.core.concepts import Attention
 from refiner_cli.core.model import Calibration, ImageVectors, Scores, TextBank
 from refiner_cli.core.prompts import ROLES, Prompts
 from refiner_cli.core.refiner import Refiner
 from refiner_cli.data.labels import LabelSpace
 
+HEAD_WIDTH = 64
 CHUNK = 256  # texts drawn at once
 START = 0.1  # of the learned amount of traction
 
@@ -38,13 +38,29 @@ class PatchedVectors(ImageVectors):
     patches: Tensor  # B x L x D
 
 
+class Attention(nn.Module):
+    """Multi-head attention from ``B x P x D`` to ``B x L x D``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // HEAD_WIDTH)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B x h x P x D/h
+        k, v = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class Traction(nn.Module):
     """Text vectors attend to patches: ``t + amount * change``."""
 
     def __init__(self, joint: int) -> None:
         super().__init__()
         self.norm_text, self.norm_patches, self.norm_mlp = (nn.LayerNorm(joint) for _ in range(3))
-        self.attend = Attention(joint, joint)
+        self.attend = Attention(joint)
         self.mlp = nn.Sequential(nn.Linear(joint, 4 * joint), nn.GELU(), nn.Linear(4 * joint, joint))
         self.amount = nn.Parameter(torch.full((joint,), START))
 
@@ -80,8 +96,11 @@ class Troika(Refiner):
         )
         self.traction = Traction(D)
 
+    def only_shown(self, train: TrainConfig) -> bool:  # noqa: ARG002 - as published, all words compete
+        return False
+
     def encode_images(self, images: Tensor) -> PatchedVectors:
-        pooled, tokens = self.see(images)
+        pooled, tokens, _ = self.see(images)
         state, obj = (F.normalize(self.disentangle[role](pooled).float(), dim=-1) for role in ROLES[1:])
         patches = self.backbone.visual.project(tokens[:, self.backbone.visual.prefix :])
         return PatchedVectors(F.normalize(pooled.float(), dim=-1), state, obj, patches)
