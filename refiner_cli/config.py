@@ -80,6 +80,7 @@ class TrainConfig(Section):
     save_minutes: float = Field(
         10.0, ge=0, description="time between checkpoints within an epoch; 0: every step"
     )
+    val_epochs: int = Field(1, ge=1, description="validate after every so many epochs, and at the end")
     max_skipped: int = Field(
         10, ge=0, description="steps in a row that may be skipped for a NaN or infinity before training stops"
     )

@@ -85,8 +85,14 @@ class Training:
 
     @property
     def epoch_over(self) -> bool:
-        """Whether a validation belongs here: before the first step, after an epoch, after the last step."""
+        """Whether no epoch is half done: before the first step, after an epoch, after the last step."""
         return self.step % self.schedule.steps_an_epoch == 0 or self.step == self.total
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether a validation belongs here: where an epoch is over, and after the last step."""
+        epoch = self.step // self.schedule.steps_an_epoch
+        return self.epoch_over and (epoch % self.config.val_epochs == 0 or self.step == self.total)
 
     def run_on(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the end, or until ``stop`` says so; yield what happens.
@@ -119,7 +125,7 @@ class Training:
 
     def _run_on(self, stop: Callable[[], bool]) -> Iterator[Event]:
         while True:
-            if self.epoch_over and not self.position.validated:
+            if self.validation_due and not self.position.validated:
                 try:
                     if self.ranks.first:
                         yield self.validate(stop)

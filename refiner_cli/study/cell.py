@@ -47,7 +47,13 @@ class Cell:
 
     def config(self) -> Config:
         """The demo recipe, the arm's differences, and what makes every machine compute the same."""
-        fixed = {"seed": self.seed, "device": "cpu", "precision": "fp32", "train.workers": 0}
+        fixed = {
+            "seed": self.seed,
+            "device": "cpu",
+            "precision": "fp32",
+            "train.workers": 0,
+            "train.val_epochs": 99,
+        }
         recipe = recipe_for("demo")
         assert recipe is not None  # noqa: S101 - it ships
         return resolve([recipe, (self.arm.name, {**fixed, **self.arm.settings})])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.build import build_model
 from refiner_cli.core.clip import Backbone, load_backbone
+from refiner_cli.core.model import Scores, alignment
 from refiner_cli.core.refiner import Refiner
 from refiner_cli.data.labels import LabelSpace
 
@@ -86,6 +87,9 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
         found = model.encode_images(pixels).composition
         assert torch.allclose(bank.pairs[SPACE.pair_index["wet", "dog"]], want[0], atol=1e-5)
         assert torch.allclose(found, F.normalize(backbone.clip.encode_image(pixels), dim=-1), atol=1e-5)
+    looks = model.look(pixels)
+    assert torch.allclose(looks.sum(-1), torch.ones(looks.shape[:2]), atol=1e-5)
+    assert looks.std(-1).min() > 1e-4
     losses = steps(model, pixels)
     assert losses[-1] < losses[0]
 
@@ -122,6 +126,40 @@ def test_every_learned_parameter_gets_a_gradient_once_the_gates_are_open(tiny: B
     # A key's bias shifts all attention logits of a query alike, so only rounding reaches it; the key
     # and value biases share one tensor, which is not silent.
     assert silent == []
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_alignment_is_cross_entropy_among_the_rivals(smoothing: float) -> None:
+    torch.manual_seed(0)
+    logits, target = 5 * torch.randn(6, 7), torch.randint(7, (6,))
+    rivals = (torch.rand(6, 7) < 0.5) | F.one_hot(target, 7).bool()
+    want = [
+        F.cross_entropy(row[keep], keep.cumsum(0)[true] - 1, label_smoothing=smoothing)
+        for row, keep, true in zip(logits, rivals, target, strict=True)
+    ]
+    assert torch.allclose(alignment(logits, target, rivals, smoothing), torch.stack(want).mean())
+    every = torch.ones_like(rivals)
+    assert torch.allclose(
+        alignment(logits, target, every, smoothing), alignment(logits, target, None, smoothing)
+    )
+
+
+@pytest.mark.parametrize("method", ["refiner", "troika"])
+def test_an_object_never_shown_in_the_images_state_is_no_wrong_answer(tiny: Backbone, method: str) -> None:
+    model = build_model(method, tiny, ModelConfig(), SPACE)
+    space, truth = SPACE.training(), torch.tensor([0])
+    assert space.pairs[0] == ("red", "car")  # red was shown of a car alone, a car red and wet
+    logits = [torch.zeros(1, n, requires_grad=True) for n in (3, len(space.states), len(space.objects))]
+
+    def moved(only_shown: bool) -> list[str]:
+        loss = model.loss(Scores(*logits), truth, space, TrainConfig(only_shown=only_shown))
+        state, obj = torch.autograd.grad(loss, logits[1:])
+        names = [*space.states, *space.objects]
+        return [name for name, g in zip(names, torch.cat([state, obj], 1)[0], strict=True) if g]
+
+    every = [*space.states, *space.objects]
+    assert moved(only_shown=False) == every
+    assert moved(only_shown=True) == (["red", "wet"] if method == "refiner" else every)
 
 
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:

@@ -88,6 +88,16 @@ def test_the_best_checkpoint_is_chosen_by_validation_and_kept(tmp_path: Path, be
     assert model.calibration == best.calibration
 
 
+def test_validation_after_every_so_many_epochs_and_at_the_end(tmp_path: Path, benchmark: Benchmark) -> None:
+    settings = {"train.epochs": 3, "train.batch": 144, "train.val_epochs": 2}
+    training = begin(tmp_path / "run", benchmark, **settings)
+    events = list(training.run_on(stop=lambda: training.step == 1))
+    assert training.schedule.steps_an_epoch == 1
+    again = resume(training.run, benchmark, lambda line: None)
+    events += again.run_on()
+    assert [event.epoch for event in events if isinstance(event, Validated)] == [0, 2, 3]
+
+
 def test_the_test_split_is_not_read(tmp_path: Path, small_demo: Path) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(small_demo, folder)
