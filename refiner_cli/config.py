@@ -53,7 +53,7 @@ class TrainConfig(Section):
     batch: int = Field(64, ge=1, description="images of one optimizer step")
     lr: float = Field(5e-4, gt=0)
     concept_rate: float = Field(
-        0.3, gt=0, description="learning rate of the concept queries and their decoder, as a share of lr"
+        0.3, gt=0, description="learning rate of the queries, their adapters and read-outs, as a share of lr"
     )
     weight_decay: float = Field(1e-5, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate climbs")
