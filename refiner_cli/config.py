@@ -43,6 +43,9 @@ class ModelConfig(Section):
     learn_context: bool = Field(default=True, description="whether the contexts are trained")
     learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
     word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
+    patch_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of an image's patches that a training step leaves out"
+    )
 
 
 class TrainConfig(Section):

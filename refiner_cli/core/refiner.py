@@ -31,7 +31,7 @@ from refiner_cli.core.concepts import Concepts
 from refiner_cli.core.fusion import ImageToText
 from refiner_cli.core.model import ImageVectors, Model, Scores, TextBank
 from refiner_cli.core.prompts import ROLES, Prompts, Role
-from refiner_cli.core.visual import run
+from refiner_cli.core.visual import run, some_patches
 from refiner_cli.data.labels import LabelSpace
 
 
@@ -122,11 +122,14 @@ class Refiner(Model):
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``.
 
+        In training, patches may be left out of all that is learned from.
         The third are the tokens ``B x N x W`` that the concept queries read from. Tokens that
         :meth:`lower` gave, ``B x N x W``, will do in the place of images.
         """
         tower, adapters = self.backbone.visual, [cast("BlockAdapter", a) for a in self.adapters]
         x = images if images.ndim == 3 else self.lower(images)
+        if self.training and self.config.patch_dropout:
+            x = some_patches(x, tower.prefix, 1 - self.config.patch_dropout)
         x = run(tower, x, range(self.first, self.asked), adapters, recompute=self.recompute)
         last = run(tower, x, range(self.asked, tower.depth), adapters, recompute=self.recompute)
         return *tower.finish(last), x

@@ -13,6 +13,7 @@ from refiner_cli.core.build import build_model
 from refiner_cli.core.clip import Backbone, load_backbone
 from refiner_cli.core.model import Scores, alignment
 from refiner_cli.core.refiner import Refiner
+from refiner_cli.core.visual import some_patches
 from refiner_cli.data.labels import LabelSpace
 
 PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
@@ -160,6 +161,23 @@ def test_an_object_never_shown_in_the_images_state_is_no_wrong_answer(tiny: Back
     every = [*space.states, *space.objects]
     assert moved(only_shown=False) == every
     assert moved(only_shown=True) == (["red", "wet"] if method == "refiner" else every)
+
+
+def test_a_training_step_leaves_patches_out_and_evaluation_none(tiny: Backbone) -> None:
+    model = Refiner.build(tiny, ModelConfig(patch_dropout=0.75), SPACE)
+    pixels = images(tiny)
+    _, whole, _ = model.eval().see(pixels)
+    _, some, _ = model.train().see(pixels)
+    assert (whole.shape[1], some.shape[1]) == (65, 17)
+    x = torch.arange(130.0).view(2, 65, 1)
+    kept = some_patches(x, 1, 0.25)[..., 0]
+    assert torch.equal(kept[:, 0], x[:, 0, 0])
+    for row, source in zip(kept, x[..., 0], strict=True):
+        assert len(set(row.tolist())) == 17
+        assert set(row.tolist()) <= set(source.tolist())
+    assert set((kept[0] + 65).tolist()) != set(kept[1].tolist())
+    losses = steps(model, pixels)
+    assert losses[-1] < losses[0]
 
 
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:
