@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,8 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
     torch.set_num_threads(1)
     benchmark = load_benchmark(cell.data)
     config, folder = cell.config(), cell.folder / "run"
+    if is_run(folder) and Run.open(folder).config != config:
+        shutil.rmtree(folder)  # of an arm that was something else then
     if is_run(folder):
         training = resume(Run.open(folder), benchmark, tell)
     else:

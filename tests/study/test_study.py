@@ -47,8 +47,12 @@ def test_what_was_measured_of_something_else_is_not_taken(cell: Cell) -> None:
     other = dataclasses.replace(
         cell, arm=dataclasses.replace(cell.arm, settings={**SHORT, "model.queries": 2})
     )
-    assert cell.found() is not None
+    before = cell.found()
+    assert before is not None
     assert other.found() is None
+    assert fill(other) != before  # its run is not gone on with either
+    assert other.found() is not None
+    fill(cell)
     assert dataclasses.replace(cell, seed=4).found() is None
 
 
