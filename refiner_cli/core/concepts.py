@@ -71,17 +71,20 @@ class Concepts(nn.Module):
 
     def forward(self, tower: Tower, x: Tensor, *, recompute: bool = False) -> dict[Role, Tensor]:
         """Tokens ``B x N x W`` that enter the blocks -> what the concepts say for each role, ``B x D``."""
-        adapters = [cast("BlockAdapter", adapter) for adapter in self.adapters]
-        blocks = range(tower.depth - len(adapters), tower.depth)
-        x = run(tower, self.ask(tower, x), blocks, adapters, recompute=recompute)
+        x = self.read(tower, x, tower.depth, recompute=recompute)
         _, found = tower.finish(x[:, : len(self.queries)])
         concepts = F.normalize(tower.project(found), dim=-1)  # B x K x D
         return {role: self.read_outs[role](concepts) for role in ROLES}
 
-    def ask(self, tower: Tower, x: Tensor) -> Tensor:
-        """Queries in front of the patches, ``B x (K + L) x W``. They start around the class token."""
+    def read(self, tower: Tower, x: Tensor, until: int, *, recompute: bool = False) -> Tensor:
+        """Queries in front of the patches, ``B x (K + L) x W``, through the blocks below ``until``.
+
+        They start around the class token.
+        """
         start = x[:, :1] if tower.prefix else x.mean(1, keepdim=True)
-        return torch.cat([start + self.queries, x[:, tower.prefix :]], 1)
+        x = torch.cat([start + self.queries, x[:, tower.prefix :]], 1)
+        adapters = [cast("BlockAdapter", adapter) for adapter in self.adapters]
+        return run(tower, x, range(tower.depth - len(adapters), until), adapters, recompute=recompute)
 
     def refine(self, v: Tensor, read: dict[Role, Tensor]) -> dict[Role, Tensor]:
         """The class token ``B x D``, a unit vector, refined for each role by what the concepts say."""
@@ -90,8 +93,8 @@ class Concepts(nn.Module):
     @torch.no_grad()
     def attention(self, tower: Tower, x: Tensor) -> Tensor:
         """What each query looks at in the last block, ``B x K x L`` over the patches; rows sum to 1."""
-        adapters = [cast("BlockAdapter", adapter) for adapter in self.adapters]
         last = tower.depth - 1
-        x = run(tower, self.ask(tower, x), range(tower.depth - len(adapters), last), adapters)
-        weights = tower.attention(last, x)[:, : len(self.queries), len(self.queries) :]
+        weights = tower.attention(last, self.read(tower, x, last))[
+            :, : len(self.queries), len(self.queries) :
+        ]
         return weights / weights.sum(-1, keepdim=True)

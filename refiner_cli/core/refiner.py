@@ -120,11 +120,13 @@ class Refiner(Model):
         return run(tower, tower.embed(images), range(self.first), ())
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Through the image tower: ``B x 3 x H x W`` -> class token ``B x D``, all tokens ``B x N x W``.
+        """Through the image tower, in training perhaps without some of the patches.
 
-        In training, patches may be left out of all that is learned from.
-        The third are the tokens ``B x N x W`` that the concept queries read from. Tokens that
-        :meth:`lower` gave, ``B x N x W``, will do in the place of images.
+        Args:
+            images: ``B x 3 x H x W``, or the tokens ``B x N x W`` that :meth:`lower` gave.
+
+        Returns:
+            The class token ``B x D``, all tokens ``B x N x W``, and those that the queries read from.
         """
         tower, adapters = self.backbone.visual, [cast("BlockAdapter", a) for a in self.adapters]
         x = images if images.ndim == 3 else self.lower(images)

@@ -42,7 +42,11 @@ class Tower(Protocol):
         """Read-out tokens ``B x L x W`` -> joint space ``B x L x D``, the way the image vector goes."""
 
     def attention(self, index: int, x: Tensor) -> Tensor:
-        """How much each token looks at each in one block, mean over heads, ``B x N x N``; rows sum to 1."""
+        """How much each token looks at each in one block, mean over heads, ``B x N x N``; rows sum to 1.
+
+        Raises:
+            ConfigError: the tower's attention keeps its weights to itself.
+        """
 
 
 class OpenClipTower:
@@ -86,7 +90,10 @@ class OpenClipTower:
         h = block.ln_1(x)
         if isinstance(block.attn, nn.MultiheadAttention):
             return block.attn(h, h, h, need_weights=True)[1]
-        raise ConfigError("This image tower does not tell what its tokens look at.")
+        raise ConfigError(
+            f"The backbone's attention ({type(block.attn).__name__}) does not tell what its tokens look at.",
+            hint="Predict without --heatmaps.",
+        )
 
 
 class TimmTower:

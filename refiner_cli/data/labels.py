@@ -83,9 +83,8 @@ class LabelSpace:
     @cached_property
     def shown(self) -> BoolArray:
         """S x O bool: whether training showed that state of that object."""
-        table = np.zeros((len(self.states), len(self.objects)), np.bool_)
-        every = LabelSpace(self.states, self.objects, tuple(self.seen_pairs), self.seen_pairs)
-        table[every.pair_state, every.pair_object] = True
+        table, seen = np.zeros((len(self.states), len(self.objects)), np.bool_), self.training()
+        table[seen.pair_state, seen.pair_object] = True
         return table
 
     @cached_property

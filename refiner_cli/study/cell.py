@@ -53,7 +53,7 @@ class Cell:
             "device": "cpu",
             "precision": "fp32",
             "train.workers": 0,
-            "train.val_epochs": 99,
+            "train.val_epochs": 99,  # before the first step and at the end
         }
         recipe = recipe_for("demo")
         assert recipe is not None  # noqa: S101 - it ships
