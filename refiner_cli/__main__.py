@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 
 
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="refiner")
     except RefinerError as error:
+        let_children_end()
         if terminal.debug:
             raise
         terminal.error(error)
@@ -29,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         terminal.error(RefinerError(f"The system refused: {error.strerror or error}{place}."))
         sys.exit(RefinerError.exit_code)
     except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
+        let_children_end()
         if terminal.debug or "DataLoader worker" not in str(error):
             raise
         from refiner_cli.core.batches import worker_ended
@@ -42,6 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
             RefinerError("There is not enough memory.", hint="Use a smaller --batch or a smaller backbone.")
         )
         sys.exit(RefinerError.exit_code)
+
+
+def let_children_end() -> None:
+    """Silence torch's signal handler: after one decoding process died it raises for every child that ends."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -71,20 +71,20 @@ class Concepts(nn.Module):
 
     def forward(self, tower: Tower, x: Tensor, *, recompute: bool = False) -> dict[Role, Tensor]:
         """Tokens ``B x N x W`` that enter the blocks -> what the concepts say for each role, ``B x D``."""
-        x = self.read(tower, x, tower.depth, recompute=recompute)
-        _, found = tower.finish(x[:, : len(self.queries)])
+        _, found = tower.finish(self.read(tower, x, tower.depth, recompute=recompute))
         concepts = F.normalize(tower.project(found), dim=-1)  # B x K x D
         return {role: self.read_outs[role](concepts) for role in ROLES}
 
     def read(self, tower: Tower, x: Tensor, until: int, *, recompute: bool = False) -> Tensor:
         """Queries in front of the patches, ``B x (K + L) x W``, through the blocks below ``until``.
 
-        They start around the class token.
+        They start around the class token. Out of the tower's last block come the queries alone.
         """
         start = x[:, :1] if tower.prefix else x.mean(1, keepdim=True)
         x = torch.cat([start + self.queries, x[:, tower.prefix :]], 1)
         adapters = [cast("BlockAdapter", adapter) for adapter in self.adapters]
-        return run(tower, x, range(tower.depth - len(adapters), until), adapters, recompute=recompute)
+        blocks, rows = range(tower.depth - len(adapters), until), len(self.queries)
+        return run(tower, x, blocks, adapters, rows=rows, recompute=recompute)
 
     def refine(self, v: Tensor, read: dict[Role, Tensor]) -> dict[Role, Tensor]:
         """The class token ``B x D``, a unit vector, refined for each role by what the concepts say."""

@@ -119,25 +119,26 @@ class Refiner(Model):
         tower = self.backbone.visual
         return run(tower, tower.embed(images), range(self.first), ())
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def see(self, images: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Through the image tower, in training perhaps without some of the patches.
 
         Args:
             images: ``B x 3 x H x W``, or the tokens ``B x N x W`` that :meth:`lower` gave.
+            rows: how many first tokens are needed in the end; None: all.
 
         Returns:
-            The class token ``B x D``, all tokens ``B x N x W``, and those that the queries read from.
+            The class token ``B x D``, the tokens ``B x N x W``, and those that the queries read from.
         """
         tower, adapters = self.backbone.visual, [cast("BlockAdapter", a) for a in self.adapters]
         x = images if images.ndim == 3 else self.lower(images)
         if self.training and self.config.patch_dropout:
             x = some_patches(x, tower.prefix, 1 - self.config.patch_dropout)
-        x = run(tower, x, range(self.first, self.asked), adapters, recompute=self.recompute)
-        last = run(tower, x, range(self.asked, tower.depth), adapters, recompute=self.recompute)
+        x = run(tower, x, range(self.first, self.asked), adapters, rows=rows, recompute=self.recompute)
+        last = run(tower, x, range(self.asked, tower.depth), adapters, rows=rows, recompute=self.recompute)
         return *tower.finish(last), x
 
     def encode_images(self, images: Tensor) -> ImageVectors:
-        pooled, _, tokens = self.see(images)
+        pooled, _, tokens = self.see(images, self.backbone.visual.pooled)
         cls = F.normalize(pooled.float(), dim=-1)
         if self.concepts is None:
             return self.mapped(dict.fromkeys(ROLES, cls))

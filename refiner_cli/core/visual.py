@@ -28,12 +28,16 @@ class Tower(Protocol):
     width: int  # W
     depth: int  # blocks
     prefix: int  # tokens before the patches (a class token, registers)
+    pooled: int | None  # of how many first tokens the image vector is made; None: of all
 
     def embed(self, images: Tensor) -> Tensor:
         """``B x 3 x H x W`` preprocessed images -> ``B x N x W`` tokens before the first block."""
 
-    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
-        """One block, ``B x N x W`` -> ``B x N x W``, with the adapter's two branches beside it."""
+    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None, rows: int | None = None) -> Tensor:
+        """One block, ``B x N x W`` -> ``B x N x W``, with the adapter's two branches beside it.
+
+        With ``rows`` only the first so many tokens come out; they still look at all.
+        """
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens after the last block -> the image vector ``B x D`` and the read-out tokens ``B x N x W``."""
@@ -59,22 +63,24 @@ class OpenClipTower:
         self.width = visual.conv1.out_channels
         self.depth = len(visual.transformer.resblocks)
         self.prefix = 1
+        self.pooled = 1 if visual.pool_type == "tok" else None
 
     # open_clip offers no public way to stop between two blocks, hence the private names.
     def embed(self, images: Tensor) -> Tensor:
         return self.visual._embeds(images)  # noqa: SLF001
 
-    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
+    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None, rows: int | None = None) -> Tensor:
         block: Any = self.visual.transformer.resblocks[index]
         if adapter is None:
-            return block(x)
+            return block(x)[:, :rows]
         h = block.ln_1(x)
+        asking = h if rows is None else h[:, :rows]
         attended = (
-            block.attn(h, h, h, need_weights=False)[0]
+            block.attn(asking, h, h, need_weights=False)[0]
             if isinstance(block.attn, nn.MultiheadAttention)
-            else (block.ln_attn(block.attn(h)))
+            else block.ln_attn(block.attn(h))[:, :rows]
         )
-        x = x + block.ls_1(attended) + adapter.attention(h)
+        x = x[:, :rows] + block.ls_1(attended) + adapter.attention(asking)
         h = block.ln_2(x)
         return x + block.ls_2(block.mlp(h)) + adapter.mlp(h)
 
@@ -105,17 +111,18 @@ class TimmTower:
         self.width = self.trunk.embed_dim
         self.depth = len(self.trunk.blocks)
         self.prefix = self.trunk.num_prefix_tokens
+        self.pooled = 1 if self.trunk.global_pool == "token" else None
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.trunk._pos_embed(self.trunk.patch_embed(images))  # noqa: SLF001
         return self.trunk.norm_pre(self.trunk.patch_drop(x))
 
-    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None) -> Tensor:
+    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None, rows: int | None = None) -> Tensor:
         block: Any = self.trunk.blocks[index]
         if adapter is None:
-            return block(x)
+            return block(x)[:, :rows]
         h = block.norm1(x)
-        x = x + block.ls1(block.attn(h)) + adapter.attention(h)
+        x = x[:, :rows] + block.ls1(block.attn(h)[:, :rows]) + adapter.attention(h[:, :rows])
         h = block.norm2(x)
         return x + block.ls2(block.mlp(h)) + adapter.mlp(h)
 
@@ -155,19 +162,22 @@ def run(
     blocks: range,
     adapters: Sequence[BlockAdapter],
     *,
+    rows: int | None = None,
     recompute: bool = False,
 ) -> Tensor:
     """Some blocks in a row, ``B x N x W`` -> ``B x N x W``; the adapters sit in the tower's last blocks.
 
+    With ``rows`` the tower's last block gives only the first so many tokens, which are the same ones.
     ``recompute`` keeps no activations inside an adapted block and computes it again in the backward pass.
     """
     first = tower.depth - len(adapters)
     for index in blocks:
         adapter = adapters[index - first] if index >= first else None
+        wanted = rows if index == tower.depth - 1 else None
         if recompute and adapter is not None and torch.is_grad_enabled():
-            x = checkpoint(tower.block, index, x, adapter, use_reentrant=False)
+            x = checkpoint(tower.block, index, x, adapter, wanted, use_reentrant=False)
         else:
-            x = tower.block(index, x, adapter)
+            x = tower.block(index, x, adapter, wanted)
     return x
 
 

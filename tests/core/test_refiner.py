@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from refiner_cli.config import ModelConfig, TrainConfig
@@ -13,7 +14,7 @@ from refiner_cli.core.build import build_model
 from refiner_cli.core.clip import Backbone, load_backbone
 from refiner_cli.core.model import Scores, alignment
 from refiner_cli.core.refiner import Refiner
-from refiner_cli.core.visual import some_patches
+from refiner_cli.core.visual import run, some_patches
 from refiner_cli.data.labels import LabelSpace
 
 PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
@@ -178,6 +179,24 @@ def test_a_training_step_leaves_patches_out_and_evaluation_none(tiny: Backbone) 
     assert set((kept[0] + 65).tolist()) != set(kept[1].tolist())
     losses = steps(model, pixels)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["tiny", str(Path(__file__).with_name("siglip.json"))])
+def test_tokens_that_are_not_needed_are_left_out_without_a_difference(name: str) -> None:
+    backbone = load_backbone(name, "built-in" if name == "tiny" else "none")
+    model = Refiner.build(backbone, ModelConfig(), SPACE).eval()
+    torch.manual_seed(0)
+    for adapter in model.adapters:
+        nn.init.normal_(adapter.attention.up.weight, std=0.1)
+        nn.init.normal_(adapter.mlp.up.weight, std=0.1)
+    tower, adapters = backbone.visual, list(model.adapters)
+    x = model.lower(images(backbone))
+    blocks = range(model.first, tower.depth)
+    every, some = run(tower, x, blocks, adapters), run(tower, x, blocks, adapters, rows=3)
+    assert some.shape[1] == 3
+    assert torch.allclose(some, every[:, :3], rtol=0, atol=1e-5 * float(every.detach().abs().max()))
+    plain = run(tower, x, blocks, (), rows=3)
+    assert torch.equal(plain, run(tower, x, blocks, ())[:, :3])
 
 
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:
