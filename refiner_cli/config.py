@@ -34,7 +34,9 @@ class ModelConfig(Section):
         0, ge=0, description="m, how many last blocks carry adapters; 0: half of them"
     )
     queries: int = Field(8, ge=0, description="K, learnable concept queries; 0 switches them off")
-    query_blocks: int = Field(1, ge=1, description="last visual blocks that the concept queries go through")
+    query_blocks: int = Field(
+        0, ge=0, description="last visual blocks that the concept queries go through; 0: those with adapters"
+    )
     fusion: bool = Field(default=True, description="image-to-text maps")
     fusion_width: int = Field(0, ge=0, description="hidden width of the maps; 0: the joint width")
     align_state: bool = Field(default=True, description="alignment of images with states")
@@ -55,9 +57,6 @@ class TrainConfig(Section):
     max_steps: int = Field(0, ge=0, description="stop after so many steps; 0: the epochs decide")
     batch: int = Field(64, ge=1, description="images of one optimizer step")
     lr: float = Field(5e-4, gt=0)
-    concept_rate: float = Field(
-        0.3, gt=0, description="learning rate of the queries, their adapters and read-outs, as a share of lr"
-    )
     weight_decay: float = Field(1e-5, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate climbs")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -66,12 +65,11 @@ class TrainConfig(Section):
     concept_weight: float = Field(
         0.5, ge=0, description="w_c, weight in the loss of the concepts aligned on their own"
     )
-    only_shown: bool = Field(
-        default=True,
-        description="align states among those that training showed of the object, and objects likewise",
-    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augment: bool = Field(default=True, description="flip, perspective and rotation of training images")
+    augment: Literal["published", "affine", "none"] = Field(
+        "published",
+        description="published: flip, perspective, turn; affine: flip, turn, scale, shift, edges mirrored",
+    )
     text_chunk: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")
     grad_checkpoint: bool = Field(
         default=False, description="keep no activations inside visual blocks, compute them again"

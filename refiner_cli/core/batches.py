@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from refiner_cli.core.device import cores
-from refiner_cli.data.images import Augment, Preprocess, decode, seed_of
+from refiner_cli.data.images import Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError, RefinerError
 
 
@@ -59,7 +59,7 @@ class Plain:
 class Augmented:
     """Training: random, but a function of (seed, epoch, row)."""
 
-    augment: Augment
+    augment: Callable[[Any, int], Tensor]
     seed: int
     epoch: int
 

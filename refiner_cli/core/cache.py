@@ -21,7 +21,7 @@ from torch import Tensor
 from refiner_cli.core.batches import Augmented, Batch, batches
 from refiner_cli.core.device import GIB, computing
 from refiner_cli.core.refiner import Refiner
-from refiner_cli.data.images import Augment
+from refiner_cli.data.images import AUGMENTS
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
 
@@ -37,6 +37,7 @@ class TokenCache:
         folder: where the files lie; what it holds of another model or dataset is not used.
         key: whatever else decides the tokens: the dataset, the seed, the backbone.
         precision: what the tokens are computed and kept in.
+        augment: how a view differs from the file, a name in ``AUGMENTS``.
     """
 
     folder: Path
@@ -46,13 +47,14 @@ class TokenCache:
     seed: int
     key: str
     precision: torch.dtype
+    augment: str = "published"
     workers: int = 0
     place: Path = field(init=False)
     found: dict[tuple[int, int], Path] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = (self.key, self.model.backbone.fingerprint(), str(self.model.backbone.spec.preprocess),
-                 self.model.first, self.seed, str(self.precision), BLOCK)  # fmt: skip
+                 self.model.first, self.seed, str(self.precision), self.augment, BLOCK)  # fmt: skip
         self.place = self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def fill(self, tell: Tell) -> None:
@@ -95,7 +97,7 @@ class TokenCache:
     def store(self, view: int, start: int) -> Path:
         """Compute one block of a view and write it whole."""
         rows = range(start, min(start + BLOCK, len(self.files)))
-        look = Augmented(Augment(self.model.backbone.spec.preprocess), self.seed, view)
+        look = Augmented(AUGMENTS[self.augment](self.model.backbone.spec.preprocess), self.seed, view)
         (batch,) = batches(self.files, look, [rows], device=self.model.device, workers=self.workers)
         part = self.place / f"{view:03d}-{start:08d}.part"
         save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)

@@ -1,15 +1,21 @@
 """Fine-grained refinement: concept queries read the patches and pick up regional semantics.
 
 The queries go through the last blocks of CLIP's own image tower as if each were another class token:
-they talk to each other, read the patches and end in the joint space, where CLIP already aligned what
-its blocks read with words. Decoder blocks that start from nothing know no word at first, and learned
-too little in the time that prompts and adapters need. Class token and patches do not see the queries.
+they talk to each other, read all tokens on every level and end in the joint space, where CLIP
+already aligned what its blocks read with words. Decoder blocks that start from nothing know no word
+at first, and learned too little in the time that prompts and adapters need. Class token and patches
+do not see the queries.
+
+For the composition the concepts speak as they are. A learned map after the joint space fits the seen
+pairs and leads the unseen ones astray.
 
 Shapes: ``B`` images, ``N`` visual tokens, ``K`` queries, ``W`` visual width, ``D`` joint width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,11 +24,8 @@ from torch.nn import functional as F
 
 from refiner_cli.core.adapters import BlockAdapter
 from refiner_cli.core.prompts import ROLES, Role
-from refiner_cli.core.visual import Tower, run
+from refiner_cli.core.visual import Beside, Tower, run
 
-# Adam moves a parameter by about the learning rate a step. A gate that starts at zero would still be
-# near zero at the end; counted in this unit it opens within an epoch if what it lets through helps.
-GATE_UNIT = 30.0
 SPREAD = 0.5  # standard deviation of the queries around the class token
 
 
@@ -31,25 +34,41 @@ class ReadOut(nn.Module):
 
     Args:
         joint: D.
+        direct: the pooled vector as it is, without a learned projection.
     """
 
-    def __init__(self, joint: int) -> None:
+    def __init__(self, joint: int, *, direct: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(joint)
         self.probe = nn.Parameter(torch.randn(joint) * joint**-0.5)
-        self.project = nn.Linear(joint, joint)
-        nn.init.eye_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
-        self.gate = nn.Parameter(torch.zeros(joint))  # in units of GATE_UNIT
+        self.project = nn.Identity() if direct else nn.Linear(joint, joint)
+        if isinstance(self.project, nn.Linear):
+            nn.init.eye_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, concepts: Tensor) -> Tensor:
-        """Unit vectors ``B x K x D`` -> ``B x D``, not normalised."""
+        """Unit vectors ``B x K x D`` -> unit vectors ``B x D``."""
         share = (self.norm(concepts) @ self.probe).softmax(-1)  # B x K
-        return self.project((share[..., None] * concepts).sum(1))
+        return F.normalize(self.project((share[..., None] * concepts).sum(1)).float(), dim=-1)
 
-    def refine(self, v: Tensor, read: Tensor) -> Tensor:
-        """Unit vectors ``B x D`` and what was read -> unit vectors; the same ones while the gate is zero."""
-        return F.normalize(v + (GATE_UNIT * self.gate * read).float(), dim=-1)
+
+@dataclass(frozen=True)
+class Joined:
+    """The adapters of a block where the first ``count`` tokens are queries and have their own."""
+
+    count: int
+    queries: BlockAdapter
+    others: Beside | None
+
+    def attention(self, x: Tensor) -> Tensor:
+        first, rest = x[:, : self.count], x[:, self.count :]
+        other = torch.zeros_like(rest) if self.others is None else self.others.attention(rest)
+        return torch.cat([self.queries.attention(first), other], 1)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        first, rest = x[:, : self.count], x[:, self.count :]
+        other = torch.zeros_like(rest) if self.others is None else self.others.mlp(rest)
+        return torch.cat([self.queries.mlp(first), other], 1)
 
 
 class Concepts(nn.Module):
@@ -67,34 +86,55 @@ class Concepts(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(queries, width) * SPREAD)
         self.adapters = nn.ModuleList([BlockAdapter(width, inner) for _ in range(blocks)])
-        self.read_outs = nn.ModuleDict({role: ReadOut(joint) for role in ROLES})
+        self.read_outs = nn.ModuleDict({role: ReadOut(joint, direct=role == "composition") for role in ROLES})
 
-    def forward(self, tower: Tower, x: Tensor, *, recompute: bool = False) -> dict[Role, Tensor]:
-        """Tokens ``B x N x W`` that enter the blocks -> what the concepts say for each role, ``B x D``."""
-        _, found = tower.finish(self.read(tower, x, tower.depth, recompute=recompute))
-        concepts = F.normalize(tower.project(found), dim=-1)  # B x K x D
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def join(
+        self,
+        tower: Tower,
+        x: Tensor,
+        until: int,
+        beside: Sequence[Beside],
+        *,
+        rows: int | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Tokens ``B x N x W`` and the queries in front of them, through the blocks below ``until``.
+
+        The queries start around the class token.
+
+        Args:
+            beside: the adapters of the other tokens in the tower's last blocks.
+            rows: how many of the other tokens are needed after the tower's last block; None: all.
+
+        Returns:
+            ``B x (K + N) x W``; after the last block ``B x (K + rows) x W``.
+        """
+        K = len(self)
+        start = x[:, :1] if tower.prefix else x.mean(1, keepdim=True)
+        x = torch.cat([start + self.queries, x], 1)
+        mask = torch.zeros(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype)
+        mask[K:, :K] = -torch.inf
+        joined = []
+        for i, own in enumerate(self.adapters, tower.depth - len(self.adapters)):
+            at = i - (tower.depth - len(beside))
+            joined.append(Joined(K, cast("BlockAdapter", own), beside[at] if at >= 0 else None))
+        blocks = range(tower.depth - len(joined), until)
+        wanted = None if rows is None else K + rows
+        return run(tower, x, blocks, joined, rows=wanted, mask=mask, recompute=recompute)
+
+    def forward(self, tower: Tower, found: Tensor) -> dict[Role, Tensor]:
+        """Queries after the last block ``B x K x W`` -> what they say, a unit vector a role, ``B x D``."""
+        _, read = tower.finish(found)
+        concepts = F.normalize(tower.project(read), dim=-1)  # B x K x D
         return {role: self.read_outs[role](concepts) for role in ROLES}
 
-    def read(self, tower: Tower, x: Tensor, until: int, *, recompute: bool = False) -> Tensor:
-        """Queries in front of the patches, ``B x (K + L) x W``, through the blocks below ``until``.
-
-        They start around the class token. Out of the tower's last block come the queries alone.
-        """
-        start = x[:, :1] if tower.prefix else x.mean(1, keepdim=True)
-        x = torch.cat([start + self.queries, x[:, tower.prefix :]], 1)
-        adapters = [cast("BlockAdapter", adapter) for adapter in self.adapters]
-        blocks, rows = range(tower.depth - len(adapters), until), len(self.queries)
-        return run(tower, x, blocks, adapters, rows=rows, recompute=recompute)
-
-    def refine(self, v: Tensor, read: dict[Role, Tensor]) -> dict[Role, Tensor]:
-        """The class token ``B x D``, a unit vector, refined for each role by what the concepts say."""
-        return {role: cast("ReadOut", self.read_outs[role]).refine(v, read[role]) for role in ROLES}
-
     @torch.no_grad()
-    def attention(self, tower: Tower, x: Tensor) -> Tensor:
+    def attention(self, tower: Tower, x: Tensor, beside: Sequence[Beside]) -> Tensor:
         """What each query looks at in the last block, ``B x K x L`` over the patches; rows sum to 1."""
         last = tower.depth - 1
-        weights = tower.attention(last, self.read(tower, x, last))[
-            :, : len(self.queries), len(self.queries) :
-        ]
+        weights = tower.attention(last, self.join(tower, x, last, beside))
+        weights = weights[:, : len(self), len(self) + tower.prefix :]
         return weights / weights.sum(-1, keepdim=True)

@@ -95,10 +95,6 @@ class Model(nn.Module, ABC):
         """Everything that training changes, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def rate_share(self, name: str, train: TrainConfig) -> float:  # noqa: ARG002 - for those that override it
-        """The share of the learning rate at which the parameter ``name`` learns."""
-        return 1.0
-
     @abstractmethod
     def encode_images(self, images: Tensor) -> ImageVectors:
         """Preprocessed images ``B x 3 x H x W`` -> vectors."""
@@ -136,28 +132,11 @@ class Model(nn.Module, ABC):
         """The training loss; ``truth`` (``B`` int64) indexes the pairs of ``space``."""
         smoothing = train.label_smoothing
         loss = F.cross_entropy(scores.composition, truth, label_smoothing=smoothing)
-        state, obj = (
-            torch.from_numpy(i).to(truth.device)[truth] for i in (space.pair_state, space.pair_object)
-        )
-        shown = torch.from_numpy(space.shown).to(truth.device) if self.only_shown(train) else None
-        for logits, weight, target, rivals in (
-            (scores.state, train.state_weight, state, None if shown is None else shown.T[obj]),
-            (scores.object, train.object_weight, obj, None if shown is None else shown[state]),
+        for logits, weight, index in (
+            (scores.state, train.state_weight, space.pair_state),
+            (scores.object, train.object_weight, space.pair_object),
         ):
             if logits is not None:
-                loss = loss + weight * alignment(logits, target, rivals, smoothing)
+                target = torch.from_numpy(index).to(truth.device)[truth]
+                loss = loss + weight * F.cross_entropy(logits, target, label_smoothing=smoothing)
         return loss
-
-    def only_shown(self, train: TrainConfig) -> bool:  # noqa: ARG002 - for those that override it
-        """Whether a state competes only with those that training showed of the image's object, and so on."""
-        return False
-
-
-def alignment(logits: Tensor, target: Tensor, rivals: Tensor | None, smoothing: float) -> Tensor:
-    """Mean cross entropy of ``B x C`` logits among the ``rivals`` (``B x C`` bool; None: all of them)."""
-    if rivals is None:
-        return F.cross_entropy(logits, target, label_smoothing=smoothing)
-    log = logits.masked_fill(~rivals, -torch.inf).log_softmax(-1)
-    even = log.masked_fill(~rivals, 0).sum(-1) / rivals.sum(-1)
-    true = log.gather(-1, target[:, None])[:, 0]
-    return -((1 - smoothing) * true + smoothing * even).mean()

@@ -2,16 +2,10 @@
 
 Concept queries refine the class token with regional semantics, image-to-text maps bring the result
 into text space, and learned prompts give the text vectors of states, objects and compositions.
-With gates, maps and adapters at their start the model is CLIP zero-shot.
+With maps and adapters at their start the class token and the text are those of CLIP zero-shot.
 
-In training the concepts are also aligned on their own, without the class token. Otherwise they have
-nothing to learn from: behind a gate near zero no gradient reaches them, and a gate in front of noise
-has no reason to open.
-
-State and object are aligned among what training showed together with the image's other word. A boot
-that was never shown burnt is a wrong answer for every burnt picture of the training set; to have it
-compete there teaches that what looks burnt is no boot, and just that has to be unlearned on unseen
-pairs.
+In training class token and concepts are aligned each on its own; afterwards their vectors are added.
+Aligned as a sum, one of them does the work and the other learns little (``refiner_cli/study/NOTES.md``).
 """
 
 from __future__ import annotations
@@ -30,23 +24,28 @@ from refiner_cli.core.clip import Backbone
 from refiner_cli.core.concepts import Concepts
 from refiner_cli.core.fusion import ImageToText
 from refiner_cli.core.model import ImageVectors, Model, Scores, TextBank
-from refiner_cli.core.prompts import ROLES, Prompts, Role
-from refiner_cli.core.visual import run, some_patches
+from refiner_cli.core.prompts import ROLES, Prompts
+from refiner_cli.core.visual import Beside, run, some_patches
 from refiner_cli.data.labels import LabelSpace
 
 
 @dataclass(frozen=True)
 class RefinedVectors(ImageVectors):
-    """Image vectors, and what the concepts say on their own."""
+    """What the class token says, and what the concepts say."""
 
     concepts: ImageVectors
 
 
 @dataclass(frozen=True)
 class RefinedScores(Scores):
-    """The scores, and those of the concepts on their own."""
+    """The scores of the class token, and those of the concepts."""
 
     concepts: Scores
+
+
+def refined(whole: ImageVectors, found: ImageVectors) -> ImageVectors:
+    """What the class token says of the whole picture, refined by what the concepts found in it."""
+    return ImageVectors(*(F.normalize(getattr(whole, r) + getattr(found, r), dim=-1) for r in ROLES))
 
 
 class Refiner(Model):
@@ -79,13 +78,13 @@ class Refiner(Model):
         if config.queries:
             concepts = Concepts(
                 queries=config.queries,
-                blocks=min(config.query_blocks, depth),
+                blocks=min(config.query_blocks or adapted or (depth + 1) // 2, depth),
                 width=W,
                 inner=config.adapter_width,
                 joint=D,
             )
         maps: dict[str, nn.Module] = {
-            role: ImageToText(D, config.fusion_width or D) for role in ROLES if config.fusion
+            role: ImageToText(D, config.fusion_width or D) for role in ROLES[1:] if config.fusion
         }
         return cls(
             backbone,
@@ -97,12 +96,6 @@ class Refiner(Model):
             prompts=Prompts.build(backbone.text, config, space),
         )
 
-    def rate_share(self, name: str, train: TrainConfig) -> float:
-        return train.concept_rate if name.startswith("concepts.") else 1.0
-
-    def only_shown(self, train: TrainConfig) -> bool:
-        return train.only_shown
-
     @property
     def asked(self) -> int:
         """The first block that the concept queries go through."""
@@ -113,47 +106,47 @@ class Refiner(Model):
         """The first block that something learned takes part in."""
         return min(self.backbone.visual.depth - len(self.adapters), self.asked)
 
+    @property
+    def beside(self) -> list[Beside]:
+        """The adapters of the class token and the patches, in the tower's last blocks."""
+        return [cast("BlockAdapter", adapter) for adapter in self.adapters]
+
     @torch.no_grad()
     def lower(self, images: Tensor) -> Tensor:
         """Below all that training changes: ``B x 3 x H x W`` -> ``B x N x W``."""
         tower = self.backbone.visual
         return run(tower, tower.embed(images), range(self.first), ())
 
-    def see(self, images: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Through the image tower, in training perhaps without some of the patches.
+    def enter(self, images: Tensor, until: int, rows: int | None = None) -> Tensor:
+        """Through the image tower's blocks below ``until``, in training perhaps without some of the patches.
 
         Args:
             images: ``B x 3 x H x W``, or the tokens ``B x N x W`` that :meth:`lower` gave.
-            rows: how many first tokens are needed in the end; None: all.
-
-        Returns:
-            The class token ``B x D``, the tokens ``B x N x W``, and those that the queries read from.
+            rows: how many tokens are needed after the tower's last block; None: all.
         """
-        tower, adapters = self.backbone.visual, [cast("BlockAdapter", a) for a in self.adapters]
+        tower = self.backbone.visual
         x = images if images.ndim == 3 else self.lower(images)
         if self.training and self.config.patch_dropout:
             x = some_patches(x, tower.prefix, 1 - self.config.patch_dropout)
-        x = run(tower, x, range(self.first, self.asked), adapters, rows=rows, recompute=self.recompute)
-        last = run(tower, x, range(self.asked, tower.depth), adapters, rows=rows, recompute=self.recompute)
-        return *tower.finish(last), x
+        return run(tower, x, range(self.first, until), self.beside, rows=rows, recompute=self.recompute)
 
     def encode_images(self, images: Tensor) -> ImageVectors:
-        pooled, _, tokens = self.see(images, self.backbone.visual.pooled)
-        cls = F.normalize(pooled.float(), dim=-1)
-        if self.concepts is None:
-            return self.mapped(dict.fromkeys(ROLES, cls))
-        read = self.concepts(self.backbone.visual, tokens, recompute=self.recompute)
-        refined = self.mapped(self.concepts.refine(cls, read))
-        if not self.training:
-            return refined
-        alone = ImageVectors(*(F.normalize(read[role].float(), dim=-1) for role in ROLES))
-        return RefinedVectors(refined.composition, refined.state, refined.object, alone)
+        tower, concepts = self.backbone.visual, self.concepts
+        if concepts is None:
+            pooled, _ = tower.finish(self.enter(images, tower.depth, tower.pooled))
+            return self.mapped(F.normalize(pooled.float(), dim=-1))
+        x = self.enter(images, self.asked)
+        x = concepts.join(tower, x, tower.depth, self.beside, rows=tower.pooled, recompute=self.recompute)
+        pooled, _ = tower.finish(x[:, len(concepts) :])
+        whole = self.mapped(F.normalize(pooled.float(), dim=-1))
+        found = ImageVectors(**concepts(tower, x[:, : len(concepts)]))
+        if self.training:
+            return RefinedVectors(whole.composition, whole.state, whole.object, found)
+        return refined(whole, found)
 
-    def mapped(self, vectors: dict[Role, Tensor]) -> ImageVectors:
-        """Through the image-to-text maps."""
-        return ImageVectors(
-            *(self.fusion[r](vectors[r]).float() if r in self.fusion else vectors[r] for r in ROLES)
-        )
+    def mapped(self, v: Tensor) -> ImageVectors:
+        """The class token ``B x D``, a unit vector, through the image-to-text maps."""
+        return ImageVectors(*(self.fusion[role](v) if role in self.fusion else v for role in ROLES))
 
     def score(self, images: ImageVectors, bank: TextBank) -> Scores:
         scores = super().score(images, bank)
@@ -188,5 +181,5 @@ class Refiner(Model):
         """What the concept queries look at, ``B x K x L`` over the patches, row by row of the image."""
         if self.concepts is None:
             raise ValueError("This model has no concept queries.")
-        _, _, tokens = self.see(images)
-        return self.concepts.attention(self.backbone.visual, tokens)
+        x = self.enter(images, self.asked)
+        return self.concepts.attention(self.backbone.visual, x, self.beside)

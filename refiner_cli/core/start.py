@@ -67,8 +67,8 @@ def start(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> T
     tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
     cache = None
     if config.train.cache:
-        if not isinstance(model, Refiner) or not config.train.augment:
-            raise ConfigError("train.cache needs the method refiner and train.augment=true.")
+        if not isinstance(model, Refiner) or config.train.augment == "none":
+            raise ConfigError("train.cache needs the method refiner and a train.augment.")
         cache = TokenCache(
             folder=run.folder / "tokens",
             model=model,
@@ -77,6 +77,7 @@ def start(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> T
             seed=config.seed,
             key=benchmark.fingerprint(),
             precision=precision,
+            augment=config.train.augment,
             workers=workers,
         )
         if ranks.first:

@@ -30,7 +30,7 @@ from refiner_cli.core.run import Run
 from refiner_cli.core.schedule import Schedule
 from refiner_cli.core.state import NotSavedError, Position, State
 from refiner_cli.data.benchmark import Benchmark
-from refiner_cli.data.images import Augment, Preprocess, seed_of
+from refiner_cli.data.images import AUGMENTS, Preprocess, seed_of
 from refiner_cli.errors import RefinerError
 from refiner_cli.evaluation.evaluate import Setting, calibrate
 
@@ -157,8 +157,9 @@ class Training:
         self.asked_at = time.perf_counter()
         if self.cache is not None:
             return self.cache.batches(rows, epoch)
-        augmented = Augmented(Augment(config), self.run.config.seed, epoch)
-        transform = augmented if self.config.augment else Plain(Preprocess(config))
+        transform: Augmented | Plain = Plain(Preprocess(config))
+        if self.config.augment != "none":
+            transform = Augmented(AUGMENTS[self.config.augment](config), self.run.config.seed, epoch)
         return batches(self.files, transform, rows, device=self.model.device, workers=self.setting.workers)
 
     def train_step(self, batch: Batch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:

@@ -9,6 +9,7 @@ width, ``D`` joint width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import open_clip
@@ -18,8 +19,30 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from refiner_cli.core.adapters import BlockAdapter
 from refiner_cli.errors import ConfigError
+
+
+class Beside(Protocol):
+    """What a block has beside its attention and its MLP: an adapter, or several for several tokens."""
+
+    def attention(self, x: Tensor) -> Tensor: ...
+    def mlp(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Look:
+    """Who looks at whom in a block."""
+
+    rows: int | None = None  # only the first so many tokens come out, which still look at all; None: all
+    mask: Tensor | None = None  # N x N, added to the attention logits
+
+    @property
+    def first_rows(self) -> Tensor | None:
+        """The mask of the tokens that come out."""
+        return None if self.mask is None else self.mask[: self.rows]
+
+
+ALL = Look()
 
 
 class Tower(Protocol):
@@ -33,11 +56,8 @@ class Tower(Protocol):
     def embed(self, images: Tensor) -> Tensor:
         """``B x 3 x H x W`` preprocessed images -> ``B x N x W`` tokens before the first block."""
 
-    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None, rows: int | None = None) -> Tensor:
-        """One block, ``B x N x W`` -> ``B x N x W``, with the adapter's two branches beside it.
-
-        With ``rows`` only the first so many tokens come out; they still look at all.
-        """
+    def block(self, index: int, x: Tensor, beside: Beside | None, look: Look = ALL) -> Tensor:
+        """One block, ``B x N x W`` -> ``B x rows x W``, with two branches beside attention and MLP."""
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens after the last block -> the image vector ``B x D`` and the read-out tokens ``B x N x W``."""
@@ -69,20 +89,23 @@ class OpenClipTower:
     def embed(self, images: Tensor) -> Tensor:
         return self.visual._embeds(images)  # noqa: SLF001
 
-    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None, rows: int | None = None) -> Tensor:
+    def block(self, index: int, x: Tensor, beside: Beside | None, look: Look = ALL) -> Tensor:
         block: Any = self.visual.transformer.resblocks[index]
-        if adapter is None:
-            return block(x)[:, :rows]
+        if beside is None and look is ALL:
+            return block(x)
         h = block.ln_1(x)
-        asking = h if rows is None else h[:, :rows]
+        asking = h if look.rows is None else h[:, : look.rows]
         attended = (
-            block.attn(asking, h, h, need_weights=False)[0]
+            block.attn(asking, h, h, need_weights=False, attn_mask=look.first_rows)[0]
             if isinstance(block.attn, nn.MultiheadAttention)
-            else block.ln_attn(block.attn(h))[:, :rows]
+            else block.ln_attn(block.attn(h, attn_mask=look.mask))[:, : look.rows]
         )
-        x = x[:, :rows] + block.ls_1(attended) + adapter.attention(asking)
+        x = x[:, : look.rows] + block.ls_1(attended)
+        if beside is None:
+            return x + block.ls_2(block.mlp(block.ln_2(x)))
+        x = x + beside.attention(asking)
         h = block.ln_2(x)
-        return x + block.ls_2(block.mlp(h)) + adapter.mlp(h)
+        return x + block.ls_2(block.mlp(h)) + beside.mlp(h)
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pooled, _ = self.visual._pool(x)  # noqa: SLF001
@@ -117,14 +140,17 @@ class TimmTower:
         x = self.trunk._pos_embed(self.trunk.patch_embed(images))  # noqa: SLF001
         return self.trunk.norm_pre(self.trunk.patch_drop(x))
 
-    def block(self, index: int, x: Tensor, adapter: BlockAdapter | None, rows: int | None = None) -> Tensor:
+    def block(self, index: int, x: Tensor, beside: Beside | None, look: Look = ALL) -> Tensor:
         block: Any = self.trunk.blocks[index]
-        if adapter is None:
-            return block(x)[:, :rows]
+        if beside is None and look is ALL:
+            return block(x)
         h = block.norm1(x)
-        x = x[:, :rows] + block.ls1(block.attn(h)[:, :rows]) + adapter.attention(h[:, :rows])
+        x = x[:, : look.rows] + block.ls1(block.attn(h, attn_mask=look.mask)[:, : look.rows])
+        if beside is None:
+            return x + block.ls2(block.mlp(block.norm2(x)))
+        x = x + beside.attention(h[:, : look.rows])
         h = block.norm2(x)
-        return x + block.ls2(block.mlp(h)) + adapter.mlp(h)
+        return x + block.ls2(block.mlp(h)) + beside.mlp(h)
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.trunk.norm(x)
@@ -160,24 +186,30 @@ def run(
     tower: Tower,
     x: Tensor,
     blocks: range,
-    adapters: Sequence[BlockAdapter],
+    beside: Sequence[Beside],
     *,
     rows: int | None = None,
+    mask: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """Some blocks in a row, ``B x N x W`` -> ``B x N x W``; the adapters sit in the tower's last blocks.
+    """Some blocks in a row, ``B x N x W`` -> ``B x N x W``.
 
-    With ``rows`` the tower's last block gives only the first so many tokens, which are the same ones.
-    ``recompute`` keeps no activations inside an adapted block and computes it again in the backward pass.
+    Args:
+        beside: of the tower's last blocks, as many as there are.
+        rows: the tower's last block gives only the first so many tokens, which are the same ones.
+        mask: ``N x N``, added to the attention logits of every block.
+        recompute: keep no activations inside a block that has something beside it, and compute it again
+            in the backward pass.
     """
-    first = tower.depth - len(adapters)
+    first = tower.depth - len(beside)
     for index in blocks:
-        adapter = adapters[index - first] if index >= first else None
+        own = beside[index - first] if index >= first else None
         wanted = rows if index == tower.depth - 1 else None
-        if recompute and adapter is not None and torch.is_grad_enabled():
-            x = checkpoint(tower.block, index, x, adapter, wanted, use_reentrant=False)
+        look = ALL if wanted is None and mask is None else Look(wanted, mask)
+        if recompute and own is not None and torch.is_grad_enabled():
+            x = checkpoint(tower.block, index, x, own, look, use_reentrant=False)
         else:
-            x = tower.block(index, x, adapter, wanted)
+            x = tower.block(index, x, own, look)
     return x
 
 

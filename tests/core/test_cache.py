@@ -16,7 +16,7 @@ from refiner_cli.core.clip import load_backbone
 from refiner_cli.core.refiner import Refiner
 from refiner_cli.core.trainer import Training
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
-from refiner_cli.data.images import Augment
+from refiner_cli.data.images import Published
 from refiner_cli.errors import ConfigError, RefinerError
 from tests.core.test_trainer import begin, losses
 
@@ -48,7 +48,7 @@ def test_tokens_are_those_of_the_augmented_view(cache: TokenCache) -> None:
     cache.fill(said.append)
     assert "2 views of 10 images, 20 to make" in said[0]
     assert "GiB free" in said[0]
-    transform = Augmented(Augment(cache.model.backbone.spec.preprocess), cache.seed, 1)
+    transform = Augmented(Published(cache.model.backbone.spec.preprocess), cache.seed, 1)
     order = [[9, 0, 5], [3]]
     seen = batches(cache.files, transform, order, device=CPU, workers=0)
     for ours, theirs in zip(cache.batches(order, epoch=3), seen, strict=True):

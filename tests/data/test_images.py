@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from refiner_cli.core.clip import model_config, preprocess_of
-from refiner_cli.data.images import Augment, Preprocess, decode, seed_of
+from refiner_cli.data.images import AUGMENTS, Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError
 
 CONFIG = preprocess_of(model_config("tiny"), {})
@@ -64,9 +64,27 @@ def test_preprocessing_gives_the_backbones_size() -> None:
     assert Preprocess(CONFIG)(Image.new("RGB", (300, 200))).shape == (3, 96, 96)
 
 
-def test_an_augmentation_is_a_function_of_its_seed_and_leaves_the_global_one_alone() -> None:
+def test_an_affine_view_moves_the_picture_and_leaves_no_black_corner() -> None:
+    config = {**CONFIG, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    grey = Image.new("RGB", (96, 96), (128, 128, 128))
+    marked = grey.copy()
+    marked.paste((255, 255, 255), (20, 40, 30, 50))  # left of the middle
+    augment, places = AUGMENTS["affine"](config), []
+    for seed in range(40):
+        assert torch.allclose(augment(grey, seed), torch.full((3, 96, 96), 128 / 255), atol=1e-5)
+        view = augment(marked, seed)[0]
+        rows, columns = torch.nonzero(view > 0.75, as_tuple=True)
+        assert 49 <= len(rows) <= 196  # 100 pixels, scaled by up to e^0.15 a side
+        places.append((rows.float().mean().item(), columns.float().mean().item()))
+    flipped = [x for _, x in places if x > 48]
+    assert 10 <= len(flipped) <= 30
+    assert max(y for y, _ in places) - min(y for y, _ in places) > 8
+
+
+@pytest.mark.parametrize("kind", AUGMENTS)
+def test_an_augmentation_is_a_function_of_its_seed_and_leaves_the_global_one_alone(kind: str) -> None:
     image = Image.effect_noise((120, 100), 80).convert("RGB")
-    augment = Augment(CONFIG)
+    augment = AUGMENTS[kind](CONFIG)
     state = torch.random.get_rng_state()
     first, again = augment(image, seed_of(0, 1, 2)), augment(image, seed_of(0, 1, 2))
     other = augment(image, seed_of(0, 1, 3))

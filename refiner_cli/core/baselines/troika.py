@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from refiner_cli.config import ModelConfig, TrainConfig
+from refiner_cli.config import ModelConfig
 from refiner_cli.core.adapters import BlockAdapter
 from refiner_cli.core.clip import Backbone
 from refiner_cli.core.model import Calibration, ImageVectors, Scores, TextBank
@@ -96,11 +96,8 @@ class Troika(Refiner):
         )
         self.traction = Traction(D)
 
-    def only_shown(self, train: TrainConfig) -> bool:  # noqa: ARG002 - as published, all words compete
-        return False
-
     def encode_images(self, images: Tensor) -> PatchedVectors:
-        pooled, tokens, _ = self.see(images)
+        pooled, tokens = self.backbone.visual.finish(self.enter(images, self.backbone.visual.depth))
         state, obj = (F.normalize(self.disentangle[role](pooled).float(), dim=-1) for role in ROLES[1:])
         patches = self.backbone.visual.project(tokens[:, self.backbone.visual.prefix :])
         return PatchedVectors(F.normalize(pooled.float(), dim=-1), state, obj, patches)
