@@ -34,9 +34,7 @@ class ModelConfig(Section):
         0, ge=0, description="m, how many last blocks carry adapters; 0: half of them"
     )
     queries: int = Field(8, ge=0, description="K, learnable concept queries; 0 switches them off")
-    query_blocks: int = Field(
-        0, ge=0, description="last visual blocks that the concept queries go through; 0: those with adapters"
-    )
+    query_blocks: int = Field(1, ge=1, description="last visual blocks that the concept queries go through")
     fusion: bool = Field(default=True, description="image-to-text maps")
     fusion_width: int = Field(0, ge=0, description="hidden width of the maps; 0: the joint width")
     align_state: bool = Field(default=True, description="alignment of images with states")
@@ -45,9 +43,6 @@ class ModelConfig(Section):
     learn_context: bool = Field(default=True, description="whether the contexts are trained")
     learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
     word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
-    patch_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of an image's patches that a training step leaves out"
-    )
 
 
 class TrainConfig(Section):

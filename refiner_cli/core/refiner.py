@@ -25,7 +25,7 @@ from refiner_cli.core.concepts import Concepts
 from refiner_cli.core.fusion import ImageToText
 from refiner_cli.core.model import ImageVectors, Model, Scores, TextBank
 from refiner_cli.core.prompts import ROLES, Prompts
-from refiner_cli.core.visual import Beside, run, some_patches
+from refiner_cli.core.visual import Beside, run
 from refiner_cli.data.labels import LabelSpace
 
 
@@ -78,7 +78,7 @@ class Refiner(Model):
         if config.queries:
             concepts = Concepts(
                 queries=config.queries,
-                blocks=min(config.query_blocks or adapted or (depth + 1) // 2, depth),
+                blocks=min(config.query_blocks, depth),
                 width=W,
                 inner=config.adapter_width,
                 joint=D,
@@ -118,7 +118,7 @@ class Refiner(Model):
         return run(tower, tower.embed(images), range(self.first), ())
 
     def enter(self, images: Tensor, until: int, rows: int | None = None) -> Tensor:
-        """Through the image tower's blocks below ``until``, in training perhaps without some of the patches.
+        """Through the image tower's blocks below ``until``.
 
         Args:
             images: ``B x 3 x H x W``, or the tokens ``B x N x W`` that :meth:`lower` gave.
@@ -126,8 +126,6 @@ class Refiner(Model):
         """
         tower = self.backbone.visual
         x = images if images.ndim == 3 else self.lower(images)
-        if self.training and self.config.patch_dropout:
-            x = some_patches(x, tower.prefix, 1 - self.config.patch_dropout)
         return run(tower, x, range(self.first, until), self.beside, rows=rows, recompute=self.recompute)
 
     def encode_images(self, images: Tensor) -> ImageVectors:

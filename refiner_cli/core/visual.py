@@ -211,13 +211,3 @@ def run(
         else:
             x = tower.block(index, x, own, look)
     return x
-
-
-def some_patches(x: Tensor, prefix: int, share: float) -> Tensor:
-    """Tokens ``B x N x W`` with a random ``share`` of each image's patches, at least one, in random order.
-
-    Drawn on the CPU, so that every device leaves out the same ones.
-    """
-    patches = x.shape[1] - prefix
-    keep = torch.rand(len(x), patches).argsort(1)[:, : max(1, round(share * patches))].to(x.device)
-    return torch.cat([x[:, :prefix], x[:, prefix:].gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))], 1)

@@ -13,7 +13,7 @@ from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.build import build_model
 from refiner_cli.core.clip import Backbone, load_backbone
 from refiner_cli.core.refiner import RefinedVectors, Refiner
-from refiner_cli.core.visual import run, some_patches
+from refiner_cli.core.visual import run
 from refiner_cli.data.labels import LabelSpace
 
 PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
@@ -141,22 +141,6 @@ def test_every_learned_parameter_gets_a_gradient_once_the_adapters_are_open(tiny
     # A key's bias shifts all attention logits of a query alike, so only rounding reaches it; the key
     # and value biases share one tensor, which is not silent.
     assert silent == []
-
-
-def test_a_training_step_leaves_patches_out_and_evaluation_none(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, ModelConfig(patch_dropout=0.75), SPACE)
-    pixels = images(tiny)
-    whole, some = model.eval().enter(pixels, model.asked), model.train().enter(pixels, model.asked)
-    assert (whole.shape[1], some.shape[1]) == (65, 17)
-    x = torch.arange(130.0).view(2, 65, 1)
-    kept = some_patches(x, 1, 0.25)[..., 0]
-    assert torch.equal(kept[:, 0], x[:, 0, 0])
-    for row, source in zip(kept, x[..., 0], strict=True):
-        assert len(set(row.tolist())) == 17
-        assert set(row.tolist()) <= set(source.tolist())
-    assert set((kept[0] + 65).tolist()) != set(kept[1].tolist())
-    losses = steps(model, pixels)
-    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", ["tiny", str(Path(__file__).with_name("siglip.json"))])
