@@ -115,9 +115,15 @@ class Model(nn.Module, ABC):
             )
 
     def combine(self, scores: Scores, space: LabelSpace, calibration: Calibration | None = None) -> Tensor:
-        """The final scores ``B x P``: composition logits and weighted evidence for state and object."""
+        """The final scores ``B x P``: composition logits and weighted evidence for state and object.
+
+        Where every state competes with every object, the composition decides alone: the evidence does not
+        know what goes together, and lifts pairs that exist nowhere.
+        """
         chosen = calibration or self.calibration
         total = scores.composition
+        if space.is_open:
+            return total
         for logits, weight, index in (
             (scores.state, chosen.state_weight, space.pair_state),
             (scores.object, chosen.object_weight, space.pair_object),

@@ -80,6 +80,11 @@ class LabelSpace:
         """P bool: whether training saw the pair."""
         return np.array([pair in self.seen_pairs for pair in self.pairs], dtype=np.bool_)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether every state competes with every object."""
+        return len(self.pairs) == len(self.states) * len(self.objects)
+
     @cached_property
     def shown(self) -> BoolArray:
         """S x O bool: whether training showed that state of that object."""

@@ -223,3 +223,7 @@ def test_combine_weighs_state_and_object_evidence(tiny: Backbone) -> None:
             + 2.0 * scores.object.log_softmax(-1)[:, SPACE.objects.index(obj)]  # type: ignore[union-attr]
         )
         assert torch.allclose(total[:, column], want)
+    wide = SPACE.open_world()
+    with torch.no_grad():
+        scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(wide))
+    assert torch.equal(model.combine(scores, wide, Calibration(0.5, 2.0)), scores.composition)
