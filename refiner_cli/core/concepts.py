@@ -1,7 +1,7 @@
 """Fine-grained refinement: concept queries read the patches and pick up regional semantics.
 
 The queries go through the last blocks of CLIP's own image tower as if each were another class token:
-they talk to each other, read all tokens on every level and end in the joint space, where CLIP
+they talk to each other, read all tokens of the picture and end in the joint space, where CLIP
 already aligned what its blocks read with words. Decoder blocks that start from nothing know no word
 at first, and learned too little in the time that prompts and adapters need. Class token and patches
 do not see the queries.
@@ -57,18 +57,22 @@ class Joined:
     """The adapters of a block where the first ``count`` tokens are queries and have their own."""
 
     count: int
-    queries: BlockAdapter
-    others: Beside | None
+    queries: Beside
+    others: Beside
 
     def attention(self, x: Tensor) -> Tensor:
         first, rest = x[:, : self.count], x[:, self.count :]
-        other = torch.zeros_like(rest) if self.others is None else self.others.attention(rest)
-        return torch.cat([self.queries.attention(first), other], 1)
+        return torch.cat([self.queries.attention(first), self.others.attention(rest)], 1)
 
     def mlp(self, x: Tensor) -> Tensor:
         first, rest = x[:, : self.count], x[:, self.count :]
-        other = torch.zeros_like(rest) if self.others is None else self.others.mlp(rest)
-        return torch.cat([self.queries.mlp(first), other], 1)
+        return torch.cat([self.queries.mlp(first), self.others.mlp(rest)], 1)
+
+
+class Nothing:
+    """Beside a block that carries no adapter."""
+
+    attention = mlp = staticmethod(torch.zeros_like)
 
 
 class Concepts(nn.Module):
@@ -120,7 +124,7 @@ class Concepts(nn.Module):
         joined = []
         for i, own in enumerate(self.adapters, tower.depth - len(self.adapters)):
             at = i - (tower.depth - len(beside))
-            joined.append(Joined(K, cast("BlockAdapter", own), beside[at] if at >= 0 else None))
+            joined.append(Joined(K, cast("BlockAdapter", own), beside[at] if at >= 0 else Nothing()))
         blocks = range(tower.depth - len(joined), until)
         wanted = None if rows is None else K + rows
         return run(tower, x, blocks, joined, rows=wanted, mask=mask, recompute=recompute)

@@ -56,7 +56,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation chose, stored with the model."""
+    """What validation chose, stored with the model. The weights count in the closed world alone."""
 
     state_weight: float = 0.0  # b_s
     object_weight: float = 0.0  # b_o

@@ -99,7 +99,7 @@ class Refiner(Model):
     @property
     def asked(self) -> int:
         """The first block that the concept queries go through."""
-        return self.backbone.visual.depth - (len(self.concepts.adapters) if self.concepts else 0)
+        return self.backbone.visual.depth - (0 if self.concepts is None else len(self.concepts.adapters))
 
     @property
     def first(self) -> int:

@@ -57,7 +57,10 @@ class Tower(Protocol):
         """``B x 3 x H x W`` preprocessed images -> ``B x N x W`` tokens before the first block."""
 
     def block(self, index: int, x: Tensor, beside: Beside | None, look: Look = ALL) -> Tensor:
-        """One block, ``B x N x W`` -> ``B x rows x W``, with two branches beside attention and MLP."""
+        """One block with two branches beside attention and MLP, ``B x N x W`` -> ``B x N x W``.
+
+        ``look`` may ask for the first rows alone and keep tokens from seeing others.
+        """
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens after the last block -> the image vector ``B x D`` and the read-out tokens ``B x N x W``."""
