@@ -17,9 +17,12 @@ def main(arguments: list[str] | None = None) -> None:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     try:
-        app(arguments, prog_name="refiner")
+        try:
+            app(arguments, prog_name="refiner")
+        except Exception:
+            let_children_end()
+            raise
     except RefinerError as error:
-        let_children_end()
         if terminal.debug:
             raise
         terminal.error(error)
@@ -31,7 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
         terminal.error(RefinerError(f"The system refused: {error.strerror or error}{place}."))
         sys.exit(RefinerError.exit_code)
     except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
-        let_children_end()
         if terminal.debug or "DataLoader worker" not in str(error):
             raise
         from refiner_cli.core.batches import worker_ended

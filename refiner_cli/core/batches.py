@@ -98,7 +98,7 @@ def worker_error(error: RuntimeError) -> Exception:
     return worker_ended(error) if "DataLoader worker" in str(error) else error
 
 
-def worker_ended(error: RuntimeError) -> RefinerError:
+def worker_ended(error: Exception) -> RefinerError:
     return RefinerError(
         f"A process that decodes images ended unexpectedly ({str(error).strip().rstrip('.')}).",
         hint="Often the memory is too small: try fewer with --set train.workers=N, or 0.",
@@ -135,6 +135,8 @@ def batches(
             return
         except RuntimeError as error:
             raise worker_error(error) from None
+        except (OSError, EOFError) as error:  # its batch had arrived; the pixels were to be fetched from it
+            raise (worker_ended(error) if workers else error) from None
         if isinstance(batch, DatasetError):
             raise batch
         yield Batch(batch.images.to(device, non_blocking=True), batch.rows)

@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from refiner_cli.config import resolve
+from refiner_cli.core import batches as batches_module
+from refiner_cli.core.batches import Batch
 from refiner_cli.core.checkpoint import read_tensors
 from refiner_cli.core.events import StepDone
 from refiner_cli.core.run import DatasetRef, Run
@@ -106,6 +109,24 @@ def test_a_decoding_process_that_dies_is_named(small_demo: Path, tmp_path: Path)
     assert "process that decodes images ended unexpectedly" in said
     assert "train.workers" in said
     assert Run.open(run).checkpoints()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_decoding_process_that_dies_before_its_pixels_are_fetched_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def dies(*_: object, **__: object) -> Iterator[Batch]:
+        raise error
+        yield
+
+    def first(workers: int) -> Batch:
+        return next(batches_module.batches([], dies, [], device=torch.device("cpu"), workers=workers))
+
+    monkeypatch.setattr(batches_module, "DataLoader", dies)
+    with pytest.raises(RefinerError, match="process that decodes images ended unexpectedly"):
+        first(workers=1)
+    with pytest.raises(type(error)):  # without such a process it is something else
+        first(workers=0)
 
 
 def test_a_second_training_in_the_same_run_is_refused(small_demo: Path, tmp_path: Path) -> None:
