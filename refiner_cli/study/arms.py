@@ -25,9 +25,10 @@ class Arm:
 REFINER = Arm("refiner", "Refiner", priors=True, clutter=True)
 NO_QUERIES = Arm("no-queries", "without queries", {"model.queries": 0}, clutter=True)
 
-# Each method learns at the rate that suits it best. The others were tried on the validation part of
-# another seed: CoOp and CSP at 5e-4, 2e-3 and 5e-3, Troika and Refiner at those and at 1e-2. Troika's step
-# costs a sixth more than Refiner's, so it passes over the pictures six times in the time of seven.
+# Each method learns at the rate that suits it best. With batches of 32 CoOp and CSP were tried at 5e-4, 2e-3
+# and 5e-3, Troika and Refiner at those and at 1e-2, on the validation part of another seed; with batches
+# of 16 the latter two at 3.5e-3, on held-out training pairs (NOTES.md). Troika's step costs a fifth
+# more than Refiner's, so it passes over the pictures six times in the time of seven.
 METHODS = (
     Arm("clip", "CLIP zero-shot", {"method": "clip"}),
     Arm("coop", "CoOp", {"method": "coop", "train.lr": 2e-3}),
