@@ -1,16 +1,20 @@
 """``python -m refiner_cli.study --out DIR``: train and measure every arm, print the tables.
 
+``--folds`` measures on held-out training pairs instead, which is where choices are made: the test split
+chooses nothing.
+
 Cells run side by side, one CPU thread each, so that the figures do not follow the number of cores. A
-study that was interrupted goes on where it was; cells that are there are not made again. The test
-split chooses nothing.
+study that was interrupted goes on where it was; cells that are there are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -19,11 +23,14 @@ from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
-from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS
+from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS, Arm
 from refiner_cli.study.cell import Cell, Found, fill
 from refiner_cli.study.table import tables
 
 ONLY_TEST = Size(train=1, val=1)
+ARMS = (*METHODS, *PARTS)
+APART = 100  # the seeds of the folds, and the drawing they are made of: not those of the study
+DRAWING = 7
 
 
 def drawn(folder: Path, seed: int, amount: int = CLUTTER, size: Size | None = None) -> Path:
@@ -33,8 +40,8 @@ def drawn(folder: Path, seed: int, amount: int = CLUTTER, size: Size | None = No
     return folder
 
 
-def plan(out: Path, seeds: int, dataset: Path | None) -> list[Cell]:
-    """Every cell, the methods first.
+def plan(out: Path, arms: Sequence[Arm], seeds: int, dataset: Path | None) -> list[Cell]:
+    """Every cell, one a seed.
 
     Args:
         dataset: study this one instead of the demo benchmark; its clutter cannot be changed.
@@ -47,17 +54,33 @@ def plan(out: Path, seeds: int, dataset: Path | None) -> list[Cell]:
             cluttered[seed] = {n: drawn(folder, seed, n, ONLY_TEST) for n, folder in test.items()}
     return [
         Cell(out / arm.name / str(seed), arm, seed, places[seed], cluttered[seed] if arm.clutter else {})
-        for arm in [*METHODS, *PARTS]
+        for arm in arms
         for seed in range(seeds)
     ]
 
 
-def study(out: Path, seeds: int, dataset: Path | None, workers: int) -> str:
+def plan_folds(out: Path, arms: Sequence[Arm], folds: int, dataset: Path | None) -> list[Cell]:
+    """Every cell, one a fold of the training part.
+
+    A fold has fewer pictures, so it is passed over more often: as many steps as in the study.
+    """
+    place = dataset or drawn(out / "data" / f"seed-{DRAWING}", DRAWING)
+    whole = len(load_benchmark(place).samples["train"])
+    cells = []
+    for arm in arms:
+        for number in range(folds):
+            plain = dataclasses.replace(arm, priors=False, clutter=False)
+            cell = Cell(out / "folds" / arm.name / str(number), plain, APART + number, place, fold=number)
+            pictures = len(cell.benchmark().samples["train"])
+            epochs = max(1, round(cell.config().train.epochs * whole / pictures))
+            longer = dataclasses.replace(plain, settings={**arm.settings, "train.epochs": epochs})
+            cells.append(dataclasses.replace(cell, arm=longer))
+    return cells
+
+
+def study(out: Path, cells: Sequence[Cell], workers: int) -> str:
     """Fill all cells and return the tables."""
-    if dataset is not None:
-        load_benchmark(dataset)  # says at once what is wrong with it
-    cells = plan(out, seeds, dataset)
-    results: dict[str, list[Found]] = {cell.arm.name: [{}] * seeds for cell in cells}
+    results: dict[str, dict[int, Found]] = {cell.arm.name: {} for cell in cells}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting = {pool.submit(fill, cell): cell for cell in cells}
@@ -66,7 +89,7 @@ def study(out: Path, seeds: int, dataset: Path | None, workers: int) -> str:
             results[cell.arm.name][cell.seed] = found = future.result()
             worlds = ", ".join(f"{world} AUC {found[world]['AUC']:.1f}" for world in ("closed", "open"))
             print(f"{done}/{len(cells)} {cell.arm.name} seed {cell.seed}: {worlds}", file=sys.stderr)
-    text = tables(results)
+    text = tables({name: [found[seed] for seed in sorted(found)] for name, found in results.items()})
     with whole_file(out / "study.md") as part:
         part.write_text(text, "utf-8")
     return text
@@ -78,11 +101,20 @@ def main() -> None:
         "--out", type=Path, required=True, help="where everything goes; an older study goes on"
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--folds", type=int, default=0, help="measure on so many folds of the training part")
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], help="only these")
     parser.add_argument("--dataset", type=Path, help="study a dataset folder instead of the demo benchmark")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at once")
     asked = parser.parse_args()
+    arms = [arm for arm in ARMS if asked.arms is None or arm.name in asked.arms]
     try:
-        print(study(asked.out, asked.seeds, asked.dataset, asked.workers))
+        if asked.dataset is not None:
+            load_benchmark(asked.dataset)  # says at once what is wrong with it
+        if asked.folds:
+            out, cells = asked.out / "folds", plan_folds(asked.out, arms, asked.folds, asked.dataset)
+        else:
+            out, cells = asked.out, plan(asked.out, arms, asked.seeds, asked.dataset)
+        print(study(out, cells, asked.workers))
     except RefinerError as error:
         sys.exit(f"{error}")
 

@@ -15,7 +15,7 @@ from refiner_cli.config import Config, resolve
 from refiner_cli.core.checkpoint import read_model
 from refiner_cli.core.run import DatasetRef, Run, is_run, model_folder
 from refiner_cli.core.start import environment, resume, start
-from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.evaluation.assess import similarity_of
 from refiner_cli.evaluation.choose import choose_feasibility
 from refiner_cli.evaluation.evaluate import measure
@@ -24,6 +24,7 @@ from refiner_cli.evaluation.sweep import sweep
 from refiner_cli.files import write_json
 from refiner_cli.recipes import recipe_for
 from refiner_cli.study.arms import Arm
+from refiner_cli.study.folds import fold
 
 RESULT = "result.json"
 PRIORS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "none")
@@ -45,6 +46,12 @@ class Cell:
     seed: int
     data: Path
     cluttered: Mapping[int, Path] = field(default_factory=dict)  # the same test with more or less clutter
+    fold: int | None = None  # of the training part, instead of the benchmark as it is
+
+    def benchmark(self) -> Benchmark:
+        """What it is trained and measured on."""
+        whole = load_benchmark(self.data)
+        return whole if self.fold is None else fold(whole, self.fold)
 
     def config(self) -> Config:
         """The demo recipe, the arm's differences, and what makes every machine compute the same."""
@@ -61,9 +68,8 @@ class Cell:
 
     def made_of(self) -> dict[str, Any]:
         """What the result follows from; a result of anything else is not taken."""
-        places = {"data": self.data, **{with_clutter(n): place for n, place in self.cluttered.items()}}
-        prints = {name: load_benchmark(place).fingerprint() for name, place in places.items()}
-        return {"config": self.config().model_dump(), **prints}
+        prints = {with_clutter(n): load_benchmark(place).fingerprint() for n, place in self.cluttered.items()}
+        return {"config": self.config().model_dump(), "data": self.benchmark().fingerprint(), **prints}
 
     def found(self) -> Found | None:
         """The metrics, if the cell was measured."""
@@ -81,7 +87,7 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
         return found
     # Sums are made in another order on another number of threads.
     torch.set_num_threads(1)
-    benchmark = load_benchmark(cell.data)
+    benchmark = cell.benchmark()
     config, folder = cell.config(), cell.folder / "run"
     if is_run(folder) and Run.open(folder).config != config:
         shutil.rmtree(folder)  # of an arm that was something else then

@@ -44,6 +44,8 @@ def arms_table(results: Results, arms: Sequence[Arm]) -> list[str]:
     lines = head("", *(f"{metric}, {world}" for world, metric in COLUMNS))
     for arm in arms:
         lines.append(row(arm.title, *(spread(values(results[arm.name], w, m)) for w, m in COLUMNS)))
+    if REFINER not in arms:
+        return lines
     lines += ["", "Refiner's lead, mean and deviation of the differences by seed:", ""]
     lines += head("over", *(f"{metric}, {world}" for world, metric in JUDGED))
     for arm in arms:
@@ -78,11 +80,15 @@ def prior_table(results: Results) -> list[str]:
 
 def tables(results: Results) -> str:
     """Everything that ``results`` allows to be said."""
-    parts = [["### Methods", "", *arms_table(results, METHODS)]]
-    if all(arm.name in results for arm in PARTS):
-        parts.append(["### Parts", "", *arms_table(results, [REFINER, *PARTS])])
-    cluttered = [*results[REFINER.name], *results.get(NO_QUERIES.name, [{}])]
-    if all(with_clutter(n) in found for n in AMOUNTS if n != CLUTTER for found in cluttered):
-        parts.append(["### Clutter: closed-world AUC", "", *clutter_table(results)])
-    parts.append(["### Feasibility in the open world", "", *prior_table(results)])
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    ours, without = results.get(REFINER.name, []), results.get(NO_QUERIES.name, [])
+    methods, parts = ([arm for arm in arms if arm.name in results] for arms in (METHODS, PARTS))
+    made = [["### Methods", "", *arms_table(results, methods)]] if methods else []
+    if parts:
+        whole = [REFINER, *parts] if ours else parts
+        made.append(["### Parts", "", *arms_table(results, whole)])
+    amounts = [with_clutter(amount) for amount in AMOUNTS if amount != CLUTTER]
+    if ours and without and all(world in found for world in amounts for found in (*ours, *without)):
+        made.append(["### Clutter: closed-world AUC", "", *clutter_table(results)])
+    if ours and all(kind in found for kind in PRIORS for found in ours):
+        made.append(["### Feasibility in the open world", "", *prior_table(results)])
+    return "\n\n".join("\n".join(part) for part in made) + "\n"

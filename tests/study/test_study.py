@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.errors import DatasetError
+from refiner_cli.study.__main__ import plan_folds
 from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS, REFINER, Arm
 from refiner_cli.study.cell import PRIORS, RESULT, Cell, fill, with_clutter
+from refiner_cli.study.folds import LEFT, PAIRS, fold
 from refiner_cli.study.table import tables
 
 SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
@@ -91,8 +96,49 @@ def test_the_tables_give_mean_deviation_and_the_lead_by_seed() -> None:
 
 
 def test_without_the_cells_of_a_table_the_table_is_left_out() -> None:
-    methods = {arm.name for arm in METHODS}
-    text = tables({name: found for name, found in results(1.0).items() if name in methods})
+    every = results(1.0)
+
+    def of(*names: str) -> str:
+        return tables({name: every[name] for name in names})
+
+    text = of(*(arm.name for arm in METHODS))
     assert "### Methods" in text
+    assert "### Feasibility" in text
     assert "### Parts" not in text
     assert "### Clutter" not in text
+    assert "### Clutter" in of("refiner", "no-queries")
+    assert "lead" not in of("troika", "no-queries")
+    plain = {"refiner": [{"closed": found["closed"], "open": found["open"]} for found in every["refiner"]]}
+    assert "### Feasibility" not in tables(plain)
+
+
+def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Cell) -> None:
+    whole = load_benchmark(cell.data)
+    parts = [fold(whole, number) for number in (0, 1)]
+    assert fold(whole, 0) == parts[0] != parts[1]
+    for part in parts:
+        trained, measured = set(part.pairs["train"]), set(part.pairs["test"])
+        assert trained | measured == set(whole.pairs["train"])
+        assert 10 < len(measured - trained) <= PAIRS
+        assert len(measured & trained) == PAIRS
+        for i in (0, 1):  # states, objects
+            left = Counter(pair[i] for pair in trained)
+            assert all(left[pair[i]] >= LEFT for pair in measured)
+        of = {split: {sample.path for sample in part.samples[split]} for split in ("train", "val", "test")}
+        assert not of["train"] & of["test"]
+        assert of["val"] == of["test"]
+        assert of["train"] | of["test"] <= {sample.path for sample in whole.samples["train"]}
+        assert {sample.pair for sample in part.samples["train"]} <= trained
+        assert {sample.pair for sample in part.samples["test"]} <= measured
+    few = dataclasses.replace(whole, pairs={**whole.pairs, "train": whole.pairs["train"][:5]})
+    with pytest.raises(DatasetError, match="no training pair can be held out"):
+        fold(few, 0)
+
+
+def test_a_cell_of_a_fold_is_measured_on_it(cell: Cell, tmp_path: Path) -> None:
+    arm = dataclasses.replace(cell.arm, priors=False)
+    cells = plan_folds(tmp_path, [arm], 2, cell.data)
+    first, second = (fill(c) for c in cells)
+    assert set(first) == {"closed", "open"}
+    assert first != second
+    assert dataclasses.replace(cells[0], fold=1).found() is None
