@@ -8,6 +8,7 @@ pictures: its figures choose, and are not what a method reaches.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections import Counter
 
@@ -16,7 +17,7 @@ from refiner_cli.data.labels import Pair
 from refiner_cli.errors import DatasetError
 
 PAIRS = 28  # that it is measured on, at most: so many held out, and so many that it trains on
-PICTURES = 15  # of each of them
+PICTURES = 15  # of each of them, at most; of those it trains on no more than half
 LEFT = 3  # pairs of every state and of every object that it trains on, at least
 
 
@@ -31,18 +32,20 @@ def fold(benchmark: Benchmark, number: int) -> Benchmark:
     """
     pairs = sorted(benchmark.pairs["train"])
     unseen = held_out(pairs, random.Random(1000 + number))
-    if not unseen:
-        raise DatasetError(
-            f"{benchmark.name}: no training pair can be held out and leave {LEFT} of its state and object."
-        )
     trained = [pair for pair in pairs if pair not in unseen]
-    seen = random.Random(7 + number).sample(trained, min(PAIRS, len(trained)))
     images: dict[Pair, list[Sample]] = {pair: [] for pair in pairs}
     for sample in benchmark.samples["train"]:
         images[sample.pair].append(sample)
+    seen = random.Random(7 + number).sample(trained, min(PAIRS, len(trained)))
+    ends = {pair: images[pair][-min(PICTURES, math.ceil(len(images[pair]) / 2)) :] for pair in seen}
     measured = [sample for pair in unseen for sample in images[pair][:PICTURES]]
-    measured += [sample for pair in seen for sample in images[pair][-PICTURES:]]
-    rest = [sample for pair in trained for sample in images[pair][: -PICTURES if pair in seen else None]]
+    measured += [sample for pair in seen for sample in ends[pair]]
+    rest = [s for pair in trained for s in images[pair][: len(images[pair]) - len(ends.get(pair, ()))]]
+    if not unseen or not rest:
+        raise DatasetError(
+            f"{benchmark.name}: its training part is too small to hold out pairs and leave {LEFT} of each "
+            "state and object."
+        )
     candidates = tuple(sorted([*unseen, *seen]))
     return dataclasses.replace(
         benchmark,

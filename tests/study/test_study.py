@@ -130,8 +130,13 @@ def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Cell) ->
         assert of["train"] | of["test"] <= {sample.path for sample in whole.samples["train"]}
         assert {sample.pair for sample in part.samples["train"]} <= trained
         assert {sample.pair for sample in part.samples["test"]} <= measured
-    few = dataclasses.replace(whole, pairs={**whole.pairs, "train": whole.pairs["train"][:5]})
-    with pytest.raises(DatasetError, match="no training pair can be held out"):
+    first = whole.pairs["train"][:5]
+    few = dataclasses.replace(
+        whole,
+        pairs={**whole.pairs, "train": first},
+        samples={**whole.samples, "train": tuple(s for s in whole.samples["train"] if s.pair in first)},
+    )
+    with pytest.raises(DatasetError, match="too small to hold out"):
         fold(few, 0)
 
 
