@@ -25,6 +25,7 @@ from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
 from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS, Arm
 from refiner_cli.study.cell import Cell, Found, fill
+from refiner_cli.study.folds import fold
 from refiner_cli.study.table import tables
 
 ONLY_TEST = Size(train=1, val=1)
@@ -65,16 +66,17 @@ def plan_folds(out: Path, arms: Sequence[Arm], folds: int, dataset: Path | None)
     A fold has fewer pictures, so it is passed over more often: as many steps as in the study.
     """
     place = dataset or drawn(out / "data" / f"seed-{DRAWING}", DRAWING)
-    whole = len(load_benchmark(place).samples["train"])
+    whole = load_benchmark(place)
+    count = len(whole.samples["train"])
+    longer = [count / len(fold(whole, number).samples["train"]) for number in range(folds)]
     cells = []
     for arm in arms:
         for number in range(folds):
-            plain = dataclasses.replace(arm, priors=False, clutter=False)
-            cell = Cell(out / "folds" / arm.name / str(number), plain, APART + number, place, fold=number)
-            pictures = len(cell.benchmark().samples["train"])
-            epochs = max(1, round(cell.config().train.epochs * whole / pictures))
-            longer = dataclasses.replace(plain, settings={**arm.settings, "train.epochs": epochs})
-            cells.append(dataclasses.replace(cell, arm=longer))
+            plain = dataclasses.replace(arm, priors=False)
+            cell = Cell(out / arm.name / str(number), plain, APART + number, place, fold=number)
+            epochs = round(cell.config().train.epochs * longer[number])
+            trained = dataclasses.replace(plain, settings={**arm.settings, "train.epochs": epochs})
+            cells.append(dataclasses.replace(cell, arm=trained))
     return cells
 
 
@@ -111,9 +113,11 @@ def main() -> None:
         if asked.dataset is not None:
             load_benchmark(asked.dataset)  # says at once what is wrong with it
         if asked.folds:
-            out, cells = asked.out / "folds", plan_folds(asked.out, arms, asked.folds, asked.dataset)
+            out = asked.out / "folds"
+            cells = plan_folds(out, arms, asked.folds, asked.dataset)
         else:
-            out, cells = asked.out, plan(asked.out, arms, asked.seeds, asked.dataset)
+            out = asked.out
+            cells = plan(out, arms, asked.seeds, asked.dataset)
         print(study(out, cells, asked.workers))
     except RefinerError as error:
         sys.exit(f"{error}")

@@ -44,7 +44,7 @@ def fold(benchmark: Benchmark, number: int) -> Benchmark:
     if not unseen or not rest:
         raise DatasetError(
             f"{benchmark.name}: its training part is too small to hold out pairs and leave {LEFT} of each "
-            "state and object."
+            "state and object; study it without --folds."
         )
     candidates = tuple(sorted([*unseen, *seen]))
     return dataclasses.replace(
