@@ -43,6 +43,15 @@ class ModelConfig(Section):
     learn_context: bool = Field(default=True, description="whether the contexts are trained")
     learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
     word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
+    word_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="how far trained words leave CLIP's own once training is over; 1: all the way",
+    )
+    hubs: bool = Field(
+        default=True, description="take from a pair's score what all training images get of it"
+    )
 
 
 class TrainConfig(Section):

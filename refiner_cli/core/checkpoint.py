@@ -71,7 +71,7 @@ def write_model(
     folder: Path, model: Model, info: ModelInfo, *, with_backbone: bool, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write config.json and model.safetensors into an existing folder."""
-    tensors = {LEARNED + name: p.detach() for name, p in model.learned().items()}
+    tensors = {LEARNED + name: p.detach() for name, p in model.stored().items()}
     if with_backbone:
         tensors |= {CLIP + name: value for name, value in model.clip.state_dict().items()}
     tensors = {
@@ -168,8 +168,8 @@ def backbone_of(
 
 
 def put_learned(model: Model, learned: dict[str, torch.Tensor], source: Path) -> None:
-    """Copy stored values into a model's learned parameters. Raises ModelFileError if they do not fit."""
-    wanted = model.learned()
+    """Copy stored values into a model. Raises ModelFileError if they do not fit."""
+    wanted = model.stored()
     if wanted.keys() != learned.keys():
         odd = sorted(wanted.keys() ^ learned.keys())[0]
         raise ModelFileError(

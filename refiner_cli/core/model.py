@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.clip import Backbone
+from refiner_cli.core.hubs import Hubs
 from refiner_cli.data.labels import LabelSpace
 
 
@@ -43,6 +44,7 @@ class TextBank:
     pairs: Tensor  # P x D
     states: Tensor | None  # S x D
     objects: Tensor | None  # O x D
+    levels: Tensor | None = None  # P, what is taken from each pair's logit; None: nothing
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Model(nn.Module, ABC):
         self.config = config
         self.space = space  # what it was made for
         self.calibration = Calibration()
+        self.hubs: Hubs | None = None
         self.recompute = False  # keep no activations inside visual blocks, compute them again
 
     has_state_branch = False
@@ -95,6 +98,11 @@ class Model(nn.Module, ABC):
         """Everything that training changes, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def stored(self) -> dict[str, Tensor]:
+        """What a file of the model holds, by name: what was learned, and what was measured afterwards."""
+        stored: dict[str, Tensor] = dict(self.learned())
+        return stored if self.hubs is None else stored | {"hubs.centres": self.hubs.centres}
+
     @abstractmethod
     def encode_images(self, images: Tensor) -> ImageVectors:
         """Preprocessed images ``B x 3 x H x W`` -> vectors."""
@@ -108,6 +116,8 @@ class Model(nn.Module, ABC):
         scale, shift = self.backbone.logit_scale, self.backbone.logit_bias
         with torch.autocast(images.composition.device.type, enabled=False):
             composition = scale * images.composition @ bank.pairs.T
+            if bank.levels is not None:
+                composition = composition - bank.levels
             return Scores(
                 composition + shift if shift else composition,
                 None if bank.states is None else scale * images.state @ bank.states.T,

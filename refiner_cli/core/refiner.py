@@ -23,6 +23,7 @@ from refiner_cli.core.adapters import BlockAdapter
 from refiner_cli.core.clip import Backbone
 from refiner_cli.core.concepts import Concepts
 from refiner_cli.core.fusion import ImageToText
+from refiner_cli.core.hubs import Hubs
 from refiner_cli.core.model import ImageVectors, Model, Scores, TextBank
 from refiner_cli.core.prompts import ROLES, Prompts
 from refiner_cli.core.visual import Beside, run
@@ -61,12 +62,14 @@ class Refiner(Model):
         concepts: Concepts | None,
         fusion: nn.ModuleDict,
         prompts: Prompts,
+        hubs: Hubs | None = None,
     ) -> None:
         super().__init__(backbone, config, space)
         self.adapters = nn.ModuleList(adapters)
         self.concepts = concepts
         self.fusion = fusion
         self.prompts = prompts
+        self.hubs = hubs
         self.has_state_branch, self.has_object_branch = config.align_state, config.align_object
 
     @classmethod
@@ -93,7 +96,8 @@ class Refiner(Model):
             adapters=[BlockAdapter(W, config.adapter_width) for _ in range(adapted)],
             concepts=concepts,
             fusion=nn.ModuleDict(maps),
-            prompts=Prompts.build(backbone.text, config, space),
+            prompts=Prompts.build(backbone.text, config, space, share=config.word_share),
+            hubs=Hubs(len(space.seen_pairs), D) if config.hubs else None,
         )
 
     @property
@@ -165,13 +169,15 @@ class Refiner(Model):
         parent, leaf = (torch.from_numpy(i).to(self.device) for i in (space.pair_state, space.pair_object))
         contexts = prompts.contexts
         pairs = text.encode_pairs(contexts["composition"], states, objects[leaf], parent)
+        pairs = F.normalize(pairs, dim=-1)
         return TextBank(
             space,
-            F.normalize(pairs, dim=-1),
+            pairs,
             F.normalize(text.encode(contexts["state"], states), dim=-1) if self.config.align_state else None,
             F.normalize(text.encode(contexts["object"], objects), dim=-1)
             if self.config.align_object
             else None,
+            None if self.hubs is None or self.training else self.hubs(pairs, self.backbone.logit_scale),
         )
 
     @torch.no_grad()

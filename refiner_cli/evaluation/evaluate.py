@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from refiner_cli.core.batches import Batch, Plain, batches, in_order
@@ -15,13 +16,14 @@ from refiner_cli.core.device import computing
 from refiner_cli.core.model import Calibration, Model, TextBank
 from refiner_cli.data.benchmark import Benchmark, Split
 from refiner_cli.data.images import Preprocess
-from refiner_cli.data.labels import LabelSpace, Pair
+from refiner_cli.data.labels import IntArray, LabelSpace, Pair
 from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.bootstrap import Measured
 from refiner_cli.evaluation.feasibility import Prior
 from refiner_cli.evaluation.streaming import ScoreStream
 from refiner_cli.evaluation.sweep import Metrics, Protocol, sweep
 
+CENTRE_IMAGES = 8  # training images of each pair that its centre is measured on
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # candidates for b_s and b_o
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -69,11 +71,14 @@ class Job:
         return Measured(self.stream.digest(), self.space)
 
 
-def image_batches(model: Model, benchmark: Benchmark, split: Split, setting: Setting) -> Iterator[Batch]:
-    """The images of a split, in order, preprocessed as the backbone wants."""
+def image_batches(
+    model: Model, benchmark: Benchmark, split: Split, setting: Setting, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """The images of a split (or those ``rows`` of it), in order, preprocessed as the backbone wants."""
     files = list(benchmark.paths(split))
     transform = Plain(Preprocess(model.backbone.spec.preprocess))
-    order = in_order(len(files), setting.batch)
+    chosen = range(len(files)) if rows is None else rows
+    order = [[chosen[i] for i in batch] for batch in in_order(len(chosen), setting.batch)]
     return batches(files, transform, order, device=model.device, workers=setting.workers)
 
 
@@ -172,12 +177,35 @@ def calibrate(
 
     Of equals the smallest weights win. The test split is not read.
     """
+    measure_hubs(model, benchmark, setting, progress)
     space = benchmark.label_space("val")
     jobs = [Job(space, Calibration(b_s, b_o)) for b_s, b_o in candidates(model)]
     fill(model, benchmark, "val", jobs, setting, progress)
     found = [(job, sweep(job.stream.digest(), space)) for job in jobs]
     job, metrics = max(found, key=lambda pair: pair[1].AUC)
     return Calibration(job.calibration.state_weight, job.calibration.object_weight, metrics.bias), metrics
+
+
+@torch.no_grad()
+def measure_hubs(model: Model, benchmark: Benchmark, setting: Setting, progress: Progress = silent) -> None:
+    """For a model that levels out hubs: the centres of some training images of each seen pair."""
+    if model.hubs is None:
+        return
+    model.eval()
+    pairs = [sample.pair for sample in benchmark.samples["train"]]
+    truth = benchmark.label_space("train").training().indices(pairs)
+    rows = [int(row) for pair in np.unique(truth) for row in some(np.flatnonzero(truth == pair))]
+    found = []
+    with computing(model.device, setting.precision):
+        for batch in image_batches(model, benchmark, "train", setting, rows):
+            found.append(model.encode_images(batch.images).composition)
+            progress(0, len(rows))
+    model.hubs.measure(torch.cat(found), torch.from_numpy(truth[rows]).to(model.device))
+
+
+def some(rows: IntArray) -> IntArray:
+    """At most ``CENTRE_IMAGES`` of them, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), CENTRE_IMAGES)).round().astype(np.int64)]
 
 
 def candidates(model: Model) -> list[tuple[float, float]]:

@@ -101,7 +101,7 @@ class Recogniser:
         digest = hashlib.sha256(model.backbone.fingerprint().encode())
         digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())
         digest.update(json.dumps(model.calibration.to_json()).encode())
-        for name, value in sorted(model.learned().items()):
+        for name, value in sorted(model.stored().items()):
             digest.update(name.encode())
             digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         preprocessing = json.dumps(model.backbone.spec.preprocess, sort_keys=True, default=list)

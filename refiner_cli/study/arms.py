@@ -42,4 +42,6 @@ PARTS = (
     Arm("no-state", "without state alignment", {"model.align_state": False}),
     Arm("no-object", "without object alignment", {"model.align_object": False}),
     Arm("no-adapters", "without adapters", {"model.adapters": False}),
+    Arm("no-hubs", "without levelled hubs", {"model.hubs": False}),
+    Arm("own-words", "words as trained", {"model.word_share": 1}),
 )

@@ -201,12 +201,30 @@ def test_attention_of_the_queries_sums_to_one(tiny: Backbone) -> None:
 
 
 def test_own_words_keep_clips_vectors_and_known_words_their_learned_ones(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, ModelConfig(), SPACE).eval()
+    model = Refiner.build(tiny, ModelConfig(word_dropout=0, word_share=0.25), SPACE)
     with torch.no_grad():
         model.prompts.states += 1
-        rows = model.prompts.words("state", ["frozen", "wet"])
-    assert torch.equal(rows[0], tiny.text.word("frozen"))
-    assert torch.equal(rows[1], tiny.text.word("wet") + 1)
+    for training, moved in ((True, 1.0), (False, 0.25)):
+        rows = model.train(training).prompts.words("state", ["frozen", "wet"])
+        assert torch.equal(rows[0], tiny.text.word("frozen"))
+        assert torch.allclose(rows[1], tiny.text.word("wet") + moved)
+
+
+def test_levels_are_taken_from_the_compositions_outside_training(tiny: Backbone) -> None:
+    model = Refiner.build(tiny, ModelConfig(), SPACE)
+    without = Refiner.build(tiny, ModelConfig(hubs=False), SPACE)
+    without.load_state_dict(model.state_dict(), strict=False)
+    assert model.train().encode_pairs(SPACE).levels is None
+    with torch.no_grad():
+        seen = model.eval().encode_images(images(tiny, 3))
+        assert model.hubs is not None
+        model.hubs.measure(seen.composition, torch.arange(3))
+        bank, plain = model.encode_pairs(SPACE), without.eval().encode_pairs(SPACE)
+        assert bank.levels is not None
+        assert bank.levels.abs().min() > 0
+        ours, theirs = model.score(seen, bank), without.score(seen, plain)
+    assert torch.allclose(ours.composition, theirs.composition - bank.levels)
+    assert torch.equal(ours.state, theirs.state)  # type: ignore[arg-type]
 
 
 def test_combine_weighs_state_and_object_evidence(tiny: Backbone) -> None:

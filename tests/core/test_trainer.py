@@ -114,10 +114,12 @@ def test_an_image_that_does_not_decode_is_named_and_the_steps_before_it_saved(
     folder = tmp_path / "demo"
     shutil.copytree(small_demo, folder)
     training = begin(tmp_path / "run", load_benchmark(folder))
+    events = training.run_on()
+    assert any(isinstance(event, StepDone) for event in events)  # goes on until the first
     victim = training.files[training.schedule.rest_of_epoch(1)[0][0]]
     victim.write_bytes(victim.read_bytes()[:100])
     with pytest.raises(DatasetError, match=victim.name):
-        list(training.run_on())
+        list(events)
     assert training.run.checkpoints()[-1].name == "step-00000001"
 
 

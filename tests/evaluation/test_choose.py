@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from refiner_cli.core.checkpoint import read_model
 from refiner_cli.core.model import Model
@@ -15,7 +17,14 @@ from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.assess import Asked, assess_model
 from refiner_cli.evaluation.choose import choose_feasibility
-from refiner_cli.evaluation.evaluate import Setting, calibrate, check_same_labels
+from refiner_cli.evaluation.evaluate import (
+    Setting,
+    calibrate,
+    check_same_labels,
+    image_batches,
+    measure_hubs,
+    some,
+)
 from refiner_cli.evaluation.feasibility import by_text_tower
 from refiner_cli.evaluation.result import Result
 
@@ -52,6 +61,29 @@ def shuffled(demo: Benchmark) -> Benchmark:
 
 def test_calibration_reads_no_test_image(model: Model, demo: Benchmark) -> None:
     assert calibrate(model, sealed(demo), Setting()) == calibrate(model, demo, Setting())
+
+
+def test_centres_are_those_of_training_images_alone(model: Model, demo: Benchmark) -> None:
+    assert model.hubs is not None
+    before = model.hubs.centres.clone()
+    only = dataclasses.replace(demo, samples={"train": demo.samples["train"]})
+    measure_hubs(model, only, Setting(batch=3))
+    assert torch.allclose(model.hubs.centres, before, atol=1e-6)  # as training left them
+    space = demo.label_space("train").training()
+    for index, pair in enumerate(space.pairs[:3]):
+        rows = [i for i, sample in enumerate(demo.samples["train"]) if sample.pair == pair]
+        with torch.no_grad():
+            (batch,) = image_batches(model, demo, "train", Setting(), some(np.array(rows)).tolist())
+            want = model.encode_images(batch.images).composition.mean(0)
+        assert torch.allclose(model.hubs.centres[index], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_some_are_spread_evenly_and_none_twice(count: int) -> None:
+    found = some(np.arange(count)).tolist()
+    assert len(set(found)) == len(found) == min(count, 8)
+    assert found[0] == 0
+    assert count == 1 or found[-1] == count - 1
 
 
 @pytest.mark.parametrize("protocol", ["exact", "legacy"])
