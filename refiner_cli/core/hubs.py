@@ -2,14 +2,15 @@
 
 Image and text vectors lie apart in the joint space (the modality gap), and seen from the pictures some
 texts lie nearer than others. Training evens that out among the seen pairs; an unseen pair keeps the
-height that its text happens to have. So from the similarity of a text and a picture we take the
-similarity that the text has with the training pictures anyway, its *level*::
+height that its text happens to have. So from the similarity of a text and a picture we take half of
+the similarity that the text has with the training pictures anyway, its *level*::
 
-    level(t) = 1/T log mean_q exp(T s c_q . t)
+    level(t) = 1/2 1/T log mean_q exp(T s c_q . t)
 
 with the centres ``c_q`` of the training pictures of each seen pair, the logit scale ``s`` and the softness
-``T``. Towards T = 0 it is the mean similarity, so that image vectors are centred; T = 1 is the inverted
-softmax (Smith et al., ICLR 2017). Hubs in zero-shot learning: Dinu et al., ICLR 2015 workshop.
+``T``. Towards T = 0 it is the mean similarity, so that image vectors are centred half the way; the whole
+of it at T = 1 is the inverted softmax (Smith et al., ICLR 2017). Hubs in zero-shot learning: Dinu et al.,
+ICLR 2015 workshop.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-SOFTNESS = 0.25  # T, chosen on held-out training pairs and validation (refiner_cli/study/NOTES.md)
+SOFTNESS = 0.25  # T, and the half: chosen on held-out training pairs and validation (study/NOTES.md)
+SHARE = 0.5
 CHUNK = 4096  # texts compared with all centres at once
 
 
@@ -53,4 +55,4 @@ class Hubs(nn.Module):
     def forward(self, texts: Tensor, scale: float | Tensor) -> Tensor:
         """Unit vectors ``P x D`` -> their levels ``P``, in logits."""
         parts = [torch.logsumexp(SOFTNESS * scale * part @ self.centres.T, -1) for part in texts.split(CHUNK)]
-        return (torch.cat(parts) - math.log(len(self.centres))) / SOFTNESS
+        return (torch.cat(parts) - math.log(len(self.centres))) * SHARE / SOFTNESS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from refiner_cli.core.hubs import CHUNK, SOFTNESS, Hubs
+from refiner_cli.core.hubs import CHUNK, SHARE, SOFTNESS, Hubs
 
 SCALE = 20.0
 
@@ -21,7 +21,7 @@ def test_a_level_is_the_soft_mean_of_the_logits_at_the_centres() -> None:
     levels = hubs(texts, SCALE)
     for i in (0, 17, CHUNK, CHUNK + 2):
         logits = torch.stack([SCALE * vectors[truth == q].mean(0) @ texts[i] for q in range(6)])
-        assert torch.isclose(levels[i], (SOFTNESS * logits).exp().mean().log() / SOFTNESS, atol=1e-4)
+        assert torch.isclose(levels[i], (SOFTNESS * logits).exp().mean().log() * SHARE / SOFTNESS, atol=1e-4)
 
 
 def test_nothing_measured_levels_nothing() -> None:
@@ -38,7 +38,7 @@ def test_a_pair_without_pictures_has_its_centre_at_zero() -> None:
 def test_a_text_near_every_picture_no_longer_wins_them_all() -> None:
     common = F.one_hot(torch.tensor(7), 8).float()  # what all pictures share
     own = torch.eye(8)[:6]  # what tells them apart
-    pictures = F.normalize(own + 2 * common, dim=-1)
+    pictures = F.normalize(own + 1.2 * common, dim=-1)
     texts = torch.cat([own, common[None]])  # the last one is the hub
     assert (pictures @ texts.T).argmax(1).tolist() == [6] * 6
     hubs = Hubs(6, 8)
