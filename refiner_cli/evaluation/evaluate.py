@@ -18,11 +18,12 @@ from refiner_cli.data.benchmark import Benchmark, Split
 from refiner_cli.data.images import Preprocess
 from refiner_cli.data.labels import IntArray, LabelSpace, Pair
 from refiner_cli.errors import DatasetError
-from refiner_cli.evaluation.bootstrap import Measured
+from refiner_cli.evaluation.bootstrap import Measured, differences
 from refiner_cli.evaluation.feasibility import Prior
 from refiner_cli.evaluation.streaming import ScoreStream
 from refiner_cli.evaluation.sweep import Metrics, Protocol, sweep
 
+DRAWS = 200  # resampled validation sets that weights above zero are proved on
 CENTRE_IMAGES = 8  # training images of each pair that its centre is measured on
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # candidates for b_s and b_o
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -175,15 +176,25 @@ def calibrate(
 ) -> tuple[Calibration, Metrics]:
     """Choose the inference weights on the validation split: the best closed-world AUC.
 
-    Of equals the smallest weights win. The test split is not read.
+    Weights above zero have to be surely better than none, by a paired bootstrap: the best of many
+    candidates looks better than it is, most where validation has few unseen pairs. Of equals the smallest
+    win. The test split is not read.
     """
     measure_hubs(model, benchmark, setting, progress)
     space = benchmark.label_space("val")
     jobs = [Job(space, Calibration(b_s, b_o)) for b_s, b_o in candidates(model)]
     fill(model, benchmark, "val", jobs, setting, progress)
     found = [(job, sweep(job.stream.digest(), space)) for job in jobs]
-    job, metrics = max(found, key=lambda pair: pair[1].AUC)
+    plain, best = found[0], max(found, key=lambda pair: pair[1].AUC)
+    if best is not plain and not surely_better(plain[0].measured(), best[0].measured()):
+        best = plain
+    job, metrics = best
     return Calibration(job.calibration.state_weight, job.calibration.object_weight, metrics.bias), metrics
+
+
+def surely_better(plain: Measured, best: Measured) -> bool:
+    """Whether the closed-world AUC of ``best`` is above that of ``plain`` by more than chance."""
+    return differences(plain, best, draws=DRAWS)["AUC"].interval.low > 0
 
 
 @torch.no_grad()

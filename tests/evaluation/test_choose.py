@@ -15,7 +15,9 @@ from refiner_cli.core.model import Model
 from refiner_cli.core.run import model_folder
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
+from refiner_cli.evaluation import evaluate
 from refiner_cli.evaluation.assess import Asked, assess_model
+from refiner_cli.evaluation.bootstrap import Measured
 from refiner_cli.evaluation.choose import choose_feasibility
 from refiner_cli.evaluation.evaluate import (
     Setting,
@@ -27,6 +29,8 @@ from refiner_cli.evaluation.evaluate import (
 )
 from refiner_cli.evaluation.feasibility import by_text_tower
 from refiner_cli.evaluation.result import Result
+from refiner_cli.evaluation.sweep import sweep
+from tests.evaluation.cases import make_case
 
 
 class Sealed(dict[Any, Any]):
@@ -61,6 +65,33 @@ def shuffled(demo: Benchmark) -> Benchmark:
 
 def test_calibration_reads_no_test_image(model: Model, demo: Benchmark) -> None:
     assert calibrate(model, sealed(demo), Setting()) == calibrate(model, demo, Setting())
+
+
+def test_weights_above_zero_have_to_be_surely_better(
+    model: Model, demo: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def answer(plain: Measured, best: Measured) -> bool:
+        asked.append([sweep(side.digest, side.space).AUC for side in (plain, best)])
+        return len(asked) == 1
+
+    monkeypatch.setattr(evaluate, "surely_better", answer)
+    chosen, metrics = calibrate(model, demo, Setting())
+    assert max(chosen.state_weight, chosen.object_weight) > 0
+    plain, plain_metrics = calibrate(model, demo, Setting())
+    assert (plain.state_weight, plain.object_weight) == (0, 0)
+    assert asked == [[plain_metrics.AUC, metrics.AUC]] * 2
+
+
+def test_surely_better_is_better_by_more_than_chance() -> None:
+    weak, same, strong = (
+        Measured(case.digest(), case.space)
+        for case in (make_case(3, images=200, skill=skill) for skill in (0.5, 0.51, 1.5))
+    )
+    assert evaluate.surely_better(weak, strong)
+    assert not evaluate.surely_better(strong, weak)
+    assert not evaluate.surely_better(weak, same)
 
 
 def test_centres_are_those_of_training_images_alone(model: Model, demo: Benchmark) -> None:
