@@ -20,8 +20,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-SOFTNESS = 0.25  # T, and the half: chosen on held-out training pairs and validation (study/NOTES.md)
-SHARE = 0.5
+# Both were chosen on held-out training pairs and on validation (refiner_cli/study/NOTES.md).
+SOFTNESS = 0.25  # T
+SHARE = 0.5  # the half
 CHUNK = 4096  # texts compared with all centres at once
 
 
@@ -53,6 +54,7 @@ class Hubs(nn.Module):
         self.centres.copy_(sums / count[:, None])
 
     def forward(self, texts: Tensor, scale: float | Tensor) -> Tensor:
-        """Unit vectors ``P x D`` -> their levels ``P``, in logits."""
-        parts = [torch.logsumexp(SOFTNESS * scale * part @ self.centres.T, -1) for part in texts.split(CHUNK)]
-        return (torch.cat(parts) - math.log(len(self.centres))) * SHARE / SOFTNESS
+        """Unit vectors ``P x D`` -> their levels ``P`` in logits, float32 whatever the precision outside."""
+        with torch.autocast(texts.device.type, enabled=False):
+            parts = [(SOFTNESS * scale * part @ self.centres.T).logsumexp(-1) for part in texts.split(CHUNK)]
+            return (torch.cat(parts) - math.log(len(self.centres))) * SHARE / SOFTNESS

@@ -24,6 +24,14 @@ def test_a_level_is_the_soft_mean_of_the_logits_at_the_centres() -> None:
         assert torch.isclose(levels[i], (SOFTNESS * logits).exp().mean().log() * SHARE / SOFTNESS, atol=1e-4)
 
 
+def test_the_precision_outside_changes_no_level() -> None:
+    hubs, texts = Hubs(6, 8), unit(9, 8, seed=1)
+    hubs.measure(unit(50, 8), torch.arange(50) % 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = hubs(texts, SCALE)
+    assert torch.equal(inside, hubs(texts, SCALE))
+
+
 def test_nothing_measured_levels_nothing() -> None:
     assert torch.equal(Hubs(6, 8)(unit(3, 8), SCALE), torch.zeros(3))
 
