@@ -3,7 +3,7 @@
 ::
 
     config.json          format, method, model, backbone, label space, calibration, metrics
-    model.safetensors    what was learned ("learned.*") and, in an export, the backbone ("clip.*")
+    model.safetensors    what was learned or measured ("learned.*") and, in an export, the backbone ("clip.*")
     tokenizer/           only for backbones whose tokenizer is not CLIP's, in an export
     README.md            the model card, in an export
 
