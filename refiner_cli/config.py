@@ -44,10 +44,13 @@ class ModelConfig(Section):
     learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
     word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
     word_share: float = Field(
-        0.5,
+        0.25,
         ge=0,
         le=1,
         description="how far trained words leave CLIP's own once training is over; 1: all the way",
+    )
+    grids: Literal[1, 2, 4] = Field(
+        1, description="patch grids that a picture is read on once training is over, each for a pass"
     )
     hubs: bool = Field(
         default=True, description="take from a pair's score what all training images get of it"

@@ -61,7 +61,7 @@ def bench_encode(backbone: Backbone, space: LabelSpace, config: Config, machine:
 
         return once
 
-    ways = {"open_clip encode_image": run(backbone.clip.encode_image), "refiner": run(model.encode_images)}
+    ways = {"open_clip encode_image": run(backbone.clip.encode_image), "refiner": run(model.read)}
     yield from per_second(f"encode, batch {len(images)}", ways, len(images), machine)
 
 

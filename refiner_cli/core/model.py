@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.clip import Backbone
+from refiner_cli.core.grids import on_grids
 from refiner_cli.core.hubs import Hubs
 from refiner_cli.data.labels import LabelSpace
 
@@ -34,6 +36,15 @@ class ImageVectors:
 
     def __getitem__(self, rows: slice) -> ImageVectors:
         return ImageVectors(self.composition[rows], self.state[rows], self.object[rows])
+
+    @staticmethod
+    def merged(parts: Sequence[ImageVectors]) -> ImageVectors:
+        """The vectors of the same images, seen in several ways, added."""
+        composition, state, obj = (
+            F.normalize(torch.stack([getattr(part, role) for part in parts]).sum(0), dim=-1)
+            for role in ("composition", "state", "object")
+        )
+        return ImageVectors(composition, state, obj)
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,12 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def encode_images(self, images: Tensor) -> ImageVectors:
         """Preprocessed images ``B x 3 x H x W`` -> vectors."""
+
+    def read(self, images: Tensor) -> ImageVectors:
+        """Outside training: the vectors of preprocessed images, read on ``model.grids`` patch grids."""
+        moved = on_grids(images, self.backbone.visual.patch, self.config.grids)
+        parts = [self.encode_images(view) for view in moved]
+        return parts[0] if len(parts) == 1 else parts[0].merged(parts)
 
     @abstractmethod
     def encode_pairs(self, space: LabelSpace) -> TextBank:

@@ -30,7 +30,7 @@ class Prompts(nn.Module):
         context: words such as "a photo of", n tokens.
         dropout: share of a vector's entries that is dropped in training.
         share: how far trained vectors count outside training, on the way from CLIP's own (0) to
-            themselves (1). They serve the seen pairs first; half way back unseen ones gain, as whole
+            themselves (1). They serve the seen pairs first; on the way back unseen ones gain, as whole
             networks do (Wortsman et al., CVPR 2022).
         roles: which contexts there are.
     """

@@ -50,6 +50,7 @@ class Tower(Protocol):
 
     width: int  # W
     depth: int  # blocks
+    patch: int  # pixels a side
     prefix: int  # tokens before the patches (a class token, registers)
     pooled: int | None  # of how many first tokens the image vector is made; None: of all
 
@@ -85,6 +86,7 @@ class OpenClipTower:
         self.visual = visual
         self.width = visual.conv1.out_channels
         self.depth = len(visual.transformer.resblocks)
+        self.patch = visual.patch_size[0]
         self.prefix = 1
         self.pooled = 1 if visual.pool_type == "tok" else None
 
@@ -136,6 +138,7 @@ class TimmTower:
         self.trunk: TimmViT = visual.trunk
         self.width = self.trunk.embed_dim
         self.depth = len(self.trunk.blocks)
+        self.patch = self.trunk.patch_embed.patch_size[0]
         self.prefix = self.trunk.num_prefix_tokens
         self.pooled = 1 if self.trunk.global_pool == "token" else None
 

@@ -106,7 +106,7 @@ def fill(
             by_space[id(job.space)][1].append(job)
         done = 0
         for batch in image_batches(model, benchmark, split, setting):
-            images = model.encode_images(batch.images)
+            images = model.read(batch.images)
             for bank, group, truth in by_space.values():
                 scores = model.score(images, bank)
                 combined: dict[Calibration, torch.Tensor] = {}
@@ -209,7 +209,7 @@ def measure_hubs(model: Model, benchmark: Benchmark, setting: Setting, progress:
     found = []
     with computing(model.device, setting.precision):
         for batch in image_batches(model, benchmark, "train", setting, rows):
-            found.append(model.encode_images(batch.images).composition)
+            found.append(model.read(batch.images).composition)
             progress(0, len(rows))
     model.hubs.measure(torch.cat(found), torch.from_numpy(truth[rows]).to(model.device))
 

@@ -133,7 +133,7 @@ class Recogniser:
     def predict_tensor(self, images: Tensor, *, top_k: int = 5) -> list[Prediction]:
         """Recognise preprocessed images, ``B x 3 x H x W``."""
         with computing(self.model.device, self.precision):
-            scores = self.model.score(self.model.encode_images(images.to(self.model.device)), self.bank)
+            scores = self.model.score(self.model.read(images.to(self.model.device)), self.bank)
             total = self.model.combine(scores, self.space) + self.bias  # B x P
         probability = total.double().softmax(-1)
         best = total.topk(min(top_k, total.shape[1]))

@@ -33,6 +33,7 @@ METHODS = (
     Arm("clip", "CLIP zero-shot", {"method": "clip"}),
     Arm("coop", "CoOp", {"method": "coop", "train.lr": 2e-3}),
     Arm("csp", "CSP", {"method": "csp", "train.lr": 2e-3}),
+    Arm("troika-one", "Troika on one grid", {"method": "troika", "train.epochs": 6, "model.grids": 1}),
     Arm("troika", "Troika", {"method": "troika", "train.epochs": 6}),
     REFINER,
 )
@@ -44,4 +45,5 @@ PARTS = (
     Arm("no-adapters", "without adapters", {"model.adapters": False}),
     Arm("no-hubs", "without levelled hubs", {"model.hubs": False}),
     Arm("own-words", "words as trained", {"model.word_share": 1}),
+    Arm("one-grid", "on one patch grid", {"model.grids": 1}),
 )

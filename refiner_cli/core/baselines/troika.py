@@ -11,6 +11,7 @@ Shapes: ``B`` images, ``L`` patches, ``P`` texts, ``D`` joint width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,13 @@ class PatchedVectors(ImageVectors):
     """Image vectors and the patches they came from."""
 
     patches: Tensor  # B x L x D
+
+    @staticmethod
+    def merged(parts: Sequence[ImageVectors]) -> PatchedVectors:
+        """The text is drawn to the patches of all parts."""
+        whole = ImageVectors.merged(parts)
+        patches = torch.cat([part.patches for part in parts if isinstance(part, PatchedVectors)], 1)
+        return PatchedVectors(whole.composition, whole.state, whole.object, patches)
 
 
 class Attention(nn.Module):
