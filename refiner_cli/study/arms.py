@@ -33,7 +33,11 @@ METHODS = (
     Arm("clip", "CLIP zero-shot", {"method": "clip"}),
     Arm("coop", "CoOp", {"method": "coop", "train.lr": 2e-3}),
     Arm("csp", "CSP", {"method": "csp", "train.lr": 2e-3}),
-    Arm("troika-one", "Troika on one grid", {"method": "troika", "train.epochs": 6, "model.grids": 1}),
+    Arm(
+        "troika-one",
+        "Troika on one grid, as published",
+        {"method": "troika", "train.epochs": 6, "model.grids": 1},
+    ),
     Arm("troika", "Troika", {"method": "troika", "train.epochs": 6}),
     REFINER,
 )
