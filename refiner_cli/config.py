@@ -44,7 +44,7 @@ class ModelConfig(Section):
     learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
     word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
     word_share: float = Field(
-        0.25,
+        0.5,
         ge=0,
         le=1,
         description="how far trained words leave CLIP's own once training is over; 1: all the way",
