@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.nn import functional as F
 
-# Where the grids lie, in quarters of a patch right and down.
-PLACES = {1: ((0, 0),), 2: ((-1, -1), (1, 1)), 4: ((-1, -1), (1, 1), (-1, 1), (1, -1))}
+# Where several grids lie, in quarters of a patch right and down.
+PLACES = {2: ((-1, -1), (1, 1)), 4: ((-1, -1), (1, 1), (-1, 1), (1, -1))}
 
 
 def on_grids(images: Tensor, patch: int, grids: int) -> Iterator[Tensor]:
@@ -23,11 +23,14 @@ def on_grids(images: Tensor, patch: int, grids: int) -> Iterator[Tensor]:
     Args:
         images: ``B x 3 x H x W``.
         patch: pixels a side.
-        grids: how many; one of ``PLACES``.
+        grids: how many; 1, the picture as it is, or one of ``PLACES``.
     """
+    if grids == 1:
+        yield images
+        return
     step = max(1, round(patch / 4))
     height, width = images.shape[-2:]
-    padded = images if grids == 1 else F.pad(images, (step,) * 4, "reflect")
+    padded = F.pad(images, (step,) * 4, "reflect")
     for right, down in PLACES[grids]:
-        x, y = (0, 0) if grids == 1 else (step * (1 + right), step * (1 + down))
+        x, y = step * (1 + right), step * (1 + down)
         yield padded[..., y : y + height, x : x + width]

@@ -44,11 +44,6 @@ class RefinedScores(Scores):
     concepts: Scores
 
 
-def refined(whole: ImageVectors, found: ImageVectors) -> ImageVectors:
-    """What the class token says of the whole picture, refined by what the concepts found in it."""
-    return ImageVectors(*(F.normalize(getattr(whole, r) + getattr(found, r), dim=-1) for r in ROLES))
-
-
 class Refiner(Model):
     """Built from parts; see ``core/build.py`` for how a configuration becomes parts."""
 
@@ -144,7 +139,7 @@ class Refiner(Model):
         found = ImageVectors(**concepts(tower, x[:, : len(concepts)]))
         if self.training:
             return RefinedVectors(whole.composition, whole.state, whole.object, found)
-        return refined(whole, found)
+        return ImageVectors.merged([whole, found])
 
     def mapped(self, v: Tensor) -> ImageVectors:
         """The class token ``B x D``, a unit vector, through the image-to-text maps."""

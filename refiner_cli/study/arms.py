@@ -29,16 +29,13 @@ NO_QUERIES = Arm("no-queries", "without queries", {"model.queries": 0}, clutter=
 # and 5e-3, Troika and Refiner at those and at 1e-2, on the validation part of another seed; with batches
 # of 16 the latter two at 3.5e-3, on held-out training pairs (NOTES.md). Troika's step costs a fifth
 # more than Refiner's, so it passes over the pictures six times in the time of seven.
+TROIKA = {"method": "troika", "train.epochs": 6}
 METHODS = (
     Arm("clip", "CLIP zero-shot", {"method": "clip"}),
     Arm("coop", "CoOp", {"method": "coop", "train.lr": 2e-3}),
     Arm("csp", "CSP", {"method": "csp", "train.lr": 2e-3}),
-    Arm(
-        "troika-one",
-        "Troika on one grid, as published",
-        {"method": "troika", "train.epochs": 6, "model.grids": 1},
-    ),
-    Arm("troika", "Troika", {"method": "troika", "train.epochs": 6}),
+    Arm("troika-one", "Troika on one grid, as published", {**TROIKA, "model.grids": 1}),
+    Arm("troika", "Troika", TROIKA),
     REFINER,
 )
 PARTS = (

@@ -9,23 +9,10 @@ from refiner_cli.config import ModelConfig, TrainConfig
 from refiner_cli.core.baselines import troika
 from refiner_cli.core.baselines.troika import Troika
 from refiner_cli.core.build import METHODS, build_model
-from refiner_cli.core.clip import Backbone, load_backbone
+from refiner_cli.core.clip import Backbone
 from refiner_cli.core.model import Model
-from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError
-
-PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
-SPACE = LabelSpace.from_pairs(PAIRS, PAIRS[:3])
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny", "built-in")
-
-
-@pytest.fixture(scope="module")
-def pixels() -> torch.Tensor:
-    return torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+from tests.core.cases import SPACE
 
 
 def logits(model: Model, pixels: torch.Tensor) -> torch.Tensor:

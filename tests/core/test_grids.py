@@ -11,27 +11,15 @@ from torch.nn import functional as F
 from refiner_cli.config import ModelConfig
 from refiner_cli.core.baselines.troika import PatchedVectors
 from refiner_cli.core.build import METHODS, build_model
-from refiner_cli.core.clip import Backbone, load_backbone
+from refiner_cli.core.clip import Backbone
 from refiner_cli.core.grids import PLACES, on_grids
 from refiner_cli.core.model import Calibration
-from refiner_cli.data.benchmark import Benchmark, load_benchmark
+from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.evaluation.evaluate import Setting, fill, image_batches
+from tests.core.cases import SPACE
 
-PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
-SPACE = LabelSpace.from_pairs(PAIRS, PAIRS[:3])
 PATCH = 8
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny", "built-in")
-
-
-@pytest.fixture(scope="module")
-def pixels() -> torch.Tensor:
-    return torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
 
 
 def test_one_grid_is_the_picture_itself(pixels: torch.Tensor) -> None:
@@ -78,13 +66,6 @@ def test_what_is_read_on_the_grids_is_added(tiny: Backbone, pixels: torch.Tensor
     assert not torch.allclose(read.composition, plain.composition, atol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
-    folder: Path = tmp_path_factory.mktemp("grids") / "demo"
-    make_demo(folder, 0, Size(train=1, val=1, test=1))
-    return load_benchmark(folder)
-
-
 class Kept:
     """Takes the scores as they are."""
 
@@ -98,7 +79,8 @@ class Kept:
         self.scores.append(scores)
 
 
-def test_evaluation_reads_on_the_grids(tiny: Backbone, demo: Benchmark) -> None:
+def test_evaluation_reads_on_the_grids(tiny: Backbone, small_demo: Path) -> None:
+    demo = load_benchmark(small_demo)
     space, setting = demo.label_space("val"), Setting()
     model = build_model("clip", tiny, ModelConfig(grids=2), space)
     kept = Kept(space)

@@ -14,21 +14,13 @@ from refiner_cli.core.build import build_model
 from refiner_cli.core.clip import Backbone, load_backbone
 from refiner_cli.core.refiner import RefinedVectors, Refiner
 from refiner_cli.core.visual import run
-from refiner_cli.data.labels import LabelSpace
-
-PAIRS = [("wet", "dog"), ("wet", "car"), ("red", "car"), ("old", "key")]
-SPACE = LabelSpace.from_pairs(PAIRS, PAIRS[:3])
+from tests.core.cases import SPACE
 
 
 def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
     size = backbone.spec.preprocess["size"]
     side = size if isinstance(size, int) else size[0]
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny", "built-in")
 
 
 @pytest.mark.parametrize(("name", "pretrained"), [("tiny", "built-in"), ("ViT-B-32", "none")])
