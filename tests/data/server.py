@@ -119,8 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
             body, self.close_connection = body[:cut], True
         try:
             for start in range(0, len(body), 4096):
-                self.wfile.write(body[start : start + 4096])
+                # Counted first: a client that has the last block may look at once.
                 self.site.sent[self.path] = self.site.sent.get(self.path, 0) + len(body[start : start + 4096])
+                self.wfile.write(body[start : start + 4096])
                 if page.gate and start == 0:
                     page.gate.wait(30)
                 if page.pace:
