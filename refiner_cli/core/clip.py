@@ -94,19 +94,21 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
     if name == tiny.NAME and not Path(pretrained).is_file():
         return build_backbone(BackboneSpec(name, "built-in", config, preprocess_of(config, {})), tiny.load())
     tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
+    weights: str | State
     if tag:
         # The tag decides the activation: OpenAI's weights need QuickGELU under every model name.
         config["quick_gelu"] = bool(tag.get("quick_gelu", False))
-        file = fetch(name, pretrained, tag)
+        weights = fetch(name, pretrained, tag)
     elif Path(pretrained).is_file():
-        file = pretrained
+        small = name == tiny.NAME and tiny.is_small(Path(pretrained))
+        weights = tiny.load(Path(pretrained)) if small else pretrained
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ConfigError(
             f"{pretrained!r} is neither a weights file nor a tag of {name}.", hint=f"Its tags: {tags}."
         )
     spec = BackboneSpec(name, pretrained, config, preprocess_of(config, tag))
-    return build_backbone(spec, file)
+    return build_backbone(spec, weights)
 
 
 def model_config(name: str) -> dict[str, Any]:

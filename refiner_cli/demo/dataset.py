@@ -45,18 +45,19 @@ class Task:
     pair: Pair
     seed: tuple[int, ...]
     clutter: int
+    choice: int  # of the pairs that are held out
 
 
 def draw(task: Task) -> None:
     """Draw and write one image; the same task gives the same bytes."""
     rng = np.random.default_rng(task.seed)
     # Clutter shows any feasible pair but the held-out ones, as training data would.
-    scenes.scene(task.pair, split().train, rng, task.clutter).save(task.file, quality=QUALITY)
+    scenes.scene(task.pair, split(task.choice).train, rng, task.clutter).save(task.file, quality=QUALITY)
 
 
-def parts() -> dict[Split, tuple[Pair, ...]]:
+def parts(choice: int) -> dict[Split, tuple[Pair, ...]]:
     """The pair lists: train, and for val and test as many seen pairs as unseen ones."""
-    fixed = split()
+    fixed = split(choice)
     seen = random.Random(7).sample(fixed.train, len(fixed.val_unseen) + len(fixed.test_unseen))
     for_val = seen[: len(fixed.val_unseen)]
     for_test = seen[len(fixed.val_unseen) :]
@@ -68,29 +69,36 @@ def parts() -> dict[Split, tuple[Pair, ...]]:
 
 
 def tasks(
-    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int
+    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int, choice: int
 ) -> Iterator[Task]:
     for number, name in enumerate(SPLITS):
         for index, pair in enumerate(pairs[name]):
             for copy in range(getattr(size, name)):
                 file = folder / IMAGES / "_".join(pair) / f"{name}_{copy:03d}.jpg"
-                yield Task(file, pair, (seed, number, index, copy), clutter)
+                yield Task(file, pair, (seed, number, index, copy), clutter, choice)
 
 
-def make_demo(folder: Path, seed: int = 0, size: Size | None = None, clutter: int = scenes.CLUTTER) -> None:
+def make_demo(
+    folder: Path,
+    seed: int = 0,
+    size: Size | None = None,
+    clutter: int = scenes.CLUTTER,
+    choice: int = 0,
+) -> None:
     """Draw the demo benchmark into ``folder``, which must not exist; it appears only when whole.
 
     Args:
         seed: another seed, other pictures of the same pairs.
         size: images a pair.
         clutter: pieces of other objects on a picture, on average.
+        choice: another number holds out other pairs (:func:`refiner_cli.demo.world.split`).
     """
     size = size or Size()
-    pairs = parts()
+    pairs = parts(choice)
     with whole_folder(folder) as part:
         for pair in feasible(*map(frozenset, zip(*itertools.chain(*pairs.values()), strict=True))):
             (part / IMAGES / "_".join(pair)).mkdir(parents=True, exist_ok=True)
-        jobs = list(tasks(part, pairs, size, seed, clutter))
+        jobs = list(tasks(part, pairs, size, seed, clutter, choice))
         with ProcessPoolExecutor() as workers:
             for _ in workers.map(draw, jobs, chunksize=64):
                 pass

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 NAME = "tiny"
 TABLE = "token_embedding.weight"
 WORD_STD = 0.02
+IDS, ROWS = "words.ids", "words.rows"  # the stored part of the table
 
 HERE = resources.files("refiner_cli.demo")
 
@@ -47,15 +49,24 @@ def word_table(rows: int, width: int) -> torch.Tensor:
 def save(state: dict[str, torch.Tensor], used: torch.Tensor, path: Path) -> None:
     """Write ``state`` in half precision, of the word table only the rows ``used`` (int64 ids)."""
     small = {name: value.half().contiguous() for name, value in state.items() if name != TABLE}
-    small["words.ids"] = used
-    small["words.rows"] = state[TABLE][used].half().contiguous()
+    small[IDS] = used
+    small[ROWS] = state[TABLE][used].half().contiguous()
     save_file(small, path)
+
+
+def is_small(path: Path) -> bool:
+    """Whether a file was written by :func:`save`."""
+    try:
+        with safe_open(path, "pt") as file:
+            return IDS in set(file.keys())
+    except (SafetensorError, OSError):
+        return False
 
 
 def load(path: Path | None = None) -> dict[str, torch.Tensor]:
     """The full open_clip state dict, float32."""
     state = load_file(path or weights_path())
-    ids, rows = state.pop("words.ids"), state.pop("words.rows")
+    ids, rows = state.pop(IDS), state.pop(ROWS)
     text = config()["text_cfg"]
     table = word_table(text["vocab_size"], text["width"])
     table[ids] = rows.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ class Cell:
     data: Path
     cluttered: Mapping[int, Path] = field(default_factory=dict)  # the same test with more or less clutter
     fold: int | None = None  # of the training part, instead of the benchmark as it is
+    backbone: Path | None = None  # weights of a tiny backbone, instead of those that ship
 
     def benchmark(self) -> Benchmark:
         """What it is trained and measured on."""
@@ -55,13 +57,15 @@ class Cell:
 
     def config(self) -> Config:
         """The demo recipe, the arm's differences, and what makes every machine compute the same."""
-        fixed = {
+        fixed: dict[str, Any] = {
             "seed": self.seed,
             "device": "cpu",
             "precision": "fp32",
             "train.workers": 0,
             "train.val_epochs": 99,  # before the first step and at the end
         }
+        if self.backbone is not None:
+            fixed["pretrained"] = str(self.backbone)
         recipe = recipe_for("demo")
         assert recipe is not None  # noqa: S101 - it ships
         return resolve([recipe, (self.arm.name, {**fixed, **self.arm.settings})])
@@ -69,6 +73,8 @@ class Cell:
     def made_of(self) -> dict[str, Any]:
         """What the result follows from; a result of anything else is not taken."""
         prints = {with_clutter(n): load_benchmark(place).fingerprint() for n, place in self.cluttered.items()}
+        if self.backbone is not None:
+            prints["backbone"] = hashlib.sha256(self.backbone.read_bytes()).hexdigest()[:16]
         return {"config": self.config().model_dump(), "data": self.benchmark().fingerprint(), **prints}
 
     def found(self) -> Found | None:

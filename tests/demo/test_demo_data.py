@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import filecmp
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from refiner_cli.core.clip import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo import recipe, scenes, tiny
 from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.demo.shapes import SHAPES
 from refiner_cli.demo.states import EFFECTS
 from refiner_cli.demo.world import KINDS, STATES, backbone_pairs, feasible, split
+from refiner_cli.errors import ModelFileError
 
 
 def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
@@ -31,16 +35,36 @@ def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
     assert 1900 <= Size().train * len(train) <= 2100
 
 
-def test_the_backbone_sees_no_held_out_pair() -> None:
-    held_out = set(split().val_unseen) | set(split().test_unseen)
-    assert not held_out & set(backbone_pairs())
-    assert set(split().train) <= set(backbone_pairs())
+@pytest.mark.parametrize("choice", [0, 1])
+def test_the_backbone_sees_no_held_out_pair(choice: int) -> None:
+    held_out = set(split(choice).val_unseen) | set(split(choice).test_unseen)
+    assert not held_out & set(backbone_pairs(choice))
+    assert set(split(choice).train) <= set(backbone_pairs(choice))
     rng = np.random.default_rng(0)
     for _ in range(30):
-        _, shown = recipe.picture(rng)
+        _, shown = recipe.picture(rng, choice)
         assert not held_out & set(shown)
         text = recipe.caption(shown, rng)
         assert not [pair for pair in held_out if " ".join(pair) in text]
+
+
+def test_choices_hold_out_other_pairs_and_leave_enough_of_every_name() -> None:
+    choices = [split(number) for number in range(4)]
+    assert len({choice.test_unseen for choice in choices}) == 4
+    for choice in choices:
+        assert (len(choice.val_unseen), len(choice.test_unseen)) == (22, 28)
+        assert not set(choice.train) & {*choice.val_unseen, *choice.test_unseen}
+        for i in (0, 1):  # states, objects
+            left = Counter(pair[i] for pair in choice.train)
+            assert all(left[pair[i]] >= 3 for pair in (*choice.val_unseen, *choice.test_unseen))
+
+
+def test_a_demo_of_another_choice_shows_its_pairs(tmp_path: Path) -> None:
+    make_demo(tmp_path / "demo", size=Size(train=1, val=1, test=1), clutter=0, choice=2)
+    benchmark = load_benchmark(tmp_path / "demo")
+    assert benchmark.pairs["train"] == split(2).train
+    for part, unseen in (("val", split(2).val_unseen), ("test", split(2).test_unseen)):
+        assert set(benchmark.pairs[part]) - set(split(2).train) == set(unseen)
 
 
 def test_everything_that_exists_can_be_drawn() -> None:
@@ -82,6 +106,23 @@ def test_the_shipped_weights_are_small_and_load() -> None:
     trained = (table != fresh).any(1)
     assert 30 < int(trained.sum()) < 200  # the words of the recipe
     assert abs(float(fresh.std()) - tiny.WORD_STD) < 1e-4
+
+
+def test_a_tiny_backbone_can_be_loaded_from_a_file(tmp_path: Path) -> None:
+    state = tiny.load()
+    state["logit_scale"] = torch.tensor(3.0)
+    words = torch.tensor([0, 320, 1125])
+    tiny.save(state, words, tmp_path / "mine.safetensors")
+    mine = load_backbone("tiny", str(tmp_path / "mine.safetensors"))
+    assert mine.logit_scale == pytest.approx(np.exp(3), rel=1e-6)
+    table = mine.clip.token_embedding.weight
+    assert torch.equal(table[words], state[tiny.TABLE][words].half().float())
+    changed = (table != tiny.word_table(*table.shape)).any(1)
+    assert set(changed.nonzero().flatten().tolist()) <= set(words.tolist())
+
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelFileError, match=r"torn\.safetensors do not fit"):
+        load_backbone("tiny", str(tmp_path / "torn.safetensors"))
 
 
 @pytest.mark.parametrize("clutter", [0, 6])

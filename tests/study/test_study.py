@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from refiner_cli.core.checkpoint import read_model
+from refiner_cli.core.clip import load_backbone
+from refiner_cli.core.run import model_folder
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.recipe import Recipe
+from refiner_cli.demo.world import split
 from refiner_cli.errors import DatasetError
-from refiner_cli.study.__main__ import plan_folds
 from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS, REFINER, Arm
 from refiner_cli.study.cell import PRIORS, RESULT, Cell, fill, with_clutter
 from refiner_cli.study.folds import LEFT, PAIRS, fold
+from refiner_cli.study.plan import by_choice, by_fold, make_backbone
 from refiner_cli.study.table import tables
 
 SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
@@ -142,8 +147,26 @@ def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Cell) ->
 
 def test_a_cell_of_a_fold_is_measured_on_it(cell: Cell, tmp_path: Path) -> None:
     arm = dataclasses.replace(cell.arm, priors=False)
-    cells = plan_folds(tmp_path, [arm], 2, cell.data)
+    cells = by_fold(tmp_path, [arm], 2, cell.data)
     first, second = (fill(c) for c in cells)
     assert set(first) == {"closed", "open"}
     assert first != second
     assert dataclasses.replace(cells[0], fold=1).found() is None
+
+
+def test_a_cell_of_a_choice_is_measured_on_other_pairs_with_a_backbone_of_its_own(
+    tmp_path: Path,
+) -> None:
+    make_demo(tmp_path / "data" / "seed-1", 1, Size(1, 1, 1), choice=1)
+    file = tmp_path / "backbones" / "tiny-1.safetensors"
+    make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=1))
+    arm = Arm("refiner", "Refiner", SHORT)
+    (cell,) = by_choice(tmp_path, [arm], 1, workers=1)
+    assert cell.backbone == file
+    assert cell.benchmark().pairs["train"] == split(1).train != split().train
+    fill(cell)
+    used = read_model(model_folder(cell.folder / "run"))[0].backbone.fingerprint()
+    assert used == load_backbone("tiny", str(file)).fingerprint() != load_backbone("tiny", "").fingerprint()
+    assert cell.found() is not None
+    make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=2))
+    assert cell.found() is None  # it was measured with other weights
