@@ -29,17 +29,31 @@ from refiner_cli.study.table import tables
 ARMS = (*METHODS, *PARTS)
 
 
+def by_training(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of one training together, one after the other."""
+    together: dict[Path, list[Cell]] = {}
+    for cell in cells:
+        together.setdefault(cell.trained().folder, []).append(cell)
+    return list(together.values())
+
+
+def fill_all(cells: Sequence[Cell]) -> list[Found]:
+    return [fill(cell) for cell in cells]
+
+
 def study(out: Path, cells: Sequence[Cell], workers: int) -> str:
     """Fill all cells and return the tables."""
     results: dict[str, dict[int, Found]] = {cell.arm.name: {} for cell in cells}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(fill, cell): cell for cell in cells}
-        for done, future in enumerate(as_completed(waiting), 1):
-            cell = waiting[future]
-            results[cell.arm.name][cell.seed] = found = future.result()
-            worlds = ", ".join(f"{world} AUC {found[world]['AUC']:.1f}" for world in ("closed", "open"))
-            print(f"{done}/{len(cells)} {cell.arm.name} seed {cell.seed}: {worlds}", file=sys.stderr)
+        waiting = {pool.submit(fill_all, together): together for together in by_training(cells)}
+        done = 0
+        for future in as_completed(waiting):
+            for cell, found in zip(waiting[future], future.result(), strict=True):
+                done += 1
+                results[cell.arm.name][cell.seed] = found
+                worlds = ", ".join(f"{world} AUC {found[world]['AUC']:.1f}" for world in ("closed", "open"))
+                print(f"{done}/{len(cells)} {cell.arm.name} seed {cell.seed}: {worlds}", file=sys.stderr)
     text = tables({name: [found[seed] for seed in sorted(found)] for name, found in results.items()})
     with whole_file(out / "study.md") as part:
         part.write_text(text, "utf-8")

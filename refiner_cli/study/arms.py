@@ -18,6 +18,7 @@ class Arm:
     name: str  # of its folder
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)  # dotted keys
+    of: Arm | None = None  # whose training this is, where the settings count outside training alone
     priors: bool = False  # whether the open world is also measured with each feasibility prior
     clutter: bool = False  # whether it is also measured on test pictures with each amount of clutter
 
@@ -29,13 +30,13 @@ NO_QUERIES = Arm("no-queries", "without queries", {"model.queries": 0}, clutter=
 # and 5e-3, Troika and Refiner at those and at 1e-2, on the validation part of another seed; with batches
 # of 16 the latter two at 3.5e-3, on held-out training pairs (NOTES.md). Troika's step costs a fifth
 # more than Refiner's, so it passes over the pictures six times in the time of seven.
-TROIKA = {"method": "troika", "train.epochs": 6}
+TROIKA = Arm("troika", "Troika", {"method": "troika", "train.epochs": 6})
 METHODS = (
     Arm("clip", "CLIP zero-shot", {"method": "clip"}),
     Arm("coop", "CoOp", {"method": "coop", "train.lr": 2e-3}),
     Arm("csp", "CSP", {"method": "csp", "train.lr": 2e-3}),
-    Arm("troika-one", "Troika on one grid, as published", {**TROIKA, "model.grids": 1}),
-    Arm("troika", "Troika", TROIKA),
+    Arm("troika-one", "Troika on one grid, as published", {"model.grids": 1}, of=TROIKA),
+    TROIKA,
     REFINER,
 )
 PARTS = (
@@ -44,7 +45,7 @@ PARTS = (
     Arm("no-state", "without state alignment", {"model.align_state": False}),
     Arm("no-object", "without object alignment", {"model.align_object": False}),
     Arm("no-adapters", "without adapters", {"model.adapters": False}),
-    Arm("no-hubs", "without levelled hubs", {"model.hubs": False}),
-    Arm("own-words", "words as trained", {"model.word_share": 1}),
-    Arm("one-grid", "on one patch grid", {"model.grids": 1}),
+    Arm("no-hubs", "without levelled hubs", {"model.hubs": False}, of=REFINER),
+    Arm("own-words", "words as trained", {"model.word_share": 1}, of=REFINER),
+    Arm("one-grid", "on one patch grid", {"model.grids": 1}, of=REFINER),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,14 +13,17 @@ from typing import Any, get_args
 
 import torch
 
-from refiner_cli.config import Config, resolve
+from refiner_cli.config import Config, Method, ModelConfig, resolve
+from refiner_cli.core.build import build_model
 from refiner_cli.core.checkpoint import read_model
+from refiner_cli.core.model import Model
 from refiner_cli.core.run import DatasetRef, Run, is_run, model_folder
 from refiner_cli.core.start import environment, resume, start
+from refiner_cli.core.trainer import Training
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.evaluation.assess import similarity_of
 from refiner_cli.evaluation.choose import choose_feasibility
-from refiner_cli.evaluation.evaluate import measure
+from refiner_cli.evaluation.evaluate import calibrate, measure
 from refiner_cli.evaluation.feasibility import Kind, Prior
 from refiner_cli.evaluation.sweep import sweep
 from refiner_cli.files import write_json
@@ -50,6 +54,13 @@ class Cell:
     fold: int | None = None  # of the training part, instead of the benchmark as it is
     backbone: Path | None = None  # weights of a tiny backbone, instead of those that ship
 
+    def trained(self) -> Cell:
+        """The cell that this one's training is that of; most train for themselves."""
+        arm = self.arm.of
+        if arm is None:
+            return self
+        return dataclasses.replace(self, arm=arm, folder=self.folder.parents[1] / arm.name / self.folder.name)
+
     def benchmark(self) -> Benchmark:
         """What it is trained and measured on."""
         whole = load_benchmark(self.data)
@@ -68,7 +79,8 @@ class Cell:
             fixed["pretrained"] = str(self.backbone)
         recipe = recipe_for("demo")
         assert recipe is not None  # noqa: S101 - it ships
-        return resolve([recipe, (self.arm.name, {**fixed, **self.arm.settings})])
+        trained = {} if self.arm.of is None else self.arm.of.settings
+        return resolve([recipe, (self.arm.name, {**fixed, **trained, **self.arm.settings})])
 
     def made_of(self) -> dict[str, Any]:
         """What the result follows from; a result of anything else is not taken."""
@@ -86,14 +98,8 @@ class Cell:
         return content["test"] if content["made_of"] == self.made_of() else None
 
 
-def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
-    """Train, measure and write one cell; goes on with a training that was interrupted."""
-    found = cell.found()
-    if found is not None:
-        return found
-    # Sums are made in another order on another number of threads.
-    torch.set_num_threads(1)
-    benchmark = cell.benchmark()
+def train(cell: Cell, benchmark: Benchmark, tell: Callable[[str], None]) -> Training:
+    """The training of a cell, at its end; goes on with one that was interrupted."""
     config, folder = cell.config(), cell.folder / "run"
     if is_run(folder) and Run.open(folder).config != config:
         shutil.rmtree(folder)  # of an arm that was something else then
@@ -104,8 +110,33 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
         training = start(Run.create(folder, config, ref, environment()), benchmark, tell)
     for _ in training.run_on():
         pass
-    model, _ = read_model(model_folder(folder))
-    setting = training.setting
+    return training
+
+
+def read_with(model: Model, method: Method, config: ModelConfig) -> Model:
+    """A trained model with other settings, such as count outside training alone."""
+    other = build_model(method, model.backbone, config, model.space)
+    kept = {name: value for name, value in model.state_dict().items() if name in other.state_dict()}
+    other.load_state_dict(kept)
+    return other.eval()
+
+
+def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
+    """Train, measure and write one cell."""
+    found = cell.found()
+    if found is not None:
+        return found
+    # Sums are made in another order on another number of threads.
+    torch.set_num_threads(1)
+    benchmark, trained = cell.benchmark(), cell.trained()
+    training = train(trained, benchmark, tell)
+    setting, best = training.setting, training.run.best()
+    model, _ = read_model(model_folder(trained.folder / "run"))
+    val = best["val"] if best else None
+    if trained is not cell:
+        model = read_with(model, cell.config().method, cell.config().model)
+        model.calibration, metrics = calibrate(model, benchmark, setting)
+        val = metrics.to_json()
     wide = benchmark.label_space("test", "open")
     spaces = {"closed": benchmark.label_space("test"), "open": wide}
     priors: dict[str, Prior | None] = {}
@@ -120,7 +151,5 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
         other = load_benchmark(place)
         measured |= measure(model, other, "test", {world: other.label_space("test")}, setting)
     test = {world: sweep(m.digest, m.space).to_json() for world, m in measured.items()}
-    best = training.run.best()
-    val = best["val"] if best else None
     write_json(cell.folder / RESULT, {"made_of": cell.made_of(), "val": val, "test": test})
     return test

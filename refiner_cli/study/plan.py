@@ -75,9 +75,15 @@ def by_fold(out: Path, arms: Sequence[Arm], folds: int, dataset: Path | None) ->
             plain = dataclasses.replace(arm, priors=False)
             cell = Cell(out / arm.name / str(number), plain, APART + number, place, fold=number)
             epochs = round(cell.config().train.epochs * longer[number])
-            trained = dataclasses.replace(plain, settings={**arm.settings, "train.epochs": epochs})
-            cells.append(dataclasses.replace(cell, arm=trained))
+            cells.append(dataclasses.replace(cell, arm=trained_for(plain, epochs)))
     return cells
+
+
+def trained_for(arm: Arm, epochs: int) -> Arm:
+    """An arm with another number of epochs, whoever trains it."""
+    if arm.of is not None:
+        return dataclasses.replace(arm, of=trained_for(arm.of, epochs))
+    return dataclasses.replace(arm, settings={**arm.settings, "train.epochs": epochs})
 
 
 def by_choice(out: Path, arms: Sequence[Arm], choices: int, workers: int) -> list[Cell]:

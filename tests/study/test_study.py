@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.demo.recipe import Recipe
 from refiner_cli.demo.world import split
 from refiner_cli.errors import DatasetError
+from refiner_cli.study.__main__ import by_training
 from refiner_cli.study.arms import AMOUNTS, METHODS, PARTS, REFINER, Arm
 from refiner_cli.study.cell import PRIORS, RESULT, Cell, fill, with_clutter
 from refiner_cli.study.folds import LEFT, PAIRS, fold
@@ -30,7 +32,7 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
     make_demo(folder / "data", 3, Size(1, 1, 1))
     make_demo(folder / "clean", 3, Size(1, 1, 1), clutter=0)
     arm = Arm("refiner", "Refiner", SHORT, priors=True)
-    return Cell(folder / "cell", arm, 3, folder / "data", {0: folder / "clean"})
+    return Cell(folder / "refiner" / "3", arm, 3, folder / "data", {0: folder / "clean"})
 
 
 def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Cell) -> None:
@@ -64,6 +66,30 @@ def test_what_was_measured_of_something_else_is_not_taken(cell: Cell) -> None:
     assert other.found() is not None
     fill(cell)
     assert dataclasses.replace(cell, seed=4).found() is None
+
+
+@pytest.mark.parametrize("reads", [{"model.grids": 2}, {"model.hubs": False}, {"model.word_share": 1}])
+def test_what_counts_outside_training_alone_is_measured_on_one_training(
+    cell: Cell, reads: dict[str, Any]
+) -> None:
+    fill(cell)
+    base = dataclasses.replace(cell.arm, settings=SHORT, priors=False)
+    shared = dataclasses.replace(
+        cell,
+        arm=Arm("shared", "", reads, of=base),
+        folder=cell.folder.parents[1] / "shared" / "3",
+        cluttered={},
+    )
+    own = dataclasses.replace(
+        shared, arm=Arm("own", "", {**SHORT, **reads}), folder=cell.folder.parents[1] / "own" / "3"
+    )
+    assert shared.config() == own.config()
+    assert fill(shared) == fill(own) != {world: fill(cell)[world] for world in ("closed", "open")}
+    assert shared.trained().folder == cell.folder
+    assert not (shared.folder / "run").exists()
+    (own.folder / RESULT).unlink()  # the next setting's
+    (shared.folder / RESULT).unlink()
+    assert [len(together) for together in by_training([cell, shared, own])] == [2, 1]
 
 
 def test_every_arm_differs_from_every_other() -> None:
