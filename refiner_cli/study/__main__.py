@@ -22,7 +22,7 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
 from refiner_cli.study.arms import METHODS, PARTS
-from refiner_cli.study.cell import Cell, Found, fill
+from refiner_cli.study.cell import Cell, Found, fill_all
 from refiner_cli.study.plan import by_choice, by_fold, by_seed
 from refiner_cli.study.table import tables
 
@@ -35,10 +35,6 @@ def by_training(cells: Sequence[Cell]) -> list[list[Cell]]:
     for cell in cells:
         together.setdefault(cell.trained().folder, []).append(cell)
     return list(together.values())
-
-
-def fill_all(cells: Sequence[Cell]) -> list[Found]:
-    return [fill(cell) for cell in cells]
 
 
 def study(out: Path, cells: Sequence[Cell], workers: int) -> str:

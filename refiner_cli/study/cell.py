@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -153,3 +153,8 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
     test = {world: sweep(m.digest, m.space).to_json() for world, m in measured.items()}
     write_json(cell.folder / RESULT, {"made_of": cell.made_of(), "val": val, "test": test})
     return test
+
+
+def fill_all(cells: Sequence[Cell]) -> list[Found]:
+    """Cells of one training, one after the other."""
+    return [fill(cell) for cell in cells]

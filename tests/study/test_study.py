@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,21 @@ def test_a_cell_of_a_choice_is_measured_on_other_pairs_with_a_backbone_of_its_ow
     assert cell.found() is not None
     make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=2))
     assert cell.found() is None  # it was measured with other weights
+
+
+def test_the_command_measures_in_processes_of_its_own_and_goes_on(small_demo: Path, tmp_path: Path) -> None:
+    def study(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "refiner_cli.study", "--out", str(tmp_path), *more]
+        command += ["--dataset", str(small_demo), "--workers", "1", "--arms", "clip"]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+
+    first, again = study("--seeds", "1"), study("--seeds", "1")
+    assert first.returncode == 0, first.stderr
+    assert "1/1 clip seed 0: closed AUC" in first.stderr
+    assert "| CLIP zero-shot |" in first.stdout
+    assert again.stdout == first.stdout
+    assert (tmp_path / "study.md").read_text("utf-8") == first.stdout.removesuffix("\n")
+
+    wrong = study("--choices", "2")
+    assert wrong.returncode == 2
+    assert "--choices are of the demo benchmark" in wrong.stderr
