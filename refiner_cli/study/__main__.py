@@ -11,11 +11,10 @@ study that was interrupted goes on where it was; cells that are there are not ma
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
@@ -23,7 +22,7 @@ from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
 from refiner_cli.study.arms import METHODS, PARTS
 from refiner_cli.study.cell import Cell, Found, fill_all
-from refiner_cli.study.plan import by_choice, by_fold, by_seed
+from refiner_cli.study.plan import by_choice, by_fold, by_seed, processes
 from refiner_cli.study.table import tables
 
 ARMS = (*METHODS, *PARTS)
@@ -40,8 +39,7 @@ def by_training(cells: Sequence[Cell]) -> list[list[Cell]]:
 def study(out: Path, cells: Sequence[Cell], workers: int) -> str:
     """Fill all cells and return the tables."""
     results: dict[str, dict[int, Found]] = {cell.arm.name: {} for cell in cells}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with processes(workers) as pool:
         waiting = {pool.submit(fill_all, together): together for together in by_training(cells)}
         done = 0
         for future in as_completed(waiting):

@@ -94,14 +94,19 @@ def by_choice(out: Path, arms: Sequence[Arm], choices: int, workers: int) -> lis
     """
     numbers = range(1, choices + 1)
     backbones = {n: out / "backbones" / f"tiny-{n}.safetensors" for n in numbers}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with processes(workers) as pool:
         missing = [n for n in numbers if not backbones[n].exists()]
         recipes = [recipe.Recipe(choice=n) for n in missing]
         for _ in pool.map(make_backbone, [backbones[n] for n in missing], recipes):
             pass
     cells = demo_cells(out, arms, numbers, numbers)
     return [dataclasses.replace(cell, backbone=backbones[cell.seed]) for cell in cells]
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """Processes that start from nothing, each for one task."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1)
 
 
 def make_backbone(file: Path, asked: recipe.Recipe) -> None:

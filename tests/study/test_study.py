@@ -182,6 +182,14 @@ def test_a_cell_of_a_fold_is_measured_on_it(cell: Cell, tmp_path: Path) -> None:
     assert dataclasses.replace(cells[0], fold=1).found() is None
 
 
+def test_on_a_fold_too_an_arm_has_the_training_that_it_shares(cell: Cell, tmp_path: Path) -> None:
+    one_grid = next(arm for arm in PARTS if arm.name == "one-grid")
+    whole, other = by_fold(tmp_path, [REFINER, one_grid], 1, cell.data)
+    assert other.trained().config() == whole.config() != other.config()
+    assert other.config().train.epochs == whole.config().train.epochs > cell.config().train.epochs
+    assert by_training([whole, other]) == [[whole, other]]
+
+
 def test_a_cell_of_a_choice_is_measured_on_other_pairs_with_a_backbone_of_its_own(
     tmp_path: Path,
 ) -> None:
