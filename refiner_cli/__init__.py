@@ -59,10 +59,10 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         ModelFileError: a file is missing, torn or does not fit.
         EnvironmentLacksError: the device is not there.
     """
-    from refiner_cli.core.checkpoint import read_model
-    from refiner_cli.core.device import pick_device, pick_precision
-    from refiner_cli.core.run import model_folder
+    from refiner_cli.core.model_io.checkpoint import read_model
+    from refiner_cli.core.runtime.device import pick_device, pick_precision
     from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.training.run_dir import model_folder
 
     chosen, _ = pick_device(device)
     model, _ = read_model(model_folder(Path(path)))

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
         if terminal.debug or "DataLoader worker" not in str(error):
             raise
-        from refiner_cli.core.batches import worker_ended
+        from refiner_cli.core.runtime.loader import worker_ended
 
         terminal.error(worker_ended(error))
         sys.exit(RefinerError.exit_code)

@@ -7,11 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from refiner_cli.__main__ import main
+
+if TYPE_CHECKING:
+    import torch
+
+    from refiner_cli.core.towers.backbone import Backbone
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,3 +99,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared test data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    """The built-in backbone, one per module."""
+    from refiner_cli.core.towers.backbone import load_backbone
+
+    return load_backbone("tiny", "built-in")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    """Two noise images for it, ``2 x 3 x 96 x 96``."""
+    import torch
+
+    return torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))

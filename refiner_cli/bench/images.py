@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 from refiner_cli.bench.measure import Result, seconds
+from refiner_cli.bench.predict import measure
 from refiner_cli.bench.train import Machine, random_images
 from refiner_cli.config import Config
-from refiner_cli.core.batches import Plain, batches, in_order, pick_workers
-from refiner_cli.core.build import build_model
-from refiner_cli.core.clip import Backbone
-from refiner_cli.core.device import computing
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.runtime.device import computing
+from refiner_cli.core.runtime.loader import Plain, batches, in_order, pick_workers
+from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.images import Preprocess
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.throughput import measure
 
 
 def draw_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) -> list[Path]:

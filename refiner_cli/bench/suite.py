@@ -15,10 +15,10 @@ from refiner_cli.bench.spaces import label_space
 from refiner_cli.bench.text import bench_text
 from refiner_cli.bench.train import Machine, bench_step
 from refiner_cli.config import Config
-from refiner_cli.core.clip import load_backbone
-from refiner_cli.core.device import cores, pick_device, pick_precision
-from refiner_cli.core.microbatch import Tell
-from refiner_cli.core.start import environment
+from refiner_cli.core.runtime.device import cores, pick_device, pick_precision
+from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.training.gradient_step import Tell
+from refiner_cli.training.setup import environment
 
 
 @dataclass(frozen=True)

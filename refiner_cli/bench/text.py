@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from refiner_cli.bench.measure import Result, seconds
-from refiner_cli.core.chunk import pick_chunk
-from refiner_cli.core.device import attention_kernels, free_memory
-from refiner_cli.core.text import TextTower, chunked
+from refiner_cli.core.runtime.device import attention_kernels, free_memory
+from refiner_cli.core.towers.text import TextTower, chunked
+from refiner_cli.core.towers.text_chunks import pick_chunk
 from refiner_cli.data.labels import LabelSpace
 
 PEERS = 8  # tokens of CSP and its followers

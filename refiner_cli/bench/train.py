@@ -11,13 +11,13 @@ from torch import Tensor
 
 from refiner_cli.bench.measure import Peak, Result, seconds, wait
 from refiner_cli.config import Config
-from refiner_cli.core.build import build_model
-from refiner_cli.core.chunk import pick_chunk
-from refiner_cli.core.clip import Backbone
-from refiner_cli.core.device import attention_kernels, computing
-from refiner_cli.core.microbatch import MicroBatches, Tell
-from refiner_cli.core.model import Model
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.runtime.device import attention_kernels, computing
+from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.core.towers.text_chunks import pick_chunk
 from refiner_cli.data.labels import LabelSpace
+from refiner_cli.training.gradient_step import MicroBatches, Tell
 
 
 @dataclass(frozen=True)

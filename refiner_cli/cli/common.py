@@ -11,10 +11,10 @@ import typer
 from refiner_cli.cli.console import terminal
 
 if TYPE_CHECKING:
-    from refiner_cli.core.checkpoint import ModelInfo
-    from refiner_cli.core.model import Model
+    from refiner_cli.core.model_io.checkpoint import ModelInfo
+    from refiner_cli.core.models.base import Model
     from refiner_cli.data.benchmark import Benchmark
-    from refiner_cli.evaluation.evaluate import Setting
+    from refiner_cli.evaluation.scoring import Setting
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
@@ -27,7 +27,7 @@ ModelPath = Annotated[
 def open_dataset(text: str) -> Benchmark:
     """The benchmark that a name or a folder means; the demo is drawn if it is not there yet."""
     from refiner_cli.data.benchmark import load_benchmark
-    from refiner_cli.data.catalog import catalogue
+    from refiner_cli.data.download.catalog import catalogue
     from refiner_cli.data.paths import find_dataset, home
 
     place = home(os.environ)
@@ -41,9 +41,9 @@ def open_dataset(text: str) -> Benchmark:
 
 def open_model(path: Path, device: str) -> tuple[Model, ModelInfo]:
     """A stored model on its device."""
-    from refiner_cli.core.checkpoint import read_model
-    from refiner_cli.core.device import pick_device
-    from refiner_cli.core.run import model_folder
+    from refiner_cli.core.model_io.checkpoint import read_model
+    from refiner_cli.core.runtime.device import pick_device
+    from refiner_cli.training.run_dir import model_folder
 
     chosen, reason = pick_device(device)
     model, info = read_model(model_folder(path))
@@ -54,9 +54,9 @@ def open_model(path: Path, device: str) -> tuple[Model, ModelInfo]:
 
 def setting_for(model: Model, precision: str, workers: int, batch: int) -> Setting:
     """How to run on the model's device, with the reasons told."""
-    from refiner_cli.core.batches import pick_workers
-    from refiner_cli.core.device import pick_precision
-    from refiner_cli.evaluation.evaluate import Setting
+    from refiner_cli.core.runtime.device import pick_precision
+    from refiner_cli.core.runtime.loader import pick_workers
+    from refiner_cli.evaluation.scoring import Setting
 
     dtype, why = pick_precision(precision, model.device)
     count, because = pick_workers(workers, model.device)

@@ -42,10 +42,10 @@ def compare(
     """Compare runs on the same images: differences to the first, and the spread over seeds."""
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("At least two different runs are needed for a comparison.")
-    from refiner_cli.core.run import Run, is_run
-    from refiner_cli.evaluation.assess import Asked, assess_model
     from refiner_cli.evaluation.compare import Side
     from refiner_cli.evaluation.compare import compare as put_together
+    from refiner_cli.evaluation.evaluate import Asked, assess_model
+    from refiner_cli.training.run_dir import Run, is_run
 
     sides: list[Side] = []
     trained_on = ""

@@ -14,7 +14,7 @@ from refiner_cli.cli.progress import follow
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from refiner_cli.data.create import Created
+    from refiner_cli.data.create.create import Created
 
 app = typer.Typer(name="dataset", help="Make datasets of own photos.", no_args_is_help=True)
 DEFAULT_UNSEEN = 0.2
@@ -54,9 +54,9 @@ def create(
         raise UsageError(
             f"--unseen-fraction is {unseen_fraction:g}.", hint="Give a number from 0 to below 1."
         )
-    from refiner_cli.data import create as making
-    from refiner_cli.data.own import read_photos, read_unseen
-    from refiner_cli.data.readability import cores
+    from refiner_cli.data.create import create as making
+    from refiner_cli.data.create.photos import read_photos, read_unseen
+    from refiner_cli.data.integrity import cores
 
     unseen = None if unseen_pairs is None else read_unseen(unseen_pairs)
     fraction = DEFAULT_UNSEEN if unseen_fraction is None else unseen_fraction

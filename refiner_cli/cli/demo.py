@@ -23,7 +23,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Draw a dataset, train, evaluate, predict, export: no network, no GPU, a few minutes."""
-    from refiner_cli.demo.tour import take_tour
+    from refiner_cli.demo.walkthrough import take_tour
 
     tour = take_tour(out, seed=seed, device=device, tell=terminal.note, follow=follow)
     paths = {name: str(getattr(tour, name)) for name in ("run", "predictions", "export", "picture")}

@@ -42,7 +42,7 @@ def machine() -> list[dict[str, Any]]:
     import open_clip
     import torch
 
-    from refiner_cli.core.device import cores, free_memory, pick_device, pick_precision
+    from refiner_cli.core.runtime.device import cores, free_memory, pick_device, pick_precision
     from refiner_cli.data.paths import home
 
     device, why = pick_device()

@@ -15,8 +15,8 @@ from refiner_cli.cli.progress import follow
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from refiner_cli.data.download import Downloader
-    from refiner_cli.data.events import Report
+    from refiner_cli.data.download.downloader import Downloader
+    from refiner_cli.data.progress import Report
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Catalogue names.")]
 
@@ -67,11 +67,11 @@ def download(
 
 def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader:
     """What brings datasets into the user's folder."""
-    from refiner_cli.data.catalog import catalogue
-    from refiner_cli.data.download import Downloader
+    from refiner_cli.data.download.catalog import catalogue
+    from refiner_cli.data.download.datasets_dir import Store
+    from refiner_cli.data.download.downloader import Downloader
+    from refiner_cli.data.integrity import cores
     from refiner_cli.data.paths import home
-    from refiner_cli.data.readability import cores
-    from refiner_cli.data.store import Store
 
     def draw(folder: Path) -> None:
         from refiner_cli.demo.dataset import make_demo

@@ -59,8 +59,8 @@ def evaluate(
         raise UsageError("--feasibility-vectors needs --feasibility mask or soft.")
     if feasibility != "none" and world == "closed":
         raise UsageError("--feasibility is about the open world; --world closed leaves that out.")
-    from refiner_cli.core.run import is_run
-    from refiner_cli.evaluation.assess import Asked, assess_model, assess_scores
+    from refiner_cli.evaluation.evaluate import Asked, assess_model, assess_scores
+    from refiner_cli.training.run_dir import is_run
 
     asked = Asked(protocol, ranks(topk), draws)
     benchmark: Benchmark | None = None
@@ -80,11 +80,11 @@ def evaluate(
             if found.feasibility and is_run(model):
                 found.feasibility.store(model, benchmark.fingerprint())
     if per_image:
-        from refiner_cli.evaluation.breakdown import write_per_image
+        from refiner_cli.evaluation.metrics.breakdown import write_per_image
 
         write_per_image(per_image, result.rows())
     if report:
-        from refiner_cli.evaluation.report import write_report
+        from refiner_cli.evaluation.report.page import write_report
 
         write_report(report, result, benchmark.images if benchmark else None)
         terminal.note(f"report: {report}")

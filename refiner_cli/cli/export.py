@@ -28,7 +28,7 @@ def export(
     """Write safetensors weights, configuration, label space, preprocessing and a model card."""
     if folder.exists():
         raise UsageError(f"{folder} exists already.", hint="Give a folder that does not.")
-    from refiner_cli.core.export import export_model
+    from refiner_cli.core.model_io.export import export_model
 
     model, info = open_model(run, "cpu")
     size = export_model(folder, model, info, dtype=dtype, with_backbone=backbone)

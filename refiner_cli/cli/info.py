@@ -50,8 +50,8 @@ def info(
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
-    from refiner_cli.core.checkpoint import read_config
-    from refiner_cli.core.run import model_folder
+    from refiner_cli.core.model_io.checkpoint import read_config
+    from refiner_cli.training.run_dir import model_folder
 
     config = read_config(model_folder(folder))
     metrics = config["metrics"]

@@ -13,7 +13,7 @@ from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import World
-    from refiner_cli.evaluation.bootstrap import Interval
+    from refiner_cli.evaluation.metrics.bootstrap import Interval
     from refiner_cli.evaluation.result import Result
 
 COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")

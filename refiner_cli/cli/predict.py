@@ -17,8 +17,8 @@ from refiner_cli.cli.console import INTERRUPTED, PARTLY_DONE, Json, terminal
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from refiner_cli.inference.formats import Row
     from refiner_cli.inference.scan import Filter, Found
-    from refiner_cli.inference.sink import Row
 
 STDIN = [Path("-")]
 
@@ -58,8 +58,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Recognise images, one row each; the same command again goes on where it stopped."""
+    from refiner_cli.inference.formats import kind_of
     from refiner_cli.inference.scan import Filter, locate, origin
-    from refiner_cli.inference.sink import kind_of
 
     rank, processes = (int(os.environ.get(*name)) for name in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if out is None and (as_json or gallery):
@@ -70,13 +70,13 @@ def predict(
         kind_of(out)
     terminal.quiet = terminal.quiet or rank > 0
     found, total = find(paths, Filter(include or (), exclude or ()))
-    from refiner_cli.core.batches import pick_workers
-    from refiner_cli.core.device import pick_precision
+    from refiner_cli.core.runtime.device import pick_precision
+    from refiner_cli.core.runtime.loader import pick_workers
+    from refiner_cli.core.runtime.memory import pick_batch
     from refiner_cli.inference.gallery import write_gallery
-    from refiner_cli.inference.memory import pick_batch
     from refiner_cli.inference.output import Output
     from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.session import Plan, predict_into, predict_onto
+    from refiner_cli.inference.runner import Plan, predict_into, predict_onto
     from refiner_cli.inference.team import joined
     from refiner_cli.inference.vocabulary import choose_space
 

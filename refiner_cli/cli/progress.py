@@ -13,7 +13,7 @@ from rich.text import Text
 
 from refiner_cli.cli.console import Terminal
 from refiner_cli.data.disk import size
-from refiner_cli.data.events import Notice, Progress, Report, silent
+from refiner_cli.data.progress import Notice, Progress, Report, silent
 
 COUNTED = {"verify", "link"}  # stages whose unit is an image; of the others it is a byte
 _DOING = {"fetch": "fetching", "check": "hashing", "unpack": "unpacking", "verify": "verifying",

@@ -11,9 +11,9 @@ from refiner_cli.cli.console import grid, terminal
 from refiner_cli.data.disk import size
 
 if TYPE_CHECKING:
-    from refiner_cli.data.catalog import Catalogue, Dataset
-    from refiner_cli.data.download import Downloader, Outcome
-    from refiner_cli.data.store import Status, Store
+    from refiner_cli.data.download.catalog import Catalogue, Dataset
+    from refiner_cli.data.download.datasets_dir import Status, Store
+    from refiner_cli.data.download.downloader import Downloader, Outcome
 
 SCHEMA = "refiner.download/1"
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refiner_cli.config import Config
-    from refiner_cli.core.events import Event
-    from refiner_cli.core.ranks import Ranks
-    from refiner_cli.core.trainer import Training
+    from refiner_cli.core.runtime.distributed import Ranks
+    from refiner_cli.training.events import Event
+    from refiner_cli.training.trainer import Training
 
 COLUMNS = ("S", "U", "HM", "AUC")
 HUNGRY = 0.2  # share of the time spent waiting for data from which on it is worth a word
@@ -37,7 +37,7 @@ class Order:
 
 def carry_out(order: Order, *, as_json: bool) -> int:
     """Train, print the result, return the exit code."""
-    from refiner_cli.core.ranks import joined
+    from refiner_cli.core.runtime.distributed import joined
 
     with listening(terminal.note) as wish, joined(os.environ, gpu=on_gpu(order), lost=give_up) as ranks:
         terminal.quiet = terminal.quiet or not ranks.first
@@ -49,8 +49,8 @@ def carry_out(order: Order, *, as_json: bool) -> int:
 
 def on_gpu(order: Order) -> bool:
     """Whether the processes of torchrun take a GPU each."""
-    from refiner_cli.core.device import pick_device
-    from refiner_cli.core.run import Run
+    from refiner_cli.core.runtime.device import pick_device
+    from refiner_cli.training.run_dir import Run
 
     if "WORLD_SIZE" not in os.environ:
         return False
@@ -69,8 +69,8 @@ def give_up(reason: str) -> None:
 
 def train_all(order: Order, ranks: Ranks, stop: Wish) -> dict[str, Any]:
     """The run, or one after the other those of several seeds."""
-    from refiner_cli.core.run import Run
-    from refiner_cli.core.seeds import FILE, Seeds
+    from refiner_cli.training.run_dir import Run
+    from refiner_cli.training.seeds import FILE, Seeds
 
     out = order.out or Path(ranks.agree(str(default_folder(order))))
     if order.config is None and not (out / FILE).is_file():
@@ -116,8 +116,8 @@ def default_folder(order: Order) -> Path:
 def fresh(dataset: str, config: Config, folder: Path, ranks: Ranks) -> Training:
     """A new run in its directory. The first process goes ahead: it may have to draw the demo."""
     from refiner_cli.cli.common import open_dataset
-    from refiner_cli.core.run import DatasetRef, Run
-    from refiner_cli.core.start import environment, start
+    from refiner_cli.training.run_dir import DatasetRef, Run
+    from refiner_cli.training.setup import environment, start
 
     if ranks.first:
         benchmark = open_dataset(dataset)
@@ -129,9 +129,9 @@ def fresh(dataset: str, config: Config, folder: Path, ranks: Ranks) -> Training:
 
 def resumed(folder: Path, ranks: Ranks) -> Training:
     """The training of an existing run, at its last whole checkpoint."""
-    from refiner_cli.core.run import Run
-    from refiner_cli.core.start import environment, resume
     from refiner_cli.data.benchmark import load_benchmark
+    from refiner_cli.training.run_dir import Run
+    from refiner_cli.training.setup import environment, resume
 
     run = Run.open(folder)
     training = resume(run, load_benchmark(Path(run.dataset.path), run.dataset.name), terminal.note, ranks)
@@ -143,7 +143,7 @@ def resumed(folder: Path, ranks: Ranks) -> Training:
 
 def follow(training: Training, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run to the end and tell what happens."""
-    from refiner_cli.core.events import StepDone, Stopped
+    from refiner_cli.training.events import StepDone, Stopped
 
     stopped = False
     with terminal.progress("training") as progress:
@@ -158,7 +158,7 @@ def follow(training: Training, stop: Callable[[], bool] = lambda: False) -> dict
 
 
 def tell(event: Event) -> None:
-    from refiner_cli.core.events import Stopped, Validated
+    from refiner_cli.training.events import Stopped, Validated
 
     if isinstance(event, Validated):
         m = event.metrics

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from refiner_cli.data.labels import LabelSpace, Pair
-from refiner_cli.data.names import relative
+from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import DatasetError
 
 Split = Literal["train", "val", "test"]

@@ -12,7 +12,7 @@ from threading import Event
 
 from filelock import FileLock, Timeout
 
-from refiner_cli.data.events import Notice, Report, StoppedError
+from refiner_cli.data.progress import Notice, Report, StoppedError
 from refiner_cli.errors import FetchError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

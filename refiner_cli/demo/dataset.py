@@ -22,7 +22,7 @@ from refiner_cli.data.benchmark import (
     write_pairs,
 )
 from refiner_cli.demo import scenes
-from refiner_cli.demo.world import Pair, feasible, split
+from refiner_cli.demo.vocabulary import Pair, feasible, split
 from refiner_cli.files import whole_folder
 
 QUALITY = 92
@@ -91,7 +91,7 @@ def make_demo(
         seed: another seed, other pictures of the same pairs.
         size: images a pair.
         clutter: pieces of other objects on a picture, on average.
-        choice: another number holds out other pairs (:func:`refiner_cli.demo.world.split`).
+        choice: another number holds out other pairs (:func:`refiner_cli.demo.vocabulary.split`).
     """
     size = size or Size()
     pairs = parts(choice)

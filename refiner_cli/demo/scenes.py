@@ -15,7 +15,7 @@ from PIL import Image
 
 from refiner_cli.demo.shapes import SHAPES, Pen
 from refiner_cli.demo.states import EFFECTS, Look, hue, material, noise
-from refiner_cli.demo.world import Pair
+from refiner_cli.demo.vocabulary import Pair
 
 SIZE = 96  # pixels a side
 CLUTTER = 6  # pieces on an ordinary scene

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from refiner_cli.demo.world import kind_of
+from refiner_cli.demo.vocabulary import kind_of
 
 Array = np.ndarray
 Rng = np.random.Generator

@@ -13,7 +13,7 @@ from typing import Any
 
 from refiner_cli.config import Config
 from refiner_cli.errors import UsageError
-from refiner_cli.evaluation.bootstrap import NAMES, Difference, differences
+from refiner_cli.evaluation.metrics.bootstrap import NAMES, Difference, differences
 from refiner_cli.evaluation.result import Result
 
 UNRELATED = {"seed", "device", "precision"}  # what may differ between runs of one setting

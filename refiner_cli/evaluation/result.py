@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from refiner_cli.core.model import Calibration
-from refiner_cli.evaluation.bootstrap import DRAWS, Interval, Measured, intervals, resample, top_k_intervals
-from refiner_cli.evaluation.breakdown import Row, hardest_unseen, per_image, per_pair, per_part, top_k
-from refiner_cli.evaluation.choose import Choice
-from refiner_cli.evaluation.sweep import Metrics, Protocol, sweep
+from refiner_cli.core.models.base import Calibration
+from refiner_cli.evaluation.feasibility.fit import Choice
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics, Protocol, sweep
+from refiner_cli.evaluation.metrics.bootstrap import (
+    DRAWS,
+    Interval,
+    Measured,
+    intervals,
+    resample,
+    top_k_intervals,
+)
+from refiner_cli.evaluation.metrics.breakdown import Row, hardest_unseen, per_image, per_pair, per_part, top_k
 
 TOP = (1, 3, 5, 10)
 

@@ -19,8 +19,8 @@ from PIL import Image
 from refiner_cli.data.decode import Crop, Pixels
 from refiner_cli.files import whole_file
 from refiner_cli.inference.decoding import decoded, groups
+from refiner_cli.inference.formats import Value, read_values
 from refiner_cli.inference.scan import Found
-from refiner_cli.inference.sink import Value, read_values
 
 THUMBNAIL = Crop(112, 112)
 QUALITY = 65

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import whole_file, write_json
+from refiner_cli.inference.formats import JsonLines, Value, kind_of, read_values, write_values
 from refiner_cli.inference.scan import digest
-from refiner_cli.inference.sink import JsonLines, Value, kind_of, read_values, write_values
 
 FORMAT = "refiner.predictions/1"
 Header = dict[str, Any]  # what decides the rows; every key must be the same to go on

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from refiner_cli.core.runtime.memory import Pieces
+from refiner_cli.inference.attention_maps import draw_heatmap
 from refiner_cli.inference.decoding import Group, Outcome, decoded, groups
-from refiner_cli.inference.heatmaps import draw_heatmap
-from refiner_cli.inference.memory import Pieces
+from refiner_cli.inference.formats import Row
 from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import Found
-from refiner_cli.inference.sink import Row
 
 
 def silent(text: str) -> None:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refiner_cli.core.device import computing
-from refiner_cli.core.model import Model, TextBank
-from refiner_cli.core.refiner import Refiner
+from refiner_cli.core.models.base import Model, TextBank
+from refiner_cli.core.models.refiner import Refiner
+from refiner_cli.core.runtime.device import computing
 from refiner_cli.data.decode import to_rgb
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.data.labels import LabelSpace

@@ -12,7 +12,7 @@ import torch
 from refiner_cli.bench.measure import Peak, seconds
 from refiner_cli.bench.spaces import SIZES, label_space
 from refiner_cli.bench.text import Prompts, padded, positions, through_trie
-from refiner_cli.core.clip import load_backbone
+from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import UsageError
 from tests.conftest import Cli
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.data.catalog import Catalogue, Counts, Dataset, catalogue
+from refiner_cli.data.download.catalog import Catalogue, Counts, Dataset, catalogue
 from tests.conftest import Cli
-from tests.data import published
-from tests.data.server import Site, serving
+from tests.data.download import published
+from tests.data.download.server import Site, serving
 
 START = """
 import sys
 from pathlib import Path
-from refiner_cli.data import catalog
+from refiner_cli.data.download import catalog
 
 def main():
     known = catalog.Catalogue.model_validate_json(Path(sys.argv[1]).read_text())
@@ -53,7 +53,7 @@ def known(site: Site, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     expected = Counts(states=2, objects=3, train_pairs=4)
     tiny = c_gqa.model_copy(update={"sources": (source,), "expected": expected, "split_sha256": {}})
     changed = Catalogue(datasets={**real.datasets, "c-gqa": tiny})
-    monkeypatch.setattr("refiner_cli.data.catalog.catalogue", lambda: changed)
+    monkeypatch.setattr("refiner_cli.data.download.catalog.catalogue", lambda: changed)
     return changed
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.evaluation.sweep import sweep
+from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from tests.conftest import Cli
 from tests.evaluation.cases import make_case
-from tests.evaluation.test_scores import BAD, CASE, saved
+from tests.evaluation.test_score_files import BAD, CASE, saved
 
 
 @pytest.mark.parametrize("protocol", ["exact", "legacy"])

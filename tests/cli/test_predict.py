@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import refiner_cli
-from refiner_cli.inference.throughput import measure
+from refiner_cli.bench.predict import measure
 from tests.conftest import Cli
 from tests.inference.check_kills import kill_at_random
 

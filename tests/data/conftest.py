@@ -6,8 +6,8 @@ from threading import Event
 
 import pytest
 
-from refiner_cli.data.events import Notice, Progress
-from tests.data.server import Site, serving
+from refiner_cli.data.progress import Notice, Progress
+from tests.data.download.server import Site, serving
 
 
 class Log(list[Progress | Notice]):

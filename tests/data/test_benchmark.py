@@ -19,7 +19,7 @@ from refiner_cli.data.benchmark import (
     write_pairs,
 )
 from refiner_cli.errors import DatasetError
-from tests.data import published
+from tests.data.download import published
 
 ROWS = [{"image": "a/1.jpg", "attr": "ripe", "obj": "apple", "set": "train", "_image": "Brand/1.jpg"}]
 

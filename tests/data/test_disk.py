@@ -7,7 +7,7 @@ from threading import Event, Thread, Timer
 import pytest
 
 from refiner_cli.data.disk import explained, flush, locked, require_room, size
-from refiner_cli.data.events import StoppedError
+from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refiner_cli.core.clip import model_config, preprocess_of
+from refiner_cli.core.towers.backbone import model_config, preprocess_of
 from refiner_cli.data.images import AUGMENTS, Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError
 

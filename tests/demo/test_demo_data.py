@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from refiner_cli.core.clip import load_backbone
+from refiner_cli.core.towers import tiny
+from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.demo import recipe, scenes, tiny
+from refiner_cli.demo import scenes
 from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.demo.shapes import SHAPES
 from refiner_cli.demo.states import EFFECTS
-from refiner_cli.demo.world import KINDS, STATES, backbone_pairs, feasible, split
+from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, feasible, split
 from refiner_cli.errors import ModelFileError
+from refiner_cli.experiments import pretrain_tiny as recipe
 
 
 def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:

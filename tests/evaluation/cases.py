@@ -10,8 +10,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
-from refiner_cli.evaluation.streaming import ScoreStream
-from refiner_cli.evaluation.sweep import Digest
+from refiner_cli.evaluation.metrics.bias_sweep import Digest
+from refiner_cli.evaluation.metrics.streaming import ScoreStream
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional as F
 
 from refiner_cli.config import ModelConfig
-from refiner_cli.core.build import build_model
-from refiner_cli.core.clip import load_backbone
-from refiner_cli.core.model import Calibration, ImageVectors, TextBank
+from refiner_cli.core.models.base import Calibration, ImageVectors, TextBank
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.evaluation.streaming import ScoreStream
-from refiner_cli.evaluation.sweep import sweep
+from refiner_cli.evaluation.metrics.bias_sweep import sweep
+from refiner_cli.evaluation.metrics.streaming import ScoreStream
 
 IMAGES, STATES, OBJECTS, SEEN, WIDTH, BATCH = 5098, 413, 674, 5592, 768, 64
 

@@ -9,11 +9,11 @@ import pytest
 
 from refiner_cli.config import Config
 from refiner_cli.errors import ScoresError, UsageError
-from refiner_cli.evaluation.assess import Asked, assess_scores
-from refiner_cli.evaluation.bootstrap import NAMES
 from refiner_cli.evaluation.compare import Side, compare
+from refiner_cli.evaluation.evaluate import Asked, assess_scores
+from refiner_cli.evaluation.metrics.bootstrap import NAMES
 from refiner_cli.evaluation.result import Result
-from tests.evaluation.test_scores import CASE, saved
+from tests.evaluation.test_score_files import CASE, saved
 
 
 def result(folder: Path, gain: float) -> Result:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.inference.formats import Row, columns, flat, nested, read_values, write_values
 from refiner_cli.inference.output import Count, Output
 from refiner_cli.inference.recogniser import Composition, Part, Prediction
 from refiner_cli.inference.scan import digest
-from refiner_cli.inference.sink import Row, columns, flat, nested, read_values, write_values
 
 HEADER = {"model": "m", "vocabulary": "v", "places": ["/photos"], "batch": 8}
 

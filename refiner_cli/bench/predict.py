@@ -1,0 +1,89 @@
+"""How fast prediction is, next to the least that anybody could do: decode, and call the backbone."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from refiner_cli.core.runtime.device import computing
+from refiner_cli.data.decode import Pixels
+from refiner_cli.data.workers import settle
+from refiner_cli.inference.formats import JsonLines
+from refiner_cli.inference.predict import predict_files
+from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.scan import Found
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images a second, the best of several rounds each."""
+
+    predict: float  # rows, written
+    bare: float  # image vectors of the backbone, and nothing else
+
+    @property
+    def ratio(self) -> float:
+        """The share of the bare loop's speed that prediction reaches."""
+        return self.predict / self.bare
+
+
+def measure(
+    recogniser: Recogniser, files: Sequence[Path], *, batch: int, workers: int, rounds: int = 3
+) -> Throughput:
+    """Run both over readable files in turn, so that whatever else the machine does hits both.
+
+    The bare loop decodes the same way with as many processes, and calls the backbone on ready
+    batches; it has no queries, no adapters, no candidates and no rows. What a process costs to
+    start is outside of both: of each loop the time after its first batch counts.
+    """
+    recogniser.bank  # noqa: B018 - encoding the text is no part of either
+    best = {"predict": 0.0, "bare": 0.0}
+    for _ in range(rounds):
+        for name, loop in (("predict", predicting), ("bare", bare)):
+            ticks = loop(recogniser, files, batch, workers)
+            next(ticks)
+            began = time.perf_counter()
+            images = sum(ticks)
+            best[name] = max(best[name], images / (time.perf_counter() - began))
+    return Throughput(**best)
+
+
+def predicting(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int) -> Iterator[int]:
+    """Yield how many images each batch of prediction has, once its rows are written."""
+    found = [Found(file, str(file)) for file in files]
+    rows = predict_files(recogniser, found, top_k=5, batch=batch, workers=workers)
+    sink = JsonLines(io.StringIO())
+    while some := list(islice(rows, batch)):
+        for row in some:
+            sink.write(row)
+        yield len(some)
+
+
+def bare(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int) -> Iterator[int]:
+    """Yield how many images each batch of the bare loop has, once the backbone has seen it."""
+    model = recogniser.model
+    stream = bare_pixels(recogniser, files, workers)
+    while pixels := list(islice(stream, batch)):
+        images = torch.from_numpy(np.stack(pixels)).to(model.device)
+        with torch.no_grad(), computing(model.device, recogniser.precision):
+            vectors = model.backbone.clip.encode_image(recogniser.preprocess.normalise(images))
+        vectors.cpu()
+        yield len(pixels)
+
+
+def bare_pixels(recogniser: Recogniser, files: Sequence[Path], workers: int) -> Iterator[Pixels]:
+    crop = recogniser.preprocess.crop
+    if workers == 0:
+        yield from map(crop.load, files)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=settle) as pool:
+        yield from pool.map(crop.load, files, chunksize=8)

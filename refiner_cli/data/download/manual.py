@@ -1,0 +1,62 @@
+"""Archives that a person fetched: which of a dataset's archives each of them is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from refiner_cli.data.download.archive import open_archive
+from refiner_cli.data.download.catalog import Dataset, Source
+from refiner_cli.data.download.lockfile import Pins
+from refiner_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Files given by hand, and the names of the sources that they stand for."""
+
+    archives: tuple[Path, ...] = ()
+    sources: frozenset[str] = frozenset()
+
+
+def recognise(dataset: Dataset, given: Sequence[Path], pins: Pins) -> ByHand:
+    """Match files to a dataset's sources, by name or else by content, and pin their hashes.
+
+    A dataset that only comes by hand may come in any number of files: file-sharing sites cut
+    folders into several zips.
+
+    Raises:
+        UsageError: a file is not there, or is none of the archives.
+        ArchiveError: a file is no archive, or refused.
+        FetchError: a file differs from what was fetched before.
+    """
+    sources: set[str] = set()
+    for path in given:
+        if not path.is_file():
+            raise UsageError(f"The archive {path} does not exist.")
+        source = _source(dataset, path)
+        if source:
+            sources.add(source.file)
+            pins.check(source, path)
+        elif not dataset.by_hand:
+            wanted = "; ".join(f"{source.file}, which holds {source.holds}" for source in dataset.sources)
+            raise UsageError(
+                f"{path} is none of the archives of {dataset.title}.", hint=f"Those are {wanted}."
+            )
+    return ByHand(tuple(given), frozenset(sources))
+
+
+def _source(dataset: Dataset, path: Path) -> Source | None:
+    with open_archive(path) as archive:
+        members = ["/" + name for name in archive.members]
+    name = re.sub(r" ?\(\d+\)(?=\.)", "", path.name).casefold()  # browsers call a second copy "name (1).zip"
+    for source in dataset.sources:
+        if name == source.file.casefold():
+            return source
+    for source in dataset.sources:
+        if any(fnmatchcase(member, "*/" + source.holds) for member in members):
+            return source
+    return None

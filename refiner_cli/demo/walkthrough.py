@@ -1,0 +1,120 @@
+"""The demo: draw, train, evaluate, predict, export, all offline on whatever machine this is."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refiner_cli.config import resolve
+from refiner_cli.core.model_io.checkpoint import read_model
+from refiner_cli.core.model_io.export import export_model
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.data.benchmark import Benchmark, load_benchmark
+from refiner_cli.demo import scenes
+from refiner_cli.demo.attention_page import Shown, write_picture
+from refiner_cli.demo.dataset import make_demo
+from refiner_cli.demo.vocabulary import split
+from refiner_cli.errors import UsageError
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics
+from refiner_cli.evaluation.scoring import calibrate, evaluate
+from refiner_cli.files import whole_file
+from refiner_cli.inference.formats import JsonLines
+from refiner_cli.inference.predict import predict_files
+from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.scan import scan
+from refiner_cli.recipes import recipe_for
+from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
+from refiner_cli.training.setup import environment, start
+from refiner_cli.training.trainer import Training
+
+PHOTOS = 60
+SCENES = 10  # rows of the picture
+Worlds = dict[str, Metrics]
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the demo found, and where everything lies."""
+
+    zero_shot: Worlds
+    refiner: Worlds
+    seconds: float
+    run: Path
+    predictions: Path
+    export: Path
+    picture: Path
+
+
+def take_tour(
+    out: Path, *, seed: int, device: str, tell: Callable[[str], None], follow: Callable[[Training], object]
+) -> Tour:
+    """Run the demo in ``out``, which must be empty or not exist.
+
+    Args:
+        tell: gets a line at every stage.
+        follow: runs a training to its end, showing its progress.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already.", hint="Give another --out.")
+    began = time.perf_counter()
+    tell("1/5 drawing the demo dataset")
+    make_demo(out / "dataset", seed)
+    benchmark = load_benchmark(out / "dataset", "demo")
+    recipe = recipe_for("demo")
+    config = resolve([*([recipe] if recipe else []), ("demo", {"seed": seed, "device": device})])
+    tell("2/5 training Refiner on it")
+    ref = DatasetRef("demo", str(benchmark.root.resolve()), benchmark.fingerprint())
+    training = start(Run.create(out / "run", config, ref, environment()), benchmark, tell)
+    follow(training)
+    tell("3/5 evaluating zero-shot CLIP and Refiner, closed and open world")
+    spaces = {"closed": benchmark.label_space("test"), "open": benchmark.label_space("test", "open")}
+    refined, info = read_model(model_folder(out / "run"))
+    refined.to(training.model.device)
+    clip = build_model("clip", refined.backbone, config.model, benchmark.vocabulary).to(refined.device)
+    clip.calibration, _ = calibrate(clip, benchmark, training.setting)
+    zero_shot, ours_found = (
+        evaluate(m, benchmark, "test", spaces, training.setting) for m in (clip, refined)
+    )
+    tell("4/5 predicting a folder of new pictures")
+    draw_photos(out / "photos", seed)
+    ours, theirs = Recogniser(refined, precision=training.setting.precision), Recogniser(clip)
+    with whole_file(out / "predictions.jsonl") as part, part.open("w", encoding="utf-8") as stream:
+        sink = JsonLines(stream)
+        for row in predict_files(ours, scan([out / "photos"]), top_k=5, batch=32, workers=0):
+            sink.write(row)
+    tell("5/5 exporting the model and drawing what its queries look at")
+    export_model(out / "model", refined, info, dtype="fp16", with_backbone=True)
+    write_picture(out / "picture.html", some_scenes(benchmark, seed), theirs, ours)
+    return Tour(
+        zero_shot=zero_shot,
+        refiner=ours_found,
+        seconds=time.perf_counter() - began,
+        run=out / "run",
+        predictions=out / "predictions.jsonl",
+        export=out / "model",
+        picture=out / "picture.html",
+    )
+
+
+def draw_photos(folder: Path, seed: int) -> None:
+    """New pictures of pairs that training never saw, under neutral names."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng((seed, 99))
+    for number in range(PHOTOS):
+        pair = split().test_unseen[int(rng.integers(len(split().test_unseen)))]
+        scenes.scene(pair, split().train, rng).save(folder / f"photo_{number:03d}.jpg", quality=92)
+
+
+def some_scenes(benchmark: Benchmark, seed: int) -> list[Shown]:
+    """Test scenes for the picture, most of them of unseen pairs; chosen blindly."""
+    samples = list(benchmark.samples["test"])
+    random.Random(seed).shuffle(samples)
+    train = set(benchmark.pairs["train"])
+    unseen = [s for s in samples if s.pair not in train][: SCENES - 3]
+    seen = [s for s in samples if s.pair in train][:3]
+    return [Shown(benchmark.images / s.path, s, s.pair in train) for s in unseen + seen]

@@ -1,0 +1,112 @@
+"""Which unseen pairs can exist at all: feasibility from the similarity of words.
+
+``feas(a, o) = (f_o + f_a) / 2`` where ``f_o`` is the similarity of ``o`` to the nearest other object
+that training showed in the state ``a``, and ``f_a`` that of ``a`` to the nearest other state that
+training showed on ``o``; -1 where there is none. Seen pairs hold 0 and are never touched.
+
+``mask``
+    Unseen pairs below a threshold do not compete. The published code multiplies instead: a masked
+    pair scores 0, and a threshold at or below 0 doubles every seen score. ``legacy`` keeps that.
+``soft``
+    Unseen pairs gain ``lambda`` times their standardised feasibility. A true pair that looks odd
+    loses a little and not everything.
+
+Neither threshold nor lambda is chosen here; see :mod:`refiner_cli.evaluation.feasibility.fit`.
+Shapes: ``S`` states, ``O`` objects, ``P`` pairs, ``B`` images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.core.towers.text import spoken
+from refiner_cli.data.labels import BoolArray, LabelSpace
+from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, Protocol
+
+Kind = Literal["none", "mask", "soft"]
+THRESHOLDS = 50
+LAMBDAS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # in logits per standard deviation of feasibility
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines between words, and where they come from."""
+
+    source: str
+    states: FloatArray  # S x S
+    objects: FloatArray  # O x O
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What happens to scores ``B x P`` before they compete: ``scores * factor + offset``, then the mask."""
+
+    allowed: BoolArray | None = None  # P
+    factor: Tensor | None = None  # P float32
+    offset: Tensor | None = None  # P float32
+
+    def apply(self, scores: Tensor) -> Tensor:
+        if self.factor is not None:
+            scores = scores * self.factor.to(scores.device)
+        return scores if self.offset is None else scores + self.offset.to(scores.device)
+
+
+@torch.no_grad()
+def by_text_tower(backbone: Backbone, space: LabelSpace) -> Similarity:
+    """Similarity of the names as the frozen text tower reads them."""
+
+    def cosines(names: Sequence[str]) -> FloatArray:
+        vectors = F.normalize(backbone.text.encode_texts([spoken(name) for name in names]), dim=-1)
+        table: FloatArray = (vectors @ vectors.T).double().cpu().numpy()
+        return table
+
+    source = f"the text tower of {backbone.spec.name} ({backbone.spec.pretrained})"
+    return Similarity(source, cosines(space.states), cosines(space.objects))
+
+
+def feasibility(space: LabelSpace, similarity: Similarity) -> FloatArray:
+    """P float64 in -1..1 for unseen pairs, 0 for seen ones."""
+    by_object = _nearest(space.shown, similarity.objects)  # S x O
+    by_state = _nearest(space.shown.T, similarity.states).T
+    table = (by_object + by_state) / 2
+    return np.where(space.seen, 0.0, table[space.pair_state, space.pair_object])
+
+
+def _nearest(shown: BoolArray, similarity: FloatArray) -> FloatArray:
+    """R x K: for each row, how near the nearest other of its shown columns is; -1 without any."""
+    others = similarity.copy()
+    np.fill_diagonal(others, -np.inf)
+    return np.stack([others[:, row].max(1, initial=-1.0) for row in shown])
+
+
+def grid(kind: Kind, space: LabelSpace, feasible: FloatArray) -> list[float]:
+    """The values that a choice is made from, smallest first; thresholds span the unseen pairs."""
+    unseen = feasible[~space.seen]
+    if kind == "none" or not len(unseen):
+        return []
+    return (
+        [float(v) for v in np.linspace(unseen.min(), unseen.max(), THRESHOLDS)]
+        if kind == "mask"
+        else [*LAMBDAS]
+    )
+
+
+def prior(kind: Kind, value: float, space: LabelSpace, feasible: FloatArray, protocol: Protocol) -> Prior:
+    """A threshold (mask) or a lambda (soft) put to work on the candidates of ``space``."""
+    if kind == "soft":
+        unseen = feasible[~space.seen]
+        spread = max(float(unseen.std()), 1e-12)
+        offset = np.where(space.seen, 0.0, value * (feasible - unseen.mean()) / spread)
+        return Prior(offset=torch.from_numpy(offset.astype(np.float32)))
+    passes = feasible >= value
+    if protocol == "legacy":  # seen pairs hold 0, and pass a threshold below that
+        return Prior(factor=torch.from_numpy((passes.astype(np.float32) + space.seen).astype(np.float32)))
+    return Prior(allowed=passes | space.seen)

@@ -1,0 +1,62 @@
+"""What a training reports while it runs, and the lines of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from refiner_cli.core.models.base import Calibration
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics
+
+
+@dataclass(frozen=True)
+class StepDone:
+    step: int  # steps done, from 1
+    total: int
+    epoch: int  # from 0
+    loss: float
+    lr: float
+    norm: float  # of the gradient, before clipping
+    images: int  # of this step, in all processes
+    seconds: float
+    waited: float  # seconds of it that went into waiting for data
+    skipped: str | None  # why the parameters were left as they were: what was not finite
+
+    def to_json(self) -> dict[str, Any]:
+        row = {
+            "kind": "step", "step": self.step, "epoch": self.epoch, "loss": finite(self.loss),
+            "lr": self.lr, "norm": finite(self.norm),
+            "seconds": round(self.seconds, 4), "waited": round(self.waited, 4),
+        }  # fmt: skip
+        return row | ({"skipped": self.skipped} if self.skipped else {})
+
+
+@dataclass(frozen=True)
+class Validated:
+    step: int
+    epoch: int  # epochs done
+    metrics: Metrics
+    calibration: Calibration
+    best: bool  # so far
+    seconds: float
+    waiting: float  # share of the time since the last validation that the steps waited for data
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "val", "step": self.step, "epoch": self.epoch, **self.metrics.to_json(),
+                **self.calibration.to_json(), "waiting": round(self.waiting, 4)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Asked to stop; the state is saved."""
+
+    step: int
+
+
+Event = StepDone | Validated | Stopped
+
+
+def finite(value: float) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,131 @@
+"""The token cache: what no adapter changes, kept on disk for a few fixed views of every image.
+
+What lies below the adapters and the queries is constant for an image and its augmentation. With ``v`` views
+an image, epoch ``e`` shows view ``e mod v``, and once all are stored an epoch costs the adapted
+blocks alone. A block of images is one file that is either whole or not there; its name carries the
+checksum of its content, so that an interrupted filling goes on and a damaged file is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from refiner_cli.core.models.refiner import Refiner
+from refiner_cli.core.runtime.device import GIB, computing
+from refiner_cli.core.runtime.loader import Augmented, Batch, batches
+from refiner_cli.data.images import AUGMENTS
+from refiner_cli.errors import RefinerError
+from refiner_cli.files import whole_file
+
+BLOCK = 64  # images of one file
+Tell = Callable[[str], None]
+
+
+@dataclass
+class TokenCache:
+    """Tokens below all that training changes, for ``views`` views of every file.
+
+    Args:
+        folder: where the files lie; what it holds of another model or dataset is not used.
+        key: whatever else decides the tokens: the dataset, the seed, the backbone.
+        precision: what the tokens are computed and kept in.
+        augment: how a view differs from the file, a name in ``AUGMENTS``.
+    """
+
+    folder: Path
+    model: Refiner
+    files: Sequence[Path]
+    views: int
+    seed: int
+    key: str
+    precision: torch.dtype
+    augment: str = "published"
+    workers: int = 0
+    place: Path = field(init=False)
+    found: dict[tuple[int, int], Path] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = (self.key, self.model.backbone.fingerprint(), str(self.model.backbone.spec.preprocess),
+                 self.model.first, self.seed, str(self.precision), self.augment, BLOCK)  # fmt: skip
+        self.place = self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def fill(self, tell: Tell) -> None:
+        """Compute and store what is not there yet.
+
+        Raises:
+            RefinerError: the disk has no room for it.
+            DatasetError: an image cannot be read.
+        """
+        wanted = [(v, start) for v in range(self.views) for start in range(0, len(self.files), BLOCK)]
+        self.place.mkdir(parents=True, exist_ok=True)
+        self.found = {place: file for place in wanted if (file := self.whole(*place))}
+        missing = [place for place in wanted if place not in self.found]
+        images = sum(min(BLOCK, len(self.files) - start) for _, start in missing)
+        needed = images * self.bytes_an_image()
+        free = shutil.disk_usage(self.place).free
+        tell(
+            f"token cache {self.place}: {self.views} views of {len(self.files)} images, "
+            f"{images} to make, {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free"
+        )
+        if needed > free:
+            raise RefinerError(
+                f"The token cache needs {needed / GIB:.2f} GiB; {self.place} has {free / GIB:.2f} GiB left.",
+                hint="Lower train.cache, the number of views, or set it to 0.",
+            )
+        for view, start in missing:
+            self.found[view, start] = self.store(view, start)
+
+    def bytes_an_image(self) -> int:
+        """Size of one image's tokens, from one pass of a blank image."""
+        size = self.model.backbone.spec.preprocess["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        blank = torch.zeros(1, 3, height, width, device=self.model.device)
+        return self.tokens(blank)[0].numel() * self.precision.itemsize
+
+    def tokens(self, images: Tensor) -> Tensor:
+        with computing(self.model.device, self.precision):
+            return self.model.lower(images).to(self.precision)
+
+    def store(self, view: int, start: int) -> Path:
+        """Compute one block of a view and write it whole."""
+        rows = range(start, min(start + BLOCK, len(self.files)))
+        look = Augmented(AUGMENTS[self.augment](self.model.backbone.spec.preprocess), self.seed, view)
+        (batch,) = batches(self.files, look, [rows], device=self.model.device, workers=self.workers)
+        part = self.place / f"{view:03d}-{start:08d}.part"
+        save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
+        file = self.place / f"{view:03d}-{start:08d}-{checksum(part)}.safetensors"
+        with whole_file(file) as target:
+            part.replace(target)
+        return file
+
+    def whole(self, view: int, start: int) -> Path | None:
+        """The file of a block, if its content is what its name promises; damaged ones are removed."""
+        for file in self.place.glob(f"{view:03d}-{start:08d}-*.safetensors"):
+            if file.stem.endswith(checksum(file)):
+                return file
+            file.unlink()
+        return None
+
+    def batches(self, order: Sequence[Sequence[int]], epoch: int) -> Iterator[Batch]:
+        """The batches that ``order`` lists, tokens ``B x N x W`` in the place of images."""
+        view = epoch % self.views
+        starts = range(0, len(self.files), BLOCK)
+        # Memory-mapped: only the rows that a batch reads are loaded.
+        blocks = {start: load_file(self.found[view, start])["tokens"] for start in starts}
+        for rows in order:
+            tokens = torch.stack([blocks[row - row % BLOCK][row % BLOCK] for row in rows])
+            yield Batch(tokens.to(self.model.device, non_blocking=True), torch.tensor(list(rows)))
+
+
+def checksum(file: Path) -> str:
+    """16 hex digits of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -1,0 +1,103 @@
+"""Model directories: what is written is read back, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from refiner_cli.core.model_io.checkpoint import read_model
+from refiner_cli.errors import ModelFileError, RefinerError
+from refiner_cli.training.run_dir import model_folder
+
+
+def test_an_export_and_its_run_hold_the_same_model(small_run: Path, small_export: Path) -> None:
+    ours, _ = read_model(model_folder(small_run))
+    theirs, _ = read_model(small_export)
+    assert ours.stored().keys() == theirs.stored().keys()
+    assert all(torch.equal(p, theirs.stored()[name]) for name, p in ours.stored().items())
+    assert ours.stored()["hubs.centres"].any(1).all()  # measured for every seen pair
+    assert ours.backbone.fingerprint() == theirs.backbone.fingerprint()
+    assert (ours.space, ours.calibration) == (theirs.space, theirs.calibration)
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def remove_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def cut_config(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(file.read_text()[:-100])
+
+
+def drop_labels(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    del config["labels"]
+    file.write_text(json.dumps(config))
+
+
+def other_width(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["model"]["adapter_width"] = 32
+    file.write_text(json.dumps(config))
+
+
+def other_format(folder: Path) -> None:
+    (folder / "config.json").write_text('{"format": "refiner.model/9"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (cut_weights, "model.safetensors are damaged or cut short"),
+        (remove_weights, "the file model.safetensors is missing"),
+        (remove_config, "the file config.json is missing"),
+        (cut_config, "config.json cannot be read"),
+        (drop_labels, "incomplete or damaged"),
+        (other_width, "has another shape"),
+        (other_format, "has the format 'refiner.model/9'"),
+    ],
+)
+def test_damage_is_named(
+    tmp_path: Path, small_export: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(small_export, folder)
+    damage(folder)
+    with pytest.raises(ModelFileError) as raised:
+        read_model(folder)
+    assert says in str(raised.value)
+
+
+def test_a_backbone_that_changed_is_refused(tmp_path: Path, small_run: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder(small_run), folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["backbone"]["fingerprint"] = "0" * 16
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelFileError, match="is not the one"):
+        read_model(folder)
+
+
+def test_a_run_without_validation_is_no_model_yet(tmp_path: Path, small_run: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    (folder / "best.json").unlink()
+    with pytest.raises(RefinerError, match="no validated checkpoint"):
+        model_folder(folder)

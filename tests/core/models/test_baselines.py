@@ -1,0 +1,81 @@
+"""Baselines: each learns what it says, starts at CLIP where it should, and fits the open world."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refiner_cli.config import ModelConfig, TrainConfig
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.baselines import troika
+from refiner_cli.core.models.baselines.troika import Troika
+from refiner_cli.core.models.registry import METHODS, build_model
+from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.errors import ConfigError
+from tests.core.cases import SPACE
+
+
+def logits(model: Model, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        model.eval()
+        return model.score(model.encode_images(pixels), model.encode_pairs(SPACE)).composition
+
+
+@pytest.mark.parametrize("method", ["coop", "csp"])
+def test_prompted_baselines_start_at_zero_shot(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
+    ours, clip = (logits(build_model(m, tiny, ModelConfig(), SPACE), pixels) for m in (method, "clip"))
+    assert torch.allclose(ours, clip, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "learns"),
+    [
+        ("clip", set()),
+        ("coop", {"prompts.contexts.composition"}),
+        ("csp", {"prompts.states", "prompts.objects"}),
+    ],
+)
+def test_each_learns_what_it_says(tiny: Backbone, method: str, learns: set[str]) -> None:
+    assert set(build_model(method, tiny, ModelConfig(), SPACE).learned()) == learns
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "clip"])
+def test_every_method_learns(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(method, tiny, ModelConfig(word_dropout=0), SPACE)
+    space, truth = SPACE.training(), torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(model.learned().values(), lr=0.005)
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(0)
+        model.train()
+        scores = model.score(model.encode_images(pixels), model.encode_pairs(space))
+        loss = model.loss(scores, truth, space, TrainConfig())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_chunks_of_pairs_change_no_score(
+    tiny: Backbone, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Troika(tiny, ModelConfig(), SPACE)
+    whole = logits(model, pixels)
+    monkeypatch.setattr(troika, "CHUNK", 1)
+    assert torch.allclose(logits(model, pixels), whole, atol=1e-5)
+
+
+def test_troika_reads_the_patches(tiny: Backbone, pixels: torch.Tensor) -> None:
+    model = Troika(tiny, ModelConfig(), SPACE).eval()
+    with torch.no_grad():
+        images, bank = model.encode_images(pixels), model.encode_pairs(SPACE)
+        other = troika.PatchedVectors(images.composition, images.state, images.object, images.patches.flip(0))
+        assert not torch.allclose(model.score(images, bank).composition, model.score(other, bank).composition)
+
+
+def test_an_unknown_method_is_named(tiny: Backbone) -> None:
+    with pytest.raises(ConfigError, match="'magic' is unknown"):
+        build_model("magic", tiny, ModelConfig(), SPACE)

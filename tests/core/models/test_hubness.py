@@ -1,0 +1,54 @@
+"""Levels: what they are, and that they take from hubs what hubs get from everything."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from refiner_cli.core.models.hubness import CHUNK, SHARE, SOFTNESS, Hubs
+
+SCALE = 20.0
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_a_level_is_the_soft_mean_of_the_logits_at_the_centres() -> None:
+    vectors, truth, texts = unit(50, 8), torch.arange(50) % 6, unit(CHUNK + 3, 8, seed=1)
+    hubs = Hubs(6, 8)
+    hubs.measure(vectors, truth)
+    levels = hubs(texts, SCALE)
+    for i in (0, 17, CHUNK, CHUNK + 2):
+        logits = torch.stack([SCALE * vectors[truth == q].mean(0) @ texts[i] for q in range(6)])
+        assert torch.isclose(levels[i], (SOFTNESS * logits).exp().mean().log() * SHARE / SOFTNESS, atol=1e-4)
+
+
+def test_the_precision_outside_changes_no_level() -> None:
+    hubs, texts = Hubs(6, 8), unit(9, 8, seed=1)
+    hubs.measure(unit(50, 8), torch.arange(50) % 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = hubs(texts, SCALE)
+    assert torch.equal(inside, hubs(texts, SCALE))
+
+
+def test_nothing_measured_levels_nothing() -> None:
+    assert torch.equal(Hubs(6, 8)(unit(3, 8), SCALE), torch.zeros(3))
+
+
+def test_a_pair_without_pictures_has_its_centre_at_zero() -> None:
+    hubs = Hubs(3, 8)
+    hubs.measure(unit(4, 8), torch.tensor([0, 0, 2, 2]))
+    assert torch.equal(hubs.centres[1], torch.zeros(8))
+    assert hubs(unit(3, 8), SCALE).isfinite().all()
+
+
+def test_a_text_near_every_picture_no_longer_wins_them_all() -> None:
+    common = F.one_hot(torch.tensor(7), 8).float()  # what all pictures share
+    own = torch.eye(8)[:6]  # what tells them apart
+    pictures = F.normalize(own + 1.2 * common, dim=-1)
+    texts = torch.cat([own, common[None]])  # the last one is the hub
+    assert (pictures @ texts.T).argmax(1).tolist() == [6] * 6
+    hubs = Hubs(6, 8)
+    hubs.measure(pictures, torch.arange(6))
+    assert (SCALE * pictures @ texts.T - hubs(texts, SCALE)).argmax(1).tolist() == list(range(6))

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from refiner_cli.data.benchmark import SPLITS, load_benchmark
+from refiner_cli.data.create import create as module
+from refiner_cli.data.create.create import Created, Placing, Wish, create
+from refiner_cli.data.create.photos import Photo, read_photos
+from refiner_cli.data.download.verify import verify
+from refiner_cli.data.progress import StoppedError
+from refiner_cli.errors import DatasetError
+from tests.data.conftest import Log
+from tests.data.download import published
+
+Run = Callable[..., Created]
+PAIRS = [(s, o) for s in ("cut", "ripe", "old") for o in ("apple", "pear", "plum")]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten photos of each of nine pairs."""
+    for state, obj in PAIRS:
+        folder = tmp_path / "photos" / f"{state}_{obj}"
+        folder.mkdir(parents=True)
+        for number in range(10):
+            (folder / f"{number}.jpg").write_bytes(published.photo(number))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(tmp_path: Path, log: Log, stop: Event) -> Run:
+    def build(photos: list[Photo], wish: Wish | None = None, placing: Placing = "link") -> Created:
+        return create(
+            photos, tmp_path / "out", wish or Wish(), placing=placing, workers=1, report=log, stop=stop
+        )
+
+    return build
+
+
+def test_photos_become_a_benchmark(photos: Path, run: Run, tmp_path: Path, log: Log, stop: Event) -> None:
+    created = run(read_photos(photos))
+    assert (created.linked, created.copied, created.left_out) == (90, 0, ())
+    benchmark = load_benchmark(tmp_path / "out")
+    train = set(benchmark.pairs["train"])
+    assert {s for s, _ in train} == set(benchmark.states) == {"cut", "ripe", "old"}
+    assert {o for _, o in train} == set(benchmark.objects) == {"apple", "pear", "plum"}
+    assert len(train) == 7
+    assert len(set(benchmark.pairs["val"]) - train) == len(set(benchmark.pairs["test"]) - train) == 1
+    assert sum(len(benchmark.samples[split]) for split in SPLITS) == 90
+    again = verify(tmp_path / "out", None, workers=1, report=log, stop=stop)
+    assert again.usable
+    assert (again.notes, again.unreadable) == ((), ())
+    assert again.fingerprint == created.verification.fingerprint
+    assert log.progress("link")[-1].done == 90
+
+
+def test_the_same_seed_gives_the_same_dataset(photos: Path, log: Log, stop: Event, tmp_path: Path) -> None:
+    prints = [
+        create(
+            read_photos(photos),
+            tmp_path / f"out{n}",
+            Wish(seed=seed),
+            placing="link",
+            workers=1,
+            report=log,
+            stop=stop,
+        ).verification.fingerprint
+        for n, seed in enumerate((1, 1, 2))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_links_share_the_bytes_and_copies_do_not(photos: Path, run: Run, tmp_path: Path) -> None:
+    run(read_photos(photos), placing="link")
+    assert all(path.stat().st_nlink == 2 for path in (tmp_path / "out/images").rglob("*.jpg"))
+    (tmp_path / "out").rename(tmp_path / "linked")
+    created = run(read_photos(photos), placing="copy")
+    assert (created.linked, created.copied) == (0, 90)
+    assert all(path.stat().st_nlink == 1 for path in (tmp_path / "out/images").rglob("*.jpg"))
+
+
+def test_where_links_are_impossible_images_are_copied(
+    photos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert run(read_photos(photos)).copied == 90
+    assert len(list((tmp_path / "out/images").rglob("*.jpg"))) == 90
+
+
+def test_splits_of_a_table_are_kept(photos: Path, run: Run, tmp_path: Path) -> None:
+    rows = ["path,state,object,split"]
+    for state, obj in PAIRS:
+        splits = ["test"] * 10 if (state, obj) == ("old", "plum") else ["train"] * 7 + ["val"] * 3
+        rows += [f"{state}_{obj}/{n}.jpg,{state},{obj},{split}" for n, split in enumerate(splits)]
+    (photos / "table.csv").write_text("\n".join(rows))
+    run(read_photos(photos / "table.csv"), Wish(unseen_fraction=0.9))
+    benchmark = load_benchmark(tmp_path / "out")
+    assert benchmark.pairs["test"] == (("old", "plum"),)
+    assert {split: len(found) for split, found in benchmark.samples.items()} == {
+        "train": 56,
+        "val": 24,
+        "test": 10,
+    }
+
+
+def test_splits_of_a_table_that_leave_a_name_untrained_are_refused(
+    photos: Path, run: Run, tmp_path: Path
+) -> None:
+    found = [
+        Photo(p.file, p.pair, "test" if p.pair[0] == "old" else "val" if p.file.stem == "0" else "train")
+        for p in read_photos(photos)
+    ]
+    with pytest.raises(DatasetError, match=r"but 'old' would not: .* 'old apple', 'old pear', 'old plum'"):
+        run(found)
+    assert not (tmp_path / "out").exists()
+
+
+def test_named_pairs_are_unseen(photos: Path, run: Run, tmp_path: Path) -> None:
+    run(read_photos(photos), Wish(unseen=(("old", "plum"), ("cut", "apple"))))
+    benchmark = load_benchmark(tmp_path / "out")
+    assert set(PAIRS) - set(benchmark.pairs["train"]) == {("old", "plum"), ("cut", "apple")}
+
+
+def test_photos_of_one_name_from_two_folders_are_both_there(tmp_path: Path, run: Run) -> None:
+    found = []
+    for number in range(8):
+        for name in ("a/x.jpg", "b/X.jpg", "b/x"):
+            file = tmp_path / str(number) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(published.photo(number))
+            found.append(Photo(file, ("cut" if number % 2 else "old", "apple" if number < 4 else "pear")))
+    run(found, Wish(unseen_fraction=0.25))
+    names = [path.name for path in (tmp_path / "out/images").rglob("*") if path.is_file()]
+    assert len(names) == len(found)
+    assert {"x.jpg", "X-2.jpg", "x-3.jpg"} <= set(names)
+    folders = Counter(f"{p.parent.name}/{p.name}".casefold() for p in (tmp_path / "out/images").rglob("*"))
+    assert set(folders.values()) == {1}
+
+
+def test_names_that_no_path_can_hold_stay_in_the_lists(photos: Path, run: Run, tmp_path: Path) -> None:
+    found = [Photo(p.file, (p.pair[0], p.pair[1].replace("plum", "a/b:c?"))) for p in read_photos(photos)]
+    run(found)
+    benchmark = load_benchmark(tmp_path / "out")
+    assert "a/b:c?" in benchmark.objects
+    assert {path.name for path in benchmark.images.iterdir()} >= {"old_a_b_c_", "cut_apple"}
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told(photos: Path, run: Run, tmp_path: Path) -> None:
+    bad = photos / "cut_pear/3.jpg"
+    bad.write_bytes(published.photo()[:150])
+    created = run(read_photos(photos))
+    assert [fault.path for fault in created.left_out] == [str(bad)]
+    assert sum(len(found) for found in load_benchmark(tmp_path / "out").samples.values()) == 89
+
+
+def test_an_image_that_is_not_there_is_an_error(photos: Path, run: Run) -> None:
+    with pytest.raises(DatasetError, match=r"1 of the listed images are not there, .*gone\.jpg"):
+        run([*read_photos(photos), Photo(photos / "gone.jpg", ("cut", "pear"))])
+
+
+def test_two_spellings_of_a_name_are_refused(photos: Path, run: Run) -> None:
+    with pytest.raises(DatasetError, match="object 'pear' is also spelt 'Pear'"):
+        run([*read_photos(photos), Photo(photos / "cut_pear/1.jpg", ("cut", "Pear"))])
+
+
+def test_too_few_images_are_told(photos: Path, run: Run) -> None:
+    with pytest.raises(DatasetError, match="The split val would be empty: there are 9 images of 9 pairs"):
+        run([photo for photo in read_photos(photos) if photo.file.stem == "1"], Wish(unseen_fraction=0.1))
+
+
+def test_a_folder_in_use_is_not_touched(photos: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    with pytest.raises(DatasetError, match="is there already"):
+        run(read_photos(photos))
+    (tmp_path / "out/mine.txt").unlink()
+    run(read_photos(photos))
+    assert load_benchmark(tmp_path / "out").states
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_failure(
+    photos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "write_metadata", fail)
+    with pytest.raises((DatasetError, KeyboardInterrupt)):
+        run(read_photos(photos))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_stops_when_asked(photos: Path, run: Run, stop: Event, tmp_path: Path) -> None:
+    stop.set()
+    with pytest.raises(StoppedError):
+        run(read_photos(photos))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_grocery_from_its_images_alone(grocery: Path, tmp_path: Path, log: Log, stop: Event) -> None:
+    out = tmp_path / "grocery"
+    created = create(
+        read_photos(grocery / "images"), out, Wish(), placing="copy", workers=1, report=log, stop=stop
+    )
+    counts = created.verification.counts
+    assert (counts.states, counts.objects) == (6, 21)
+    assert (counts.train_pairs, counts.val_unseen_pairs, counts.test_unseen_pairs) == (23, 3, 3)
+    benchmark = load_benchmark(out)
+    images = [sample.path for split in SPLITS for sample in benchmark.samples[split]]
+    assert sorted(images) == sorted(
+        p.relative_to(grocery / "images").as_posix() for p in (grocery / "images").rglob("*.jpg")
+    )

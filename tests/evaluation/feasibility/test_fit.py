@@ -1,0 +1,162 @@
+"""Test never chooses anything: neither its labels nor its images are read while something is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from refiner_cli.core.model_io.checkpoint import read_model
+from refiner_cli.core.models.base import Model
+from refiner_cli.data.benchmark import Benchmark, load_benchmark
+from refiner_cli.errors import DatasetError
+from refiner_cli.evaluation import scoring as evaluate
+from refiner_cli.evaluation.evaluate import Asked, assess_model
+from refiner_cli.evaluation.feasibility.feasibility import by_text_tower
+from refiner_cli.evaluation.feasibility.fit import choose_feasibility
+from refiner_cli.evaluation.metrics.bias_sweep import sweep
+from refiner_cli.evaluation.metrics.bootstrap import Measured
+from refiner_cli.evaluation.result import Result
+from refiner_cli.evaluation.scoring import (
+    Setting,
+    calibrate,
+    check_same_labels,
+    image_batches,
+    measure_hubs,
+    some,
+)
+from refiner_cli.training.run_dir import model_folder
+from tests.evaluation.cases import make_case
+
+
+class Sealed(dict[Any, Any]):
+    """The samples of a benchmark whose test split must not be touched."""
+
+    def __getitem__(self, split: Any) -> Any:
+        assert split != "test", "the test split was read"
+        return super().__getitem__(split)
+
+
+@pytest.fixture(scope="module")
+def model(small_run: Path) -> Model:
+    return read_model(model_folder(small_run))[0]
+
+
+@pytest.fixture(scope="module")
+def demo(small_demo: Path) -> Benchmark:
+    return load_benchmark(small_demo)
+
+
+def sealed(demo: Benchmark) -> Benchmark:
+    return dataclasses.replace(demo, samples=Sealed(demo.samples))
+
+
+def shuffled(demo: Benchmark) -> Benchmark:
+    """The same test images, every one with the next one's label."""
+    test = demo.samples["test"]
+    labels = [sample.pair for sample in (*test[1:], test[0])]
+    moved = tuple(dataclasses.replace(s, pair=pair) for s, pair in zip(test, labels, strict=True))
+    return dataclasses.replace(demo, samples={**demo.samples, "test": moved})
+
+
+def test_calibration_reads_no_test_image(model: Model, demo: Benchmark) -> None:
+    assert calibrate(model, sealed(demo), Setting()) == calibrate(model, demo, Setting())
+
+
+def test_weights_above_zero_have_to_be_surely_better(
+    model: Model, demo: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def answer(plain: Measured, best: Measured) -> bool:
+        asked.append([sweep(side.digest, side.space).AUC for side in (plain, best)])
+        return len(asked) == 1
+
+    monkeypatch.setattr(evaluate, "surely_better", answer)
+    chosen, metrics = calibrate(model, demo, Setting())
+    assert max(chosen.state_weight, chosen.object_weight) > 0
+    plain, plain_metrics = calibrate(model, demo, Setting())
+    assert (plain.state_weight, plain.object_weight) == (0, 0)
+    assert asked == [[plain_metrics.AUC, metrics.AUC]] * 2
+
+
+def test_surely_better_is_better_by_more_than_chance() -> None:
+    weak, same, strong = (
+        Measured(case.digest(), case.space)
+        for case in (make_case(3, images=200, skill=skill) for skill in (0.5, 0.51, 1.5))
+    )
+    assert evaluate.surely_better(weak, strong)
+    assert not evaluate.surely_better(strong, weak)
+    assert not evaluate.surely_better(weak, same)
+
+
+def test_centres_are_those_of_training_images_alone(model: Model, demo: Benchmark) -> None:
+    assert model.hubs is not None
+    before = model.hubs.centres.clone()
+    only = dataclasses.replace(demo, samples={"train": demo.samples["train"]})
+    measure_hubs(model, only, Setting(batch=3))
+    assert torch.allclose(model.hubs.centres, before, atol=1e-6)  # as training left them
+    space = demo.label_space("train").training()
+    for index, pair in enumerate(space.pairs[:3]):
+        rows = [i for i, sample in enumerate(demo.samples["train"]) if sample.pair == pair]
+        with torch.no_grad():
+            (batch,) = image_batches(model, demo, "train", Setting(), some(np.array(rows)).tolist())
+            want = model.encode_images(batch.images).composition.mean(0)
+        assert torch.allclose(model.hubs.centres[index], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_some_are_spread_evenly_and_none_twice(count: int) -> None:
+    found = some(np.arange(count)).tolist()
+    assert len(set(found)) == len(found) == min(count, 8)
+    assert found[0] == 0
+    assert count == 1 or found[-1] == count - 1
+
+
+@pytest.mark.parametrize("protocol", ["exact", "legacy"])
+@pytest.mark.parametrize("kind", ["mask", "soft"])
+def test_feasibility_reads_no_test_image(model: Model, demo: Benchmark, kind: Any, protocol: Any) -> None:
+    similarity = by_text_tower(model.backbone, demo.vocabulary)
+    _, choice = choose_feasibility(model, sealed(demo), kind, similarity, Setting(), protocol=protocol)
+    assert choice is not None
+    assert choice.val_auc == max(auc for _, auc in choice.tried)
+    assert choice.value == next(value for value, auc in choice.tried if auc == choice.val_auc)
+
+
+def test_other_test_labels_change_results_but_no_choice(model: Model, demo: Benchmark) -> None:
+    def assess(benchmark: Benchmark) -> Result:
+        return assess_model(
+            model, benchmark, "test", ["closed", "open"], Setting(), Asked(draws=2), feasibility="soft"
+        )
+
+    right, wrong = assess(demo).worlds, assess(shuffled(demo)).worlds
+    for world in ("closed", "open"):
+        assert right[world].feasibility == wrong[world].feasibility
+        assert right[world].bias == wrong[world].bias
+        assert (right[world].measured.digest.best_unseen == wrong[world].measured.digest.best_unseen).all()
+        assert right[world].metrics != wrong[world].metrics
+    assert right["open"].feasibility is not None
+    assert right["closed"].feasibility is None
+
+
+def test_soft_with_lambda_zero_is_no_prior(model: Model, demo: Benchmark) -> None:
+    similarity = by_text_tower(model.backbone, demo.vocabulary)
+    _, soft = choose_feasibility(model, demo, "soft", similarity, Setting())
+    plain = assess_model(model, demo, "val", ["open"], Setting(), Asked(draws=2))
+    assert soft is not None
+    assert soft.tried[0] == (0.0, plain.worlds["open"].metrics.AUC)
+
+
+def test_other_labels_are_named(model: Model, demo: Benchmark) -> None:
+    check_same_labels(model.space, demo)
+    train = tuple(pair for pair in demo.pairs["train"] if pair != ("burnt", "apple"))
+    other = dataclasses.replace(demo, pairs={**demo.pairs, "train": train})
+    with pytest.raises(DatasetError, match="only the model has the training pair 'burnt apple'"):
+        check_same_labels(model.space, other)
+    more = dataclasses.replace(demo, pairs={**demo.pairs, "test": (*demo.pairs["test"], ("odd", "apple"))})
+    with pytest.raises(DatasetError, match="only the dataset has the state 'odd'"):
+        check_same_labels(model.space, more)

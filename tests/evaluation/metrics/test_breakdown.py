@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from refiner_cli.evaluation.metrics.bias_sweep import sweep
+from refiner_cli.evaluation.metrics.breakdown import (
+    confidences,
+    confusion,
+    hardest_unseen,
+    per_image,
+    per_pair,
+    per_part,
+    reliability,
+    top_k,
+    write_per_image,
+)
+from tests.evaluation.cases import CASES, Case, make_case
+
+CASE = make_case(31, images=120, skill=1.5)
+DIGEST = CASE.digest(120)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_top_k_counts_candidates_that_score_at_least_as_much(case: Case) -> None:
+    own = case.scores[np.arange(len(case.truth)), case.truth][:, None]
+    ahead = ((case.scores >= own) & case.allowed).sum(1) - 1
+    for k, found in top_k(case.digest(), [1, 2, 100]).items():
+        assert found["all"] == pytest.approx(100 * ((ahead < k) & case.allowed[case.truth]).mean())
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_tables_add_up(case: Case) -> None:
+    digest = case.digest()
+    for rows, right in (
+        (per_pair(digest, case.space, 0.3), digest.correct(0.3)),
+        (per_part(digest, case.space, "state", 0.3), None),
+        (per_part(digest, case.space, "object", 0.3), None),
+    ):
+        assert sum(row.images for row in rows) == len(digest)
+        if right is not None:
+            assert sum(row.images * row.accuracy for row in rows) == pytest.approx(100 * right.sum())
+
+
+def test_states_and_objects_agree_with_the_sweep_without_bias() -> None:
+    metrics = sweep(DIGEST, CASE.space)
+    for part, expected in (("state", metrics.state_acc), ("object", metrics.object_acc)):
+        rows = per_part(DIGEST, CASE.space, part)
+        assert sum(row.images * row.accuracy for row in rows) / len(DIGEST) == pytest.approx(expected)
+
+
+def test_the_hardest_pairs_are_unseen_and_worst_first() -> None:
+    rows = per_pair(DIGEST, CASE.space)
+    hardest = hardest_unseen(rows, 3)
+    unseen = [row for row in rows if not row.seen]
+    assert len(hardest) == min(3, len(unseen))
+    assert hardest[0].accuracy == min(row.accuracy for row in unseen)
+    assert all(row.seen is False for row in hardest)
+
+
+def test_a_row_says_what_it_was_mistaken_for() -> None:
+    row = next(row for row in per_pair(DIGEST, CASE.space) if row.mistaken)
+    truth = [" ".join(CASE.space.pairs[i]) for i in DIGEST.truth]
+    found = [" ".join(CASE.space.pairs[i]) for i in DIGEST.predictions()]
+    assert row.mistaken == sum(
+        (t, f) == (row.name, row.mistaken_for) for t, f in zip(truth, found, strict=True)
+    )
+
+
+def test_confusion_rows_are_shares() -> None:
+    full = confusion(DIGEST, CASE.space, "object", limit=99)
+    assert full.percent[full.images > 0].sum(1) == pytest.approx(100)
+    assert len(confusion(DIGEST, CASE.space, "object", limit=2).names) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_confidence_is_the_softmax_of_the_prediction(case: Case) -> None:
+    biased = np.where(case.allowed, case.scores + 0.5 * ~case.space.seen, -np.inf).astype(np.float64)
+    share = np.exp(biased - biased.max(1, keepdims=True))
+    np.testing.assert_allclose(confidences(case.digest(), 0.5), 1 / share.sum(1), rtol=1e-4)
+
+
+def test_reliability_counts_every_image_once() -> None:
+    found = reliability(DIGEST)
+    assert found.images.sum() == len(DIGEST)
+    filled = found.images > 0
+    gap = np.abs(found.confidence - found.accuracy)[filled] * found.images[filled]
+    assert found.error == pytest.approx(gap.sum() / len(DIGEST))
+
+
+def test_per_image_lines(tmp_path: Path) -> None:
+    names = [f"{i}.jpg" for i in range(len(DIGEST))]
+    write_per_image(tmp_path / "images.jsonl", per_image(DIGEST, CASE.space, names))
+    rows = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == names
+    assert sum(row["correct"] for row in rows) == DIGEST.correct().sum()
+    assert all((row["rank"] == 1) == row["correct"] for row in rows)
+    assert [tuple(row["truth"]) for row in rows] == [CASE.space.pairs[t] for t in DIGEST.truth]

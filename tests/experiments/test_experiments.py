@@ -1,0 +1,226 @@
+"""The study: cells that are measured once, and tables that say what was measured."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refiner_cli.core.model_io.checkpoint import read_model
+from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.vocabulary import split
+from refiner_cli.errors import DatasetError
+from refiner_cli.experiments.__main__ import by_training
+from refiner_cli.experiments.folds import LEFT, PAIRS, fold
+from refiner_cli.experiments.plan import by_choice, by_fold, make_backbone
+from refiner_cli.experiments.pretrain_tiny import Recipe
+from refiner_cli.experiments.tables import tables
+from refiner_cli.experiments.trial import PRIORS, RESULT, Cell, fill, with_clutter
+from refiner_cli.experiments.variants import AMOUNTS, METHODS, PARTS, REFINER, Arm
+from refiner_cli.training.run_dir import model_folder
+
+SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    folder = tmp_path_factory.mktemp("study")
+    make_demo(folder / "data", 3, Size(1, 1, 1))
+    make_demo(folder / "clean", 3, Size(1, 1, 1), clutter=0)
+    arm = Arm("refiner", "Refiner", SHORT, priors=True)
+    return Cell(folder / "refiner" / "3", arm, 3, folder / "data", {0: folder / "clean"})
+
+
+def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Cell) -> None:
+    assert cell.found() is None
+    first = fill(cell)
+    assert set(first) == {"closed", "open", "clutter 0", *PRIORS}
+    assert 0 < first["closed"]["AUC"] < 100
+
+    file = cell.folder / RESULT
+    written = file.read_text("utf-8")
+    assert fill(cell) == first
+    # The test figures that are kept are read, not measured again: a changed one comes back as it is.
+    content = json.loads(written)
+    content["test"]["closed"]["AUC"] = -1.0
+    file.write_text(json.dumps(content), "utf-8")
+    assert fill(cell)["closed"]["AUC"] == -1.0
+
+    again = dataclasses.replace(cell, folder=cell.folder.with_name("again"))
+    assert fill(again) == first
+
+
+def test_what_was_measured_of_something_else_is_not_taken(cell: Cell) -> None:
+    fill(cell)
+    other = dataclasses.replace(
+        cell, arm=dataclasses.replace(cell.arm, settings={**SHORT, "model.queries": 2})
+    )
+    before = cell.found()
+    assert before is not None
+    assert other.found() is None
+    assert fill(other) != before  # its run is not gone on with either
+    assert other.found() is not None
+    fill(cell)
+    assert dataclasses.replace(cell, seed=4).found() is None
+
+
+@pytest.mark.parametrize("reads", [{"model.grids": 2}, {"model.hubs": False}, {"model.word_share": 1}])
+def test_what_counts_outside_training_alone_is_measured_on_one_training(
+    cell: Cell, reads: dict[str, Any]
+) -> None:
+    fill(cell)
+    base = dataclasses.replace(cell.arm, settings=SHORT, priors=False)
+    shared = dataclasses.replace(
+        cell,
+        arm=Arm("shared", "", reads, of=base),
+        folder=cell.folder.parents[1] / "shared" / "3",
+        cluttered={},
+    )
+    own = dataclasses.replace(
+        shared, arm=Arm("own", "", {**SHORT, **reads}), folder=cell.folder.parents[1] / "own" / "3"
+    )
+    assert shared.config() == own.config()
+    assert fill(shared) == fill(own) != {world: fill(cell)[world] for world in ("closed", "open")}
+    assert shared.trained().folder == cell.folder
+    assert not (shared.folder / "run").exists()
+    (own.folder / RESULT).unlink()  # the next setting's
+    (shared.folder / RESULT).unlink()
+    assert [len(together) for together in by_training([cell, shared, own])] == [2, 1]
+
+
+def test_every_arm_differs_from_every_other() -> None:
+    arms = [*METHODS, *PARTS]
+    nowhere = Path()
+    made = [Cell(nowhere, arm, 0, nowhere).config().model_dump_json() for arm in arms]
+    assert len(set(made)) == len(arms)
+
+
+def results(worse: float, priors: float = 0.0) -> dict[str, list[dict[str, dict[str, float]]]]:
+    """Two seeds: Refiner at 50 and 60, everything else lower by ``worse`` and by twice as much."""
+    found = {}
+    clutter = [with_clutter(amount) for amount in AMOUNTS]
+    for arm in [*METHODS, *PARTS]:
+        less = (0.0, 0.0) if arm.name == REFINER.name else (worse, 2 * worse)
+        seeds = []
+        for base, minus in zip((50.0, 60.0), less, strict=True):
+            metrics = dict.fromkeys(("S", "U", "HM", "AUC"), base - minus)
+            better = dict.fromkeys(("S", "U", "HM", "AUC"), base + priors)
+            worlds = dict.fromkeys(["closed", "open", *clutter], metrics)
+            seeds.append({**worlds, **dict.fromkeys(PRIORS, better)})
+        found[arm.name] = seeds
+    return found
+
+
+def test_the_tables_give_mean_deviation_and_the_lead_by_seed() -> None:
+    text = tables(results(1.0, priors=3.0))
+    lines = text.splitlines()
+    # Of 50 and 60 the mean is 55 and the sample deviation sqrt(50); of the leads 1 and 2 it is sqrt(1/2).
+    assert f"| Refiner | {' | '.join(['55.0 ± 7.1'] * 6)} |" in lines
+    assert f"| Troika | {' | '.join(['53.5 ± 6.4'] * 6)} |" in lines
+    assert f"| Troika | {' | '.join(['1.5 ± 0.7'] * 4)} |" in lines
+    assert f"| soft | {' | '.join(['58.0 ± 7.1'] * 4)} |" in lines
+    assert f"| none | {' | '.join(['55.0 ± 7.1'] * 4)} |" in lines
+
+
+def test_without_the_cells_of_a_table_the_table_is_left_out() -> None:
+    every = results(1.0)
+
+    def of(*names: str) -> str:
+        return tables({name: every[name] for name in names})
+
+    text = of(*(arm.name for arm in METHODS))
+    assert "### Methods" in text
+    assert "### Feasibility" in text
+    assert "### Parts" not in text
+    assert "### Clutter" not in text
+    assert "### Clutter" in of("refiner", "no-queries")
+    assert "lead" not in of("troika", "no-queries")
+    plain = {"refiner": [{"closed": found["closed"], "open": found["open"]} for found in every["refiner"]]}
+    assert "### Feasibility" not in tables(plain)
+
+
+def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Cell) -> None:
+    whole = load_benchmark(cell.data)
+    parts = [fold(whole, number) for number in (0, 1)]
+    assert fold(whole, 0) == parts[0] != parts[1]
+    for part in parts:
+        trained, measured = set(part.pairs["train"]), set(part.pairs["test"])
+        assert trained | measured == set(whole.pairs["train"])
+        assert 10 < len(measured - trained) <= PAIRS
+        assert len(measured & trained) == PAIRS
+        for i in (0, 1):  # states, objects
+            left = Counter(pair[i] for pair in trained)
+            assert all(left[pair[i]] >= LEFT for pair in measured)
+        of = {split: {sample.path for sample in part.samples[split]} for split in ("train", "val", "test")}
+        assert not of["train"] & of["test"]
+        assert of["val"] == of["test"]
+        assert of["train"] | of["test"] <= {sample.path for sample in whole.samples["train"]}
+        assert {sample.pair for sample in part.samples["train"]} <= trained
+        assert {sample.pair for sample in part.samples["test"]} <= measured
+    first = whole.pairs["train"][:5]
+    few = dataclasses.replace(
+        whole,
+        pairs={**whole.pairs, "train": first},
+        samples={**whole.samples, "train": tuple(s for s in whole.samples["train"] if s.pair in first)},
+    )
+    with pytest.raises(DatasetError, match="too small to hold out"):
+        fold(few, 0)
+
+
+def test_a_cell_of_a_fold_is_measured_on_it(cell: Cell, tmp_path: Path) -> None:
+    arm = dataclasses.replace(cell.arm, priors=False)
+    cells = by_fold(tmp_path, [arm], 2, cell.data)
+    first, second = (fill(c) for c in cells)
+    assert set(first) == {"closed", "open"}
+    assert first != second
+    assert dataclasses.replace(cells[0], fold=1).found() is None
+
+
+def test_on_a_fold_too_an_arm_has_the_training_that_it_shares(cell: Cell, tmp_path: Path) -> None:
+    one_grid = next(arm for arm in PARTS if arm.name == "one-grid")
+    whole, other = by_fold(tmp_path, [REFINER, one_grid], 1, cell.data)
+    assert other.trained().config() == whole.config() != other.config()
+    assert other.config().train.epochs == whole.config().train.epochs > cell.config().train.epochs
+    assert by_training([whole, other]) == [[whole, other]]
+
+
+def test_a_cell_of_a_choice_is_measured_on_other_pairs_with_a_backbone_of_its_own(
+    tmp_path: Path,
+) -> None:
+    make_demo(tmp_path / "data" / "seed-1", 1, Size(1, 1, 1), choice=1)
+    file = tmp_path / "backbones" / "tiny-1.safetensors"
+    make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=1))
+    arm = Arm("refiner", "Refiner", SHORT)
+    (cell,) = by_choice(tmp_path, [arm], 1, workers=1)
+    assert cell.backbone == file
+    assert cell.benchmark().pairs["train"] == split(1).train != split().train
+    fill(cell)
+    used = read_model(model_folder(cell.folder / "run"))[0].backbone.fingerprint()
+    assert used == load_backbone("tiny", str(file)).fingerprint() != load_backbone("tiny", "").fingerprint()
+    assert cell.found() is not None
+    make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=2))
+    assert cell.found() is None  # it was measured with other weights
+
+
+def test_the_command_measures_in_processes_of_its_own_and_goes_on(small_demo: Path, tmp_path: Path) -> None:
+    def study(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "refiner_cli.experiments", "--out", str(tmp_path), *more]
+        command += ["--dataset", str(small_demo), "--workers", "1", "--arms", "clip"]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+
+    first, again = study("--seeds", "1"), study("--seeds", "1")
+    assert first.returncode == 0, first.stderr
+    assert "1/1 clip seed 0: closed AUC" in first.stderr
+    assert "| CLIP zero-shot |" in first.stdout
+    assert again.stdout == first.stdout
+    assert (tmp_path / "study.md").read_text("utf-8") == first.stdout.removesuffix("\n")
+
+    wrong = study("--choices", "2")
+    assert wrong.returncode == 2
+    assert "--choices are of the demo benchmark" in wrong.stderr

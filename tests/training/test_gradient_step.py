@@ -1,0 +1,162 @@
+"""A batch in pieces has the gradients of the whole; running out of memory makes the pieces smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from refiner_cli.config import ModelConfig, TrainConfig
+from refiner_cli.core.models.base import ImageVectors, Model
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.data.labels import LabelSpace
+from refiner_cli.errors import RefinerError
+from refiner_cli.training.gradient_step import MicroBatches
+from tests.core.towers import check_paths
+
+PAIRS = [("wet", "dog"), ("wet", "cat"), ("old", "dog"), ("old", "car")]
+SPACE = LabelSpace.from_pairs(PAIRS, PAIRS)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    config = ModelConfig(adapter_blocks=1, query_blocks=1)
+    return build_model("refiner", load_backbone("tiny", "none"), config, SPACE).train()
+
+
+def pieces(model: Model, tell: Callable[[str], None] = lambda line: None, **more: object) -> MicroBatches:
+    config = TrainConfig(batch=6, label_smoothing=0.1, **more)  # type: ignore[arg-type]
+    return MicroBatches(
+        model,
+        SPACE,
+        config,
+        torch.float32,
+        encode=lambda: model.encode_pairs(SPACE),
+        scale=lambda loss: loss,
+        tell=tell,
+    )
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(3)
+    return torch.randn(6, 3, 96, 96), torch.tensor([0, 1, 2, 3, 1, 0])
+
+
+def gradients(model: Model) -> list[Tensor]:
+    return [p.grad for p in model.learned().values() if p.grad is not None]
+
+
+def same(found: list[Tensor], want: list[Tensor]) -> bool:
+    """Up to rounding, which follows a tensor's largest entries."""
+    return len(found) == len(want) and all(
+        torch.allclose(g, w, rtol=1e-4, atol=1e-5 * float(w.abs().max()) + 1e-8)
+        for g, w in zip(found, want, strict=True)
+    )
+
+
+def out_of_memory_above(model: Model, monkeypatch: pytest.MonkeyPatch, most: int, error: Exception) -> None:
+    """Let the model run out of memory with more than ``most`` images, in the middle of a step."""
+    encode = model.encode_images
+
+    def small_only(images: Tensor) -> ImageVectors:
+        if len(images) > most:
+            raise error
+        return encode(images)
+
+    monkeypatch.setattr(model, "encode_images", small_only)
+
+
+def test_the_gradients_are_those_of_the_plain_loss(model: Model) -> None:
+    images, truth = batch()
+    machine = pieces(model)
+    torch.manual_seed(7)
+    loss = model.loss(
+        model.score(model.encode_images(images), model.encode_pairs(SPACE)), truth, SPACE, machine.config
+    )
+    model.zero_grad()
+    loss.backward()
+    want = [grad.clone() for grad in gradients(model)]
+    for size in (6, 4, 1):
+        machine.size = size
+        assert machine.backward(images, truth, 7)[0] == pytest.approx(loss.item(), rel=1e-6)
+        assert same(gradients(model), want)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (...)")]
+)
+def test_out_of_memory_halves_the_pieces_says_so_and_goes_on(
+    model: Model, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    images, truth = batch()
+    whole, _ = pieces(model).backward(images, truth, 7)
+    want = [grad.clone() for grad in gradients(model)]
+    out_of_memory_above(model, monkeypatch, 2, error)
+    said: list[str] = []
+    machine = pieces(model, said.append)
+    assert machine.backward(images, truth, 7)[0] == pytest.approx(whole, rel=1e-6)
+    assert same(gradients(model), want)
+    assert machine.size == 2
+    assert [line.split(",")[0] for line in said] == [
+        "Out of memory with 6 images at a time: from now on 3",
+        "Out of memory with 3 images at a time: from now on 2",
+    ]
+    machine.backward(images, truth, 8)
+    assert len(said) == 2  # it stays at what fits
+
+
+def test_one_image_that_does_not_fit_is_an_error_with_advice(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_above(model, monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(RefinerError, match="grad_checkpoint"):
+        pieces(model).backward(*batch(), 7)
+
+
+def test_other_errors_pass(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_above(model, monkeypatch, 0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        pieces(model).backward(*batch(), 7)
+
+
+def test_computing_activations_again_changes_no_gradient(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, truth = batch()
+    want_loss, _ = pieces(model).backward(images, truth, 7)
+    want = [grad.clone() for grad in gradients(model)]
+    monkeypatch.setattr(model, "recompute", True)
+    assert pieces(model).backward(images, truth, 7)[0] == want_loss
+    assert all(torch.allclose(g, w, rtol=1e-5) for g, w in zip(gradients(model), want, strict=True))
+
+
+def test_prompts_that_do_not_fit_are_an_error_with_advice(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(space: LabelSpace) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "encode_pairs", full)
+    with pytest.raises(RefinerError, match="text_chunk"):
+        pieces(model).backward(*batch(), 7)
+
+
+def test_scores_come_back_for_the_whole_batch(model: Model) -> None:
+    machine = pieces(model)
+    machine.size = 4
+    loss, scores = machine.backward(*batch(), 7, weight=0.5)
+    assert scores.composition.shape == (6, len(SPACE.pairs))
+    assert not scores.composition.requires_grad
+    assert loss == pytest.approx(machine.backward(*batch(), 7)[0] / 2)
+
+
+def test_training_with_trie_and_chunks_has_the_losses_of_the_plain_path(
+    tmp_path: Path, small_demo: Path
+) -> None:
+    assert check_paths.gap(tmp_path, load_benchmark(small_demo), 4) < 1e-4
