@@ -14,20 +14,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refiner_cli._version import __version__
 from refiner_cli.errors import RefinerError
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import Benchmark, load_benchmark
     from refiner_cli.data.labels import LabelSpace
-    from refiner_cli.inference.recogniser import Composition, Part, Prediction, Recogniser
+    from refiner_cli.inference.recogniser import Composition, Prediction, Primitive, Recogniser
 
-__version__ = "0.1.0"
 __all__ = [
     "Benchmark",
     "Composition",
     "LabelSpace",
-    "Part",
     "Prediction",
+    "Primitive",
     "Recogniser",
     "RefinerError",
     "__version__",
@@ -41,7 +41,7 @@ _HOMES = {
     "load_benchmark": "refiner_cli.data.benchmark",
     "LabelSpace": "refiner_cli.data.labels",
     "Composition": "refiner_cli.inference.recogniser",
-    "Part": "refiner_cli.inference.recogniser",
+    "Primitive": "refiner_cli.inference.recogniser",
     "Prediction": "refiner_cli.inference.recogniser",
     "Recogniser": "refiner_cli.inference.recogniser",
 }

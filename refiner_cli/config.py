@@ -1,7 +1,8 @@
 """The configuration of a run: one validated schema, built from four sources.
 
 Defaults, then ``--config FILE.toml``, then ``REFINER_<SECTION>__<KEY>`` environment variables, then
-flags and ``--set section.key=value``; the later wins. An unknown key is an error that names the
+flags and ``--set section.key=value``; later sources win. The section ``[model]`` belongs to the
+method: each method brings its own (:class:`MethodConfig`). An unknown key is an error that names the
 nearest known one, and every error says where the value came from.
 """
 
@@ -9,151 +10,250 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from refiner_cli.errors import ConfigError
+from refiner_cli.plugins import method_class, method_names
 
-Method = Literal["refiner", "clip", "coop", "csp", "troika"]
 Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested values
+
+# Keys of version 0.1.0 and what they are called now; only for the hint of an error.
+RENAMED_KEYS = {
+    "model.adapter_width": "model.adapter_dim",
+    "model.queries": "model.num_queries",
+    "model.fusion": "model.image_to_text",
+    "model.fusion_width": "model.image_to_text_dim",
+    "model.context": "model.prompt_init",
+    "model.learn_words": "model.learn_primitives",
+    "model.word_dropout": "model.primitive_dropout",
+    "model.word_share": "model.wise_ft_alpha",
+    "model.grids": "model.tta_shifts",
+    "model.hubs": "model.hubness_correction",
+    "train.batch": "train.batch_size",
+    "train.clip": "train.max_grad_norm",
+    "train.text_chunk": "train.text_chunk_size",
+    "train.grad_checkpoint": "train.gradient_checkpointing",
+    "train.cache": "train.cached_views",
+    "train.workers": "train.num_workers",
+    "train.save_minutes": "train.checkpoint_minutes",
+    "train.val_epochs": "train.eval_every",
+    "train.max_skipped": "train.max_nonfinite_steps",
+}
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelConfig(Section):
-    """The parts of Refiner; every one can be switched off."""
+class MethodConfig(Section):
+    """Settings that every method has; a method's own section inherits from this."""
 
-    adapters: bool = Field(default=True, description="bottleneck adapters in the last visual blocks")
-    adapter_width: int = Field(64, ge=1, description="r, the adapters' inner width")
-    adapter_blocks: int = Field(
-        0, ge=0, description="m, how many last blocks carry adapters; 0: half of them"
-    )
-    queries: int = Field(8, ge=0, description="K, learnable concept queries; 0 switches them off")
-    query_blocks: int = Field(1, ge=1, description="last visual blocks that the concept queries go through")
-    fusion: bool = Field(default=True, description="image-to-text maps")
-    fusion_width: int = Field(0, ge=0, description="hidden width of the maps; 0: the joint width")
-    align_state: bool = Field(default=True, description="alignment of images with states")
-    align_object: bool = Field(default=True, description="alignment of images with objects")
-    context: str = Field("a photo of", min_length=1, description="words that the learned contexts start from")
-    learn_context: bool = Field(default=True, description="whether the contexts are trained")
-    learn_words: bool = Field(default=True, description="whether the state and object vectors are trained")
-    word_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
-    word_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="how far trained words leave CLIP's own once training is over; 1: all the way",
-    )
-    grids: Literal[1, 2, 4] = Field(
-        1, description="patch grids that a picture is read on once training is over, each for a pass"
-    )
-    hubs: bool = Field(
-        default=True, description="take from a pair's score what all training images get of it"
+    tta_shifts: Literal[1, 2, 4] = Field(
+        1, description="shifted views averaged at test time; each costs a forward pass"
     )
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """The training loop."""
 
-    epochs: int = Field(15, ge=1)
-    max_steps: int = Field(0, ge=0, description="stop after so many steps; 0: the epochs decide")
-    batch: int = Field(64, ge=1, description="images of one optimizer step")
-    lr: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate climbs")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    epochs: int = Field(15, ge=1, description="passes over the training images")
+    max_steps: int = Field(0, ge=0, description="stop after this many steps; 0: after the epochs")
+    batch_size: int = Field(64, ge=1, description="images per optimizer step")
+    lr: float = Field(5e-4, gt=0, description="learning rate after warm-up")
+    weight_decay: float = Field(1e-5, ge=0, description="AdamW's weight decay, on matrices only")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     state_weight: float = Field(0.5, ge=0, description="w_s, weight of the state alignment in the loss")
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
     concept_weight: float = Field(
-        0.5, ge=0, description="w_c, weight in the loss of the concepts aligned on their own"
+        0.5, ge=0, description="w_c, weight of the queries' own alignment in the loss"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of every cross-entropy")
     augment: Literal["published", "affine", "none"] = Field(
         "published",
-        description="published: flip, perspective, turn; affine: flip, turn, scale, shift, edges mirrored",
+        description="published: flip, perspective, rotation; "
+        "affine: flip, rotation, scale, translation with mirrored edges; none",
     )
-    text_chunk: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")
-    grad_checkpoint: bool = Field(
-        default=False, description="keep no activations inside visual blocks, compute them again"
+    text_chunk_size: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations inside visual blocks instead of keeping them"
     )
-    cache: int = Field(
-        0, ge=0, description="views of an image whose lower activations are kept on disk; 0: no cache"
+    cached_views: int = Field(
+        0, ge=0, description="augmented views per image whose frozen activations are kept on disk; 0: none"
     )
-    workers: int = Field(-1, ge=-1, description="processes that decode; -1: by the machine")
-    save_minutes: float = Field(
-        10.0, ge=0, description="time between checkpoints within an epoch; 0: every step"
+    num_workers: int = Field(-1, ge=-1, description="image-decoding processes; -1: chosen automatically")
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="minutes between checkpoints within an epoch; 0: after every step"
     )
-    val_epochs: int = Field(1, ge=1, description="validate after every so many epochs, and at the end")
-    max_skipped: int = Field(
-        10, ge=0, description="steps in a row that may be skipped for a NaN or infinity before training stops"
+    eval_every: int = Field(1, ge=1, description="epochs between validations; the last epoch always has one")
+    max_nonfinite_steps: int = Field(
+        10, ge=0, description="consecutive steps with a NaN or infinity before training stops"
     )
-    deterministic: bool = Field(default=False, description="only kernels that repeat their results; slower")
+    deterministic: bool = Field(
+        default=False, description="use only kernels that repeat their results bit by bit; slower"
+    )
 
 
 class Config(Section):
-    """Everything that decides what a run computes."""
+    """Everything that determines what a run computes."""
 
-    method: Method = "refiner"
+    method: str = Field("refiner", description="refiner, clip, coop, csp, troika, or an installed plugin")
     backbone: str = Field("ViT-L-14", min_length=1, description="an open_clip ViT model, or tiny")
     pretrained: str = Field("openai", description="an open_clip tag, a weights file, or none")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="determines every random choice")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    model: ModelConfig = ModelConfig()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="precision of the forward pass"
+    )
+    model: SerializeAsAny[MethodConfig] = Field(
+        default_factory=dict, validate_default=True, description="the method's own section"
+    )
     train: TrainConfig = TrainConfig()
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if name not in method_names():
+            raise ValueError(f"the methods are {', '.join(method_names())}")
+        return name
 
-def resolve(layers: Iterable[Layer]) -> Config:
-    """Merge layers, the later winning, and validate. Raises ConfigError naming key, value and source."""
+    @field_validator("model", mode="before")
+    @classmethod
+    def _section_of_the_method(cls, value: Any, info: ValidationInfo) -> Any:
+        if "method" not in info.data:  # unknown, which is an error already
+            return MethodConfig()
+        section = method_section(info.data["method"])
+        return value if isinstance(value, section) else section.model_validate(value)
+
+
+def method_section(method: str) -> type[MethodConfig]:
+    """The ``[model]`` section of a method. Raises ConfigError for an unknown method."""
+    section: type[MethodConfig] = method_class(method).Config
+    return section
+
+
+def resolve(layers: Iterable[Layer], recipe: Layer | None = None) -> Config:
+    """Merge layers, later ones winning, and validate.
+
+    Args:
+        recipe: the first layer, if there is one. It may hold ``[model]`` settings of several methods;
+            those that the chosen method does not have are ignored.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value; the message names key, value and source.
+    """
+    flat = [(source, dict(flatten(values))) for source, values in ([recipe] if recipe else []) + [*layers]]
+    method = next((str(v["method"]) for _, v in reversed(flat) if "method" in v), "refiner")
+    fields = known_fields(method if method in method_names() else "refiner")
+    if recipe:
+        source, values = flat[0]
+        flat[0] = (
+            source,
+            {key: v for key, v in values.items() if key in fields or not key.startswith("model.")},
+        )
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for source, values in layers:
-        for key, value in flatten(values):
-            check_key(key, source)
+    for source, values in flat:
+        for key, value in values.items():
+            check_key(key, source, method, fields)
             origin[key] = source
             *sections, leaf = key.split(".")
             place = merged
             for section in sections:
                 place = place.setdefault(section, {})
-            place[leaf] = value
+            place[leaf] = parse_text(value, fields[key]) if isinstance(value, str) else value
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
-            f"{first['msg'][:1].lower()}{first['msg'][1:]}."
+            f"{message[:1].lower()}{message[1:]}."
         ) from None
 
 
-def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            keys += known_keys(inner, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+def known_fields(method: str) -> dict[str, Any]:
+    """Every dotted key of the schema with this method, and its field."""
+    sections: dict[str, type[Section]] = {"": Config, "model.": method_section(method), "train.": TrainConfig}
+    return {
+        prefix + name: field
+        for prefix, section in sections.items()
+        for name, field in section.model_fields.items()
+        if (not prefix and name not in {"model", "train"}) or prefix
+    }
 
 
-def check_key(key: str, source: str) -> None:
+def known_keys(method: str = "refiner") -> list[str]:
+    """Every dotted key of the schema with this method."""
+    return list(known_fields(method))
+
+
+def parse_text(text: str, field: Any) -> Any:
+    """A value given as text (environment, ``--set``), as the field wants it.
+
+    Text that a field cannot hold is returned as it is, so that validation names it.
+    """
+    kinds = value_kinds(field.annotation)
+    if str in kinds:
+        return text
+    literal = tomllib_value(text)
+    return literal if type(literal) in kinds else text
+
+
+def value_kinds(annotation: Any) -> set[type]:
+    """The types of value that an annotation allows: a Literal those of its members, a union all of its."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return {type(value) for value in get_args(annotation)}
+    if origin in {Union, types.UnionType}:
+        return set().union(*(value_kinds(part) for part in get_args(annotation)))
+    kind = origin or annotation
+    return {int, float} if kind is float else {kind}
+
+
+def tomllib_value(text: str) -> Any:
+    """What a TOML file would say with this text as a value; None if it is not one."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def check_key(key: str, source: str, method: str, keys: Iterable[str]) -> None:
     """Raise ConfigError for a key that the schema does not have."""
-    keys = known_keys()
+    keys = list(keys)
     if key in keys:
         return
+    new = RENAMED_KEYS.get(key)
+    if new is not None:
+        raise ConfigError(f"{source}: unknown key '{key}'.", hint=f"It is now called '{new}'.")
+    others = [name for name in method_names() if name != method and key.startswith("model.")]
+    owners = [name for name in others if key in known_keys(name)]
+    if owners:
+        raise ConfigError(
+            f"{source}: the method {method} has no setting '{key}'.",
+            hint=f"It is a setting of {', '.join(owners)}.",
+        )
     leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
     near = difflib.get_close_matches(key, keys, 1) or [
         leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, 1)
     ]
-    hint = f"Did you mean '{near[0]}'?" if near else "'refiner train --help' lists the keys."
+    hint = f"Did you mean '{near[0]}'?" if near else "'refiner guide configuration' lists the keys."
     raise ConfigError(f"{source}: unknown key '{key}'.", hint=hint)
 
 
@@ -177,7 +277,7 @@ def from_file(file: Path) -> Layer:
 
 
 def from_environment(environment: Mapping[str, str]) -> Layer:
-    """One layer from ``REFINER_SEED``, ``REFINER_TRAIN__LR`` and the like; REFINER_HOME is no key."""
+    """One layer from ``REFINER_SEED``, ``REFINER_TRAIN__LR`` and the like; REFINER_HOME is not a key."""
     values: dict[str, Any] = {}
     for name, text in environment.items():
         if name.startswith("REFINER_") and name != "REFINER_HOME":

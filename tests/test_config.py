@@ -23,7 +23,7 @@ def test_the_later_layer_wins(tmp_path: Path) -> None:
     [
         ("train.maxsteps=3", "--set: unknown key 'train.maxsteps'. Did you mean 'train.max_steps'?"),
         ("lr=3", "Did you mean 'train.lr'?"),
-        ("train.lr=-1", "--set: train.lr = '-1' is not valid: input should be greater than 0."),
+        ("train.lr=-1", "--set: train.lr = -1 is not valid: input should be greater than 0."),
         ("method=magic", "--set: method = 'magic' is not valid"),
         ("nonsense", "--set 'nonsense' is not of the form key=value."),
     ],
@@ -43,7 +43,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_stored_configuration_is_read_back() -> None:
-    config = resolve([("test", {"train": {"lr": 0.5}, "model": {"queries": 0}})])
+    config = resolve([("test", {"train": {"lr": 0.5}, "model": {"num_queries": 0}})])
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 

@@ -10,13 +10,13 @@ import open_clip
 import torch
 from PIL import Image
 
-from refiner_cli.bench.measure import Result, seconds
+from refiner_cli.bench.measure import BenchResult, seconds
 from refiner_cli.bench.predict import measure
-from refiner_cli.bench.train import Machine, random_images
+from refiner_cli.bench.train import BenchMachine, random_images
 from refiner_cli.config import Config
 from refiner_cli.core.models.registry import build_model
-from refiner_cli.core.runtime.device import computing
-from refiner_cli.core.runtime.loader import Plain, batches, in_order, pick_workers
+from refiner_cli.core.runtime.device import autocast
+from refiner_cli.core.runtime.loader import EvalTransform, load_batches, pick_num_workers, sequential_batches
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.images import Preprocess
 from refiner_cli.data.labels import LabelSpace
@@ -36,39 +36,44 @@ def draw_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) ->
 
 
 def per_second(
-    what: str, ways: dict[str, Callable[[], object]], count: int, machine: Machine
-) -> Iterator[Result]:
+    what: str, ways: dict[str, Callable[[], object]], count: int, machine: BenchMachine
+) -> Iterator[BenchResult]:
     """Images a second of every way; the first is the baseline of the others."""
     taken = seconds(ways, machine.device, rounds=machine.rounds)
     bare = next(iter(ways))
     for name, value in taken.items():
         compared = None if name == bare else bare
-        yield Result(
+        yield BenchResult(
             f"{what}: {name}", count / value, "images/s", compared, taken[bare] / value if compared else None
         )
 
 
 @torch.no_grad()
-def bench_encode(backbone: Backbone, space: LabelSpace, config: Config, machine: Machine) -> Iterator[Result]:
+def bench_encode(
+    backbone: Backbone, space: LabelSpace, config: Config, machine: BenchMachine
+) -> Iterator[BenchResult]:
     """The model's image side beside the same tower in open_clip's own ``encode_image``."""
     model = build_model(config.method, backbone, config.model, space).to(machine.device).eval()
-    images = random_images(backbone, config.train.batch, machine.device)
+    images = random_images(backbone, config.train.batch_size, machine.device)
 
     def run(encode: Callable[[torch.Tensor], object]) -> Callable[[], object]:
         def once() -> object:
-            with computing(machine.device, machine.precision):
+            with autocast(machine.device, machine.precision):
                 return encode(images)
 
         return once
 
-    ways = {"open_clip encode_image": run(backbone.clip.encode_image), "refiner": run(model.read)}
+    ways = {
+        "open_clip encode_image": run(backbone.clip.encode_image),
+        "refiner": run(model.encode_images_tta),
+    }
     yield from per_second(f"encode, batch {len(images)}", ways, len(images), machine)
 
 
-def bench_decode(backbone: Backbone, files: Sequence[Path], machine: Machine) -> Iterator[Result]:
+def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachine) -> Iterator[BenchResult]:
     """Files to preprocessed batches, beside a bare loop over PIL and open_clip's transform."""
     config = backbone.spec.preprocess
-    own = Plain(Preprocess(config))
+    own = EvalTransform(Preprocess(config))
     bare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
 
     def plain() -> None:
@@ -77,28 +82,28 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: Machine) ->
                 bare(image.convert("RGB"))
 
     def read(workers: int) -> Callable[[], object]:
-        order = in_order(len(files), 32)
+        order = sequential_batches(len(files), 32)
         return lambda: sum(
-            len(b.rows) for b in batches(files, own, order, device=machine.device, workers=workers)
+            len(b.rows) for b in load_batches(files, own, order, device=machine.device, workers=workers)
         )
 
     ways: dict[str, Callable[[], object]] = {"PIL and open_clip's transform": plain, "refiner": read(0)}
-    count, _ = pick_workers(-1, machine.device)
+    count, _ = pick_num_workers(-1, machine.device)
     if count:
         ways[f"refiner, {count} processes"] = read(count)
     yield from per_second("decode 800 x 600 JPEG", ways, len(files), machine)
 
 
 def bench_predict(
-    backbone: Backbone, space: LabelSpace, config: Config, files: Sequence[Path], machine: Machine
-) -> Iterator[Result]:
+    backbone: Backbone, space: LabelSpace, config: Config, files: Sequence[Path], machine: BenchMachine
+) -> Iterator[BenchResult]:
     """Files to written rows, beside a loop that decodes and calls the backbone on ready batches."""
     model = build_model(config.method, backbone, config.model, space).to(machine.device).eval()
     recogniser = Recogniser(model, precision=machine.precision)
-    workers, _ = pick_workers(-1, machine.device)
-    batch = max(1, min(config.train.batch, len(files) // 4))  # the first batch is not timed
+    workers, _ = pick_num_workers(-1, machine.device)
+    batch = max(1, min(config.train.batch_size, len(files) // 4))  # the first batch is not timed
     found = measure(recogniser, files, batch=batch, workers=workers, rounds=machine.rounds)
     what = f"predict, {len(space.pairs)} pairs, batch {batch}"
     name = "bare loop: decode, encode_image"
-    yield Result(f"{what}: {name}", found.bare, "images/s", None, None)
-    yield Result(f"{what}: refiner", found.predict, "images/s", name, found.ratio)
+    yield BenchResult(f"{what}: {name}", found.bare, "images/s", None, None)
+    yield BenchResult(f"{what}: refiner", found.predict, "images/s", name, found.ratio)

@@ -15,7 +15,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One figure, and how many times better than the named baseline of the same run it is."""
 
     name: str

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refiner_cli.core.runtime.device import computing
+from refiner_cli.core.runtime.device import autocast
 from refiner_cli.data.decode import Pixels
-from refiner_cli.data.workers import settle
+from refiner_cli.data.workers import init_worker
 from refiner_cli.inference.formats import JsonLines
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.scan import Found
+from refiner_cli.inference.scan import ImageFile
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure(
 
 def predicting(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int) -> Iterator[int]:
     """Yield how many images each batch of prediction has, once its rows are written."""
-    found = [Found(file, str(file)) for file in files]
+    found = [ImageFile(file, str(file)) for file in files]
     rows = predict_files(recogniser, found, top_k=5, batch=batch, workers=workers)
     sink = JsonLines(io.StringIO())
     while some := list(islice(rows, batch)):
@@ -74,7 +74,7 @@ def bare(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int
     stream = bare_pixels(recogniser, files, workers)
     while pixels := list(islice(stream, batch)):
         images = torch.from_numpy(np.stack(pixels)).to(model.device)
-        with torch.no_grad(), computing(model.device, recogniser.precision):
+        with torch.no_grad(), autocast(model.device, recogniser.precision):
             vectors = model.backbone.clip.encode_image(recogniser.preprocess.normalise(images))
         vectors.cpu()
         yield len(pixels)
@@ -85,5 +85,5 @@ def bare_pixels(recogniser: Recogniser, files: Sequence[Path], workers: int) -> 
     if workers == 0:
         yield from map(crop.load, files)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=settle) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker) as pool:
         yield from pool.map(crop.load, files, chunksize=8)

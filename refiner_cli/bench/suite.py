@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from refiner_cli.bench.images import bench_decode, bench_encode, bench_predict, draw_photos
-from refiner_cli.bench.measure import Result
+from refiner_cli.bench.measure import BenchResult
 from refiner_cli.bench.spaces import label_space
 from refiner_cli.bench.text import bench_text
-from refiner_cli.bench.train import Machine, bench_step
+from refiner_cli.bench.train import BenchMachine, bench_step
 from refiner_cli.config import Config
 from refiner_cli.core.runtime.device import cores, pick_device, pick_precision
 from refiner_cli.core.towers.backbone import load_backbone
-from refiner_cli.training.gradient_step import Tell
+from refiner_cli.training.gradient_step import LogFn
 from refiner_cli.training.setup import environment
 
 
 @dataclass(frozen=True)
-class Order:
+class BenchOptions:
     """What to measure."""
 
     parts: tuple[str, ...]  # of text, train, encode, decode, predict
@@ -34,12 +34,12 @@ class Order:
     folder: Path  # for the generated photos
 
 
-def run(order: Order, config: Config, tell: Tell) -> Iterator[Result]:
+def run(order: BenchOptions, config: Config, log: LogFn) -> Iterator[BenchResult]:
     """Measure and yield each figure as it is there."""
     device, why = pick_device(config.device)
     precision, because = pick_precision(config.precision, device)
-    tell(f"device {device} ({why}), precision {str(precision).removeprefix('torch.')} ({because})")
-    machine = Machine(device, precision, order.rounds)
+    log(f"device {device} ({why}), precision {str(precision).removeprefix('torch.')} ({because})")
+    machine = BenchMachine(device, precision, order.rounds)
     spaces = {name: label_space(name, order.splits) for name in order.spaces}
     backbone = load_backbone(config.backbone, config.pretrained, config.seed)
     backbone.clip.to(device)
@@ -49,7 +49,7 @@ def run(order: Order, config: Config, tell: Tell) -> Iterator[Result]:
             yield from bench_text(backbone.text, space, rounds=order.rounds, limit=order.limit, device=device)
     if "train" in order.parts:
         for name, space in spaces.items():
-            yield from bench_step(name, backbone, space, config, machine, tell)
+            yield from bench_step(name, backbone, space, config, machine, log)
     if "encode" in order.parts:
         yield from bench_encode(backbone, first, config, machine)
     if {"decode", "predict"} & set(order.parts):

@@ -1,4 +1,4 @@
-"""Text encoding: the prompt trie beside prompts padded to 8 tokens (peers) and to the full context (CLIP)."""
+"""Text encoding: the prefix cache against prompts padded to 8 tokens (peers) or the full context (CLIP)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from refiner_cli.bench.measure import Result, seconds
+from refiner_cli.bench.measure import BenchResult, seconds
 from refiner_cli.core.runtime.device import attention_kernels, free_memory
-from refiner_cli.core.towers.text import TextTower, chunked
-from refiner_cli.core.towers.text_chunks import pick_chunk
+from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE, TextTower
+from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
 
 PEERS = 8  # tokens of CSP and its followers
@@ -25,48 +25,51 @@ class Prompts:
     context: Tensor
     states: Tensor
     objects: Tensor
-    parent: Tensor
-    leaf: Tensor
+    state: Tensor
+    object: Tensor
 
     @classmethod
     def of(cls, text: TextTower, space: LabelSpace) -> Prompts:
-        context = text.context("a photo of")
+        context = text.embed_context("a photo of")
         device = context.device
         index = (torch.from_numpy(i).to(device) for i in (space.pair_state, space.pair_object))
-        words = (torch.stack([text.word(w) for w in names]) for names in (space.states, space.objects))
+        words = (torch.stack([text.embed_label(w) for w in names]) for names in (space.states, space.objects))
         return cls(context, *words, *index)
 
     def first(self, count: int) -> Prompts:
-        return Prompts(self.context, self.states, self.objects, self.parent[:count], self.leaf[:count])
+        return Prompts(self.context, self.states, self.objects, self.state[:count], self.object[:count])
 
     def learnable(self) -> list[Tensor]:
         return [self.context, self.states, self.objects]
 
 
-def through_trie(text: TextTower, prompts: Prompts) -> Tensor:
-    words = prompts.objects[prompts.leaf]
-    return text.encode_pairs(prompts.context, prompts.states, words, prompts.parent)
+def with_prefix_cache(text: TextTower, prompts: Prompts, chunk_size: int) -> Tensor:
+    objects = prompts.objects[prompts.object]
+    return text.encode_pairs(prompts.context, prompts.states, objects, prompts.state, chunk_size=chunk_size)
 
 
-def padded(text: TextTower, prompts: Prompts, length: int) -> Tensor:
-    """Every prompt whole, padded to ``length`` tokens: the way of the published code."""
-    head = torch.cat([text.token_rows(list(text.tokens.head)), prompts.context])
+def padded(text: TextTower, prompts: Prompts, length: int, chunk_size: int) -> Tensor:
+    """Every prompt in full, padded to ``length`` tokens, as the published code does it."""
+    head = torch.cat([text.embed_tokens(list(text.tokens.prefix_ids)), prompts.context])
     end = len(head) + 2
-    tail = text.token_rows([text.tokens.end, *[text.tokens.pad] * (length - end - 1)])
+    tail = text.embed_tokens([text.tokens.eos_id, *[text.tokens.pad_id] * (length - end - 1)])
     found = []
-    for words, parent in chunked(prompts.objects[prompts.leaf], prompts.parent, text.chunk):
-        C = len(words)
-        middle = torch.stack([prompts.states[parent], words], 1)
+    objects, states = prompts.objects[prompts.object], prompts.state
+    for labels, state in zip(objects.split(chunk_size), states.split(chunk_size), strict=True):
+        C = len(labels)
+        middle = torch.stack([prompts.states[state], labels], 1)
         x = torch.cat([head.expand(C, -1, -1), middle, tail.expand(C, -1, -1)], 1)
         found.append(
-            text.finish(x + text.text.positional_embedding[:length], torch.full((C,), end, device=x.device))
+            text.run_transformer(
+                x + text.text.positional_embedding[:length], torch.full((C,), end, device=x.device)
+            )
         )
     return torch.cat(found)
 
 
 def bench_text(
     text: TextTower, space: LabelSpace, *, rounds: int, limit: int, device: torch.device
-) -> Iterator[Result]:
+) -> Iterator[BenchResult]:
     """Forward, and forward with backward.
 
     Args:
@@ -75,22 +78,27 @@ def bench_text(
     """
     prompts = Prompts.of(text, space)
     P = len(space.pairs)
-    text.chunk, _ = pick_chunk(0, text, P, device, torch.float32, len(prompts.context))
-    own = "trie" if text.shares else "plain"
+    chunk_size, _ = pick_chunk_size(0, text, P, device, torch.float32, len(prompts.context))
+    own = "prefix cache" if text.uses_prefix_cache else "plain"
     if not text.causal:
         with torch.no_grad():
-            taken = seconds({own: lambda: through_trie(text, prompts)}, device, rounds=rounds)
-        yield Result(f"text forward, {P} pairs: {own}", taken[own], "s")
+            taken = seconds(
+                {own: lambda: with_prefix_cache(text, prompts, chunk_size)}, device, rounds=rounds
+            )
+        yield BenchResult(f"text forward, {P} pairs: {own}", taken[own], "s")
         return
     full = text.context_length
     few = min(limit or P, P)
     with torch.no_grad():
         fast = seconds(
-            {own: lambda: through_trie(text, prompts), "short": lambda: padded(text, prompts, PEERS)},
+            {
+                own: lambda: with_prefix_cache(text, prompts, chunk_size),
+                "short": lambda: padded(text, prompts, PEERS, chunk_size),
+            },
             device,
             rounds=rounds,
         )
-        slow = seconds({"full": lambda: padded(text, prompts.first(few), full)}, device, rounds=1)
+        slow = seconds({"full": lambda: padded(text, prompts.first(few), full, chunk_size)}, device, rounds=1)
     what = f"text forward, {P} pairs"
     yield from told(what, own, fast[own], {
         f"{PEERS} tokens": fast["short"], f"{full} tokens{scaled(few, P)}": slow["full"] * P / few,
@@ -107,8 +115,8 @@ def bench_text(
     with attention_kernels(device):
         fast = seconds(
             {
-                own: both(lambda: through_trie(text, prompts)),
-                "short": both(lambda: padded(text, short, PEERS)),
+                own: both(lambda: with_prefix_cache(text, prompts, chunk_size)),
+                "short": both(lambda: padded(text, short, PEERS, chunk_size)),
             },
             device,
             rounds=rounds,
@@ -121,11 +129,11 @@ def scaled(few: int, every: int) -> str:
     return "" if few == every else f" (measured with {few}, scaled)"
 
 
-def told(what: str, own: str, seconds_own: float, others: dict[str, float]) -> Iterator[Result]:
+def told(what: str, own: str, seconds_own: float, others: dict[str, float]) -> Iterator[BenchResult]:
     for name, value in others.items():
-        yield Result(f"{what}: {name}", value, "s")
+        yield BenchResult(f"{what}: {name}", value, "s")
     for name, value in others.items():
-        yield Result(f"{what}: {own}", seconds_own, "s", name, value / seconds_own)
+        yield BenchResult(f"{what}: {own}", seconds_own, "s", name, value / seconds_own)
 
 
 def positions(text: TextTower, space: LabelSpace) -> int:
@@ -139,6 +147,6 @@ def positions(text: TextTower, space: LabelSpace) -> int:
     block: nn.Module = text.blocks[0]
     handle = block.get_submodule("ln_1").register_forward_pre_hook(count)
     with torch.no_grad():
-        through_trie(text, Prompts.of(text, space))
+        with_prefix_cache(text, Prompts.of(text, space), DEFAULT_CHUNK_SIZE)
     handle.remove()
     return counted

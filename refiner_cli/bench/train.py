@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refiner_cli.bench.measure import Peak, Result, seconds, wait
+from refiner_cli.bench.measure import BenchResult, Peak, seconds, wait
 from refiner_cli.config import Config
-from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.base import MemoryOptions, Model
 from refiner_cli.core.models.registry import build_model
-from refiner_cli.core.runtime.device import attention_kernels, computing
+from refiner_cli.core.runtime.device import attention_kernels, autocast
 from refiner_cli.core.towers.backbone import Backbone
-from refiner_cli.core.towers.text_chunks import pick_chunk
+from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.training.gradient_step import MicroBatches, Tell
+from refiner_cli.training.gradient_step import GradientStep, LogFn
 
 
 @dataclass(frozen=True)
-class Machine:
+class BenchMachine:
     device: torch.device
     precision: torch.dtype
     rounds: int
@@ -35,48 +35,47 @@ def random_images(backbone: Backbone, count: int, device: torch.device) -> Tenso
 
 
 def bench_step(
-    name: str, backbone: Backbone, space: LabelSpace, config: Config, machine: Machine, tell: Tell
-) -> Iterator[Result]:
+    name: str, backbone: Backbone, space: LabelSpace, config: Config, machine: BenchMachine, log: LogFn
+) -> Iterator[BenchResult]:
     """One optimizer step on random images of a label space."""
-    device, B = machine.device, config.train.batch
+    device, B = machine.device, config.train.batch_size
     torch.manual_seed(0)
     model = build_model(config.method, backbone, config.model, space).to(device).train()
-    model.recompute = config.train.grad_checkpoint
-    context = len(backbone.text.tokens.split(config.model.context))
-    size, why = pick_chunk(
-        config.train.text_chunk, backbone.text, len(space.pairs), device, machine.precision, context
+    context = len(backbone.text.tokens.encode(getattr(config.model, "prompt_init", "")))
+    size, why = pick_chunk_size(
+        config.train.text_chunk_size, backbone.text, len(space.pairs), device, machine.precision, context
     )
-    backbone.text.chunk = size
-    tell(f"{name}: text chunks of {size} prompts ({why})")
+    model.memory = MemoryOptions(size, config.train.gradient_checkpointing)
+    log(f"{name}: text chunks of {size} prompts ({why})")
     images = random_images(backbone, B, device)
     truth = torch.arange(B, device=device) % len(space.pairs)
-    optimizer = torch.optim.AdamW(model.learned().values(), lr=1e-4)
-    pieces = MicroBatches(
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-4)
+    gradient_step = GradientStep(
         model,
         space,
         config.train,
         machine.precision,
         encode=lambda: model.encode_pairs(space),
         scale=lambda loss: loss,
-        tell=tell,
+        log=log,
     )
 
     def step() -> None:
-        pieces.backward(images, truth, 0)
+        gradient_step.backward(images, truth, 0)
         optimizer.step()
 
     peak = Peak(device)
     taken = seconds({"step": step}, device, rounds=machine.rounds)["step"]
     what = f"training step, {name}, {len(space.pairs)} pairs, batch {B}"
-    yield Result(what, taken, "s")
+    yield BenchResult(what, taken, "s")
     most = peak.read()
     if most is not None:
-        yield Result(f"{what}: peak memory", most / 1e9, "GB")
+        yield BenchResult(f"{what}: peak memory", most / 1e9, "GB")
     for part, value in breakdown(model, images, space, machine).items():
-        yield Result(f"{what}: {part}", value, "s")
+        yield BenchResult(f"{what}: {part}", value, "s")
 
 
-def breakdown(model: Model, images: Tensor, space: LabelSpace, machine: Machine) -> dict[str, float]:
+def breakdown(model: Model, images: Tensor, space: LabelSpace, machine: BenchMachine) -> dict[str, float]:
     """Seconds of the four parts of a step, each on its own."""
     found: dict[str, float] = {}
 
@@ -88,7 +87,7 @@ def breakdown(model: Model, images: Tensor, space: LabelSpace, machine: Machine)
         for name in ("text", "images"):
             wait(machine.device)
             began = time.perf_counter()
-            with computing(machine.device, machine.precision):
+            with autocast(machine.device, machine.precision):
                 if name == "text":
                     out = model.encode_pairs(space).pairs
                 else:

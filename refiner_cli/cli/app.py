@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from refiner_cli import __version__
+from refiner_cli._version import __version__
 from refiner_cli.cli import (
     bench,
     compare,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refiner_cli.cli.common import Device, Precision
-from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.cli.console import Json, new_table, terminal
 
 if TYPE_CHECKING:
-    from refiner_cli.bench.measure import Result
+    from refiner_cli.bench.measure import BenchResult
 
 
-class Part(StrEnum):
+class BenchPart(StrEnum):
     TEXT = "text"
     TRAIN = "train"
     ENCODE = "encode"
@@ -27,7 +27,7 @@ class Part(StrEnum):
 
 def bench(
     parts: Annotated[
-        list[Part] | None,
+        list[BenchPart] | None,
         typer.Argument(metavar="[PART]...", help="text, train, encode, decode, predict.  [all]"),
     ] = None,
     backbone: Annotated[
@@ -46,21 +46,21 @@ def bench(
     photos: Annotated[int, typer.Option(min=1, help="Generated photos for decode and predict.")] = 64,
     assign: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.batch=16; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.batch_size=16; repeatable."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure text encoding, training steps, image encoding, decoding and prediction. Downloads nothing."""
-    from refiner_cli.bench.suite import Order, machine_of, run
+    from refiner_cli.bench.suite import BenchOptions, machine_of, run
     from refiner_cli.config import from_assignments, resolve
 
     flags = {"backbone": backbone, "pretrained": "none", "device": device, "precision": precision}
     config = resolve([("command line", flags), from_assignments(assign or [])])
     with tempfile.TemporaryDirectory() as folder:
-        order = Order(
-            parts=tuple(part.value for part in parts or Part),
+        order = BenchOptions(
+            parts=tuple(part.value for part in parts or BenchPart),
             spaces=tuple(spaces.split(",")),
             splits=splits,
             rounds=rounds,
@@ -68,18 +68,18 @@ def bench(
             photos=photos,
             folder=Path(folder),
         )
-        results = list(show(run(order, config, terminal.note)))
+        results = list(show_results(run(order, config, terminal.note)))
     if as_json:
         terminal.json({"schema": "refiner.bench/1", "machine": machine_of(config),
                        "results": [result.to_json() for result in results]})  # fmt: skip
         return
-    table = grid(f"{backbone}, random weights", "", "value", "unit", "ratio", "times better than")
+    table = new_table(f"{backbone}, random weights", "", "value", "unit", "ratio", "times better than")
     for r in results:
         table.add_row(r.name, f"{r.value:.4g}", r.unit, f"{r.ratio:.2f}" if r.ratio else "", r.baseline or "")
     terminal.table(table)
 
 
-def show(results: Iterator[Result]) -> Iterator[Result]:
+def show_results(results: Iterator[BenchResult]) -> Iterator[BenchResult]:
     """Pass results on and say each as it comes: a large backbone takes minutes."""
     for result in results:
         terminal.note(f"{result.name}: {result.value:.4g} {result.unit}")

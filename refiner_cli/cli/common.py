@@ -13,8 +13,8 @@ from refiner_cli.cli.console import terminal
 if TYPE_CHECKING:
     from refiner_cli.core.model_io.checkpoint import ModelInfo
     from refiner_cli.core.models.base import Model
+    from refiner_cli.core.runtime.device import RuntimeOptions
     from refiner_cli.data.benchmark import Benchmark
-    from refiner_cli.evaluation.scoring import Setting
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
@@ -52,15 +52,14 @@ def open_model(path: Path, device: str) -> tuple[Model, ModelInfo]:
     return model, info
 
 
-def setting_for(model: Model, precision: str, workers: int, batch: int) -> Setting:
+def runtime_options(model: Model, precision: str, workers: int, batch: int) -> RuntimeOptions:
     """How to run on the model's device, with the reasons told."""
-    from refiner_cli.core.runtime.device import pick_precision
-    from refiner_cli.core.runtime.loader import pick_workers
-    from refiner_cli.evaluation.scoring import Setting
+    from refiner_cli.core.runtime.device import RuntimeOptions, pick_precision
+    from refiner_cli.core.runtime.loader import pick_num_workers
 
     dtype, why = pick_precision(precision, model.device)
-    count, because = pick_workers(workers, model.device)
+    count, because = pick_num_workers(workers, model.device)
     terminal.note(
         f"precision {str(dtype).removeprefix('torch.')} ({why}), {count} decoding processes ({because})"
     )
-    return Setting(dtype, batch, count)
+    return RuntimeOptions(dtype, batch, count)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, setting_for
-from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, runtime_options
+from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.metrics import (
     COLUMNS,
     BatchSize,
@@ -23,7 +23,7 @@ from refiner_cli.cli.metrics import (
 from refiner_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
-    from refiner_cli.evaluation.compare import Comparison, Side
+    from refiner_cli.evaluation.compare import Comparison, EvaluatedRun
 
 
 def compare(
@@ -42,12 +42,12 @@ def compare(
     """Compare runs on the same images: differences to the first, and the spread over seeds."""
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("At least two different runs are needed for a comparison.")
-    from refiner_cli.evaluation.compare import Side
+    from refiner_cli.evaluation.compare import EvaluatedRun
     from refiner_cli.evaluation.compare import compare as put_together
-    from refiner_cli.evaluation.evaluate import Asked, assess_model
+    from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model
     from refiner_cli.training.run_dir import Run, is_run
 
-    sides: list[Side] = []
+    sides: list[EvaluatedRun] = []
     trained_on = ""
     for run in runs:
         model, info = open_model(run, device)
@@ -57,21 +57,21 @@ def compare(
             )
         trained_on = info.dataset_fingerprint
         benchmark = open_dataset(dataset or info.dataset_path)
-        setting = setting_for(model, precision, workers, batch)
+        setting = runtime_options(model, precision, workers, batch)
         with terminal.progress(str(run)) as progress:
-            result = assess_model(
-                model, benchmark, split, worlds_of(world), setting, Asked(protocol, draws=draws),
-                progress=progress,
+            result = evaluate_model(
+                model, benchmark, split, worlds_of(world), setting,
+                EvalOptions(protocol, bootstrap_samples=draws), progress=progress,
             )  # fmt: skip
-        sides.append(Side(str(run), Run.open(run).config if is_run(run) else None, result))
+        sides.append(EvaluatedRun(str(run), Run.open(run).config if is_run(run) else None, result))
     found = put_together(sides)
     if as_json:
         terminal.json(found.to_json())
     else:
-        show(found)
+        show_comparison(found)
 
 
-def show(found: Comparison) -> None:
+def show_comparison(found: Comparison) -> None:
     """The runs by number, and a table a world: every run, then the differences, then the seeds."""
     first = found.sides[0]
     number = {side.name: str(i) for i, side in enumerate(found.sides, 1)}
@@ -82,7 +82,7 @@ def show(found: Comparison) -> None:
         title = f"{first.result.dataset}, {first.result.split}, {world} world; below: 95 % intervals"
         rows = {name: (result.metrics.to_json(), result.intervals) for name, result in of_world.items()}
         terminal.table(metrics_table(title, rows))
-        table = grid("Differences on the same images; * leaves zero out", "", *COLUMNS)
+        table = new_table("Differences on the same images; * leaves zero out", "", *COLUMNS)
         for run, worlds in found.against_first.items():
             cells = [worlds[world][column] for column in COLUMNS]
             table.add_row(f"{number[run]}-1", *(f"{c.value:+.1f}{'*' if c.sure else ''}" for c in cells))
@@ -91,7 +91,7 @@ def show(found: Comparison) -> None:
         terminal.table(table)
         for spread in found.spreads:
             runs = ", ".join(number[run] for run in spread.runs)
-            table = grid(f"Mean and standard deviation over the seeds of {runs}", "", *COLUMNS)
+            table = new_table(f"Mean and standard deviation over the seeds of {runs}", "", *COLUMNS)
             pairs = [spread.worlds[world][column] for column in COLUMNS]
             table.add_row("mean", *(f"{mean:.1f}" for mean, _ in pairs))
             table.add_row("sd", *(f"{sd:.1f}" for _, sd in pairs))

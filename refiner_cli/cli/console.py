@@ -110,7 +110,7 @@ class Terminal:
 terminal = Terminal()
 
 
-def grid(title: str, *headings: str) -> Table:
+def new_table(title: str, *headings: str) -> Table:
     """An empty table in the house's look: numbers to the right, no box."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(headings):

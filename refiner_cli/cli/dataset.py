@@ -10,7 +10,7 @@ import typer
 
 from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json, terminal
-from refiner_cli.cli.progress import follow
+from refiner_cli.cli.progress import show_progress
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,20 +60,20 @@ def create(
 
     unseen = None if unseen_pairs is None else read_unseen(unseen_pairs)
     fraction = DEFAULT_UNSEEN if unseen_fraction is None else unseen_fraction
-    with follow(terminal) as report:
-        created = making.create(
+    with show_progress(terminal) as report:
+        created = making.create_dataset(
             read_photos(source),
             out,
-            making.Wish(fraction, unseen, seed),
+            making.SplitOptions(fraction, unseen, seed),
             placing="copy" if copy else "link",
             workers=cores() if workers < 0 else max(1, workers),
             report=report,
             stop=Event(),
         )
-    show(out, created, as_json=as_json)
+    show_created(out, created, as_json=as_json)
 
 
-def show(out: Path, created: Created, *, as_json: bool) -> None:
+def show_created(out: Path, created: Created, *, as_json: bool) -> None:
     found = created.verification
     for fault in created.left_out:
         terminal.note(f"left out, as it cannot be decoded: {fault.path} ({fault.reason})")

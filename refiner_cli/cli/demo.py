@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from refiner_cli.cli.common import Device
-from refiner_cli.cli.console import Json, grid, terminal
-from refiner_cli.cli.training import follow
+from refiner_cli.cli.console import Json, new_table, terminal
+from refiner_cli.cli.training import fit_with_progress
 
 COLUMNS = ("S", "U", "HM", "AUC")
 
@@ -23,9 +23,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Draw a dataset, train, evaluate, predict, export: no network, no GPU, a few minutes."""
-    from refiner_cli.demo.walkthrough import take_tour
+    from refiner_cli.demo.walkthrough import run_demo
 
-    tour = take_tour(out, seed=seed, device=device, tell=terminal.note, follow=follow)
+    tour = run_demo(out, seed=seed, device=device, log=terminal.note, follow=fit_with_progress)
     paths = {name: str(getattr(tour, name)) for name in ("run", "predictions", "export", "picture")}
     results = {"zero_shot": tour.zero_shot, "refiner": tour.refiner}
     if as_json:
@@ -34,7 +34,7 @@ def demo(
             {"schema": "refiner.demo/1", **worlds, "seconds": round(tour.seconds, 1), "paths": paths}
         )
         return
-    table = grid("Demo, test split", "", *COLUMNS)
+    table = new_table("Demo, test split", "", *COLUMNS)
     for world in ("closed", "open"):
         for name, title in (("zero_shot", "CLIP zero-shot"), ("refiner", "Refiner")):
             metrics = results[name][world]

@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from refiner_cli import __version__
-from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli._version import __version__
+from refiner_cli.cli.console import Json, new_table, terminal
 
 OPTIONAL = {"transformers": "SigLIP tokenizers: refiner-cli[siglip]"}
 NEEDED = 4 * 2**30  # bytes of free disk below which a benchmark will not fit
@@ -23,7 +23,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         terminal.json({"schema": "refiner.doctor/1", "checks": checks})
     else:
-        table = grid("", "", "found", "advice")
+        table = new_table("", "", "found", "advice")
         for check in checks:
             mark = "[green]ok[/]" if check["ok"] else "[yellow]--[/]"
             table.add_row(f"{mark} {check['name']}", check["found"], check["advice"])

@@ -11,7 +11,7 @@ import typer
 from refiner_cli.cli import shelf
 from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json, terminal
-from refiner_cli.cli.progress import follow
+from refiner_cli.cli.progress import show_progress
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def download(
     """Get datasets: fetch (an interrupted fetch goes on), unpack, verify."""
     if sum((show, dry_run, verify, bool(from_archive))) > 1:
         raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
-    with follow(terminal) as report:
+    with show_progress(terminal) as report:
         downloader = downloader_for(out, workers, report)
         known = downloader.catalogue
         if show:
@@ -58,7 +58,7 @@ def download(
             shelf.show_plan(downloader, datasets, as_json=as_json)
             return
         if verify:
-            outcomes = [downloader.again(dataset) for dataset in datasets]
+            outcomes = [downloader.reverify(dataset) for dataset in datasets]
         else:
             outcomes = downloader.download(datasets, from_archive or [])
         gone = downloader.delete_archives(datasets) if delete_archives else []
@@ -68,7 +68,7 @@ def download(
 def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader:
     """What brings datasets into the user's folder."""
     from refiner_cli.data.download.catalog import catalogue
-    from refiner_cli.data.download.datasets_dir import Store
+    from refiner_cli.data.download.datasets_dir import DatasetsDir
     from refiner_cli.data.download.downloader import Downloader
     from refiner_cli.data.integrity import cores
     from refiner_cli.data.paths import home
@@ -78,6 +78,6 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
 
         make_demo(folder)
 
-    store = Store(out or home(os.environ).datasets)
+    store = DatasetsDir(out or home(os.environ).datasets)
     count = cores() if workers < 0 else max(1, workers)
     return Downloader(store, catalogue(), {"demo": draw}, workers=count, report=report)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, setting_for
+from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, runtime_options
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.metrics import (
     BatchSize,
@@ -18,7 +18,7 @@ from refiner_cli.cli.metrics import (
     Split,
     Worlds,
     metrics_table,
-    ranks,
+    parse_top_k,
     top_table,
     worlds_of,
 )
@@ -59,20 +59,20 @@ def evaluate(
         raise UsageError("--feasibility-vectors needs --feasibility mask or soft.")
     if feasibility != "none" and world == "closed":
         raise UsageError("--feasibility is about the open world; --world closed leaves that out.")
-    from refiner_cli.evaluation.evaluate import Asked, assess_model, assess_scores
+    from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model, evaluate_score_file
     from refiner_cli.training.run_dir import is_run
 
-    asked = Asked(protocol, ranks(topk), draws)
+    asked = EvalOptions(protocol, parse_top_k(topk), draws)
     benchmark: Benchmark | None = None
     if scores:
         with terminal.progress("reading scores") as progress:
-            result = assess_scores(scores, asked, progress)
+            result = evaluate_score_file(scores, asked, progress)
     elif model:
         recogniser, info = open_model(model, device)
         benchmark = open_dataset(dataset or info.dataset_path)
-        setting = setting_for(recogniser, precision, workers, batch)
+        setting = runtime_options(recogniser, precision, workers, batch)
         with terminal.progress("evaluating") as progress:
-            result = assess_model(
+            result = evaluate_model(
                 recogniser, benchmark, split, worlds_of(world), setting, asked,
                 feasibility=feasibility, vectors=feasibility_vectors, progress=progress,
             )  # fmt: skip
@@ -91,10 +91,10 @@ def evaluate(
     if as_json:
         terminal.json(result.to_json())
     else:
-        show(result)
+        show_evaluation(result)
 
 
-def show(result: Result) -> None:
+def show_evaluation(result: Result) -> None:
     """Metrics with their intervals, and top-k."""
     title = f"{result.dataset}, {result.split}, {result.protocol} protocol; below: 95 % intervals"
     rows = {name: (found.metrics.to_json(), found.intervals) for name, found in result.worlds.items()}

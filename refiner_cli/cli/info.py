@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refiner_cli.cli.common import open_dataset
-from refiner_cli.cli.console import Json, grid, terminal
+from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def info(
     if as_json:
         terminal.json({"schema": "refiner.info/1", **facts})
         return
-    table = grid(what, "", "")
+    table = new_table(what, "", "")
     for name, value in facts.items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
             table.add_row(f"{name} {key}".strip().replace("_", " "), shown(inner))
@@ -66,12 +66,12 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
 
 def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:
-    from refiner_cli.data.overview import look_over
+    from refiner_cli.data.overview import split_facts
 
     return {
         "kind": "dataset", "name": benchmark.name, "path": str(benchmark.root),
         "states": len(benchmark.states), "objects": len(benchmark.objects),
-        **{split: part.to_json() for split, part in look_over(benchmark).items()},
+        **{split: part.to_json() for split, part in split_facts(benchmark).items()},
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from refiner_cli.cli.console import grid
+from refiner_cli.cli.console import new_table
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
     return ["closed", "open"] if choice == "both" else [choice]
 
 
-def ranks(text: str) -> tuple[int, ...]:
+def parse_top_k(text: str) -> tuple[int, ...]:
     """The k of ``--topk``: different whole numbers from 1."""
     parts = [part.strip() for part in text.split(",")]
     found = [int(part) for part in parts if part.isdecimal() and int(part) > 0]
@@ -48,7 +48,7 @@ def ranks(text: str) -> tuple[int, ...]:
 
 def metrics_table(title: str, rows: Mapping[str, tuple[dict[str, Any], Mapping[str, Interval]]]) -> Table:
     """A row a name: its metrics, and below each the 95 % interval."""
-    table = grid(title, "", *COLUMNS)
+    table = new_table(title, "", *COLUMNS)
     for name, (metrics, intervals) in rows.items():
         table.add_row(name, *(f"{metrics[column]:.1f}" for column in COLUMNS))
         spans = [intervals[column] for column in COLUMNS]
@@ -59,7 +59,7 @@ def metrics_table(title: str, rows: Mapping[str, tuple[dict[str, Any], Mapping[s
 def top_table(result: Result) -> Table:
     """How often the truth is among the best k, without any bias."""
     first = next(iter(result.worlds.values()))
-    table = grid("Truth among the k best, %", "", *(f"top-{k}" for k in first.top_k))
+    table = new_table("Truth among the k best, %", "", *(f"top-{k}" for k in first.top_k))
     for name, world in result.worlds.items():
         for group in ("seen", "unseen"):
             table.add_row(f"{name}, {group}", *(f"{shares[group]:.1f}" for shares in world.top_k.values()))

@@ -18,7 +18,7 @@ from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.inference.formats import Row
-    from refiner_cli.inference.scan import Filter, Found
+    from refiner_cli.inference.scan import ImageFile, PathFilter
 
 STDIN = [Path("-")]
 
@@ -58,8 +58,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Recognise images, one row each; the same command again goes on where it stopped."""
-    from refiner_cli.inference.formats import kind_of
-    from refiner_cli.inference.scan import Filter, locate, origin
+    from refiner_cli.inference.formats import format_of
+    from refiner_cli.inference.scan import PathFilter, locate, origin
 
     rank, processes = (int(os.environ.get(*name)) for name in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if out is None and (as_json or gallery):
@@ -67,41 +67,41 @@ def predict(
     if processes > 1 and (out is None or paths == STDIN):
         raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
     if out:
-        kind_of(out)
+        format_of(out)
     terminal.quiet = terminal.quiet or rank > 0
-    found, total = find(paths, Filter(include or (), exclude or ()))
+    found, total = find_images(paths, PathFilter(include or (), exclude or ()))
     from refiner_cli.core.runtime.device import pick_precision
-    from refiner_cli.core.runtime.loader import pick_workers
-    from refiner_cli.core.runtime.memory import pick_batch
+    from refiner_cli.core.runtime.loader import pick_num_workers
+    from refiner_cli.inference.batch_size import pick_batch_size
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.output import Output
     from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.runner import Plan, predict_into, predict_onto
-    from refiner_cli.inference.team import joined
+    from refiner_cli.inference.runner import PredictOptions, predict_to_output, predict_to_stream
+    from refiner_cli.inference.team import prediction_team
     from refiner_cli.inference.vocabulary import choose_space
 
-    with joined(rank, processes) as team:
+    with prediction_team(rank, processes) as team:
         loaded, _ = open_model(model, device)
         space = choose_space(loaded.space, world, states, objects, pairs)
         dtype, why = pick_precision(precision, loaded.device)
         recogniser = Recogniser(loaded, space, dtype)
-        if heatmaps and not recogniser.looks:
+        if heatmaps and not recogniser.has_queries:
             raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
-        size, because = pick_batch(batch, recogniser)
-        count, reason = pick_workers(workers, loaded.device)
+        size, because = pick_batch_size(batch, recogniser)
+        count, reason = pick_num_workers(workers, loaded.device)
         name = str(dtype).removeprefix("torch.")
         terminal.note(
             f"precision {name} ({why}), batch {size} ({because}), {count} decoding processes ({reason})"
         )
-        plan = Plan(top_k, size, count, stop_at_error=on_error == "fail", heatmaps=heatmaps)
-        with stoppable(), terminal.progress("predicting") as progress:
-            follow = Follow(progress, total, processes)
+        plan = PredictOptions(top_k, size, count, stop_at_error=on_error == "fail", heatmaps=heatmaps)
+        with stop_with_saved_rows(), terminal.progress("predicting") as progress:
+            follow = PredictProgress(progress, total, processes)
             if out is None:
-                made = predict_onto(sys.stdout, recogniser, found, plan, watch=follow, tell=terminal.note)
+                made = predict_to_stream(sys.stdout, recogniser, found, plan, watch=follow, log=terminal.note)
             else:
-                made = predict_into(
+                made = predict_to_output(
                     Output(out, top_k, rank, processes), recogniser, found, origin(paths), plan, team,
-                    overwrite=overwrite, watch=follow, tell=terminal.note,
+                    overwrite=overwrite, watch=follow, log=terminal.note,
                 )  # fmt: skip
         if gallery and out and team.leads:
             shown = write_gallery(gallery, out, lambda name: locate(paths, name), workers=count)
@@ -117,13 +117,13 @@ def predict(
         raise typer.Exit(PARTLY_DONE)
 
 
-def find(paths: list[Path], chosen: Filter) -> tuple[Iterator[Found], Callable[[], int]]:
+def find_images(paths: list[Path], chosen: PathFilter) -> tuple[Iterator[ImageFile], Callable[[], int]]:
     """The images, and how many there are as soon as that is known. Raises UsageError if there is none."""
-    from refiner_cli.inference.scan import count_aside, listed, scan
+    from refiner_cli.inference.scan import count_aside, list_files, scan
 
     if paths == STDIN:
         lines = (line.rstrip("\n") for line in sys.stdin)
-        return listed((Path(line) for line in lines if line), chosen), lambda: 0
+        return list_files((Path(line) for line in lines if line), chosen), lambda: 0
     found = scan(paths, chosen)
     first = next(found, None)
     if first is None:
@@ -132,7 +132,7 @@ def find(paths: list[Path], chosen: Filter) -> tuple[Iterator[Found], Callable[[
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stop_with_saved_rows() -> Iterator[None]:
     """An interrupt loses nothing, and a reader of the rows may have had enough of them."""
     try:
         yield
@@ -145,7 +145,7 @@ def stoppable() -> Iterator[None]:
         raise typer.Exit from None
 
 
-class Follow:
+class PredictProgress:
     """Tells of every image what there is to tell; the other processes are thought to be as fast."""
 
     def __init__(self, progress: Callable[[int, int], None], total: Callable[[], int], team: int) -> None:

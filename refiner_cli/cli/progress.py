@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from refiner_cli.cli.console import Terminal
-from refiner_cli.data.disk import size
+from refiner_cli.data.disk import format_size
 from refiner_cli.data.progress import Notice, Progress, Report, silent
 
 COUNTED = {"verify", "link"}  # stages whose unit is an image; of the others it is a byte
@@ -22,7 +22,7 @@ _DOING = {"fetch": "fetching", "check": "hashing", "unpack": "unpacking", "verif
 
 def describe(stage: str, done: float, total: float | None, rate: float | None) -> str:
     """``"1.2 GB of 2.0 GB, 10.1 MB/s, 1:19 left"``, as far as it is known."""
-    amount = (lambda number: f"{number:,.0f}") if stage in COUNTED else size
+    amount = (lambda number: f"{number:,.0f}") if stage in COUNTED else format_size
     text = amount(done) if total is None else f"{amount(done)} of {amount(total)}"
     if rate:
         text += f", {amount(rate)}/s"
@@ -34,7 +34,7 @@ def describe(stage: str, done: float, total: float | None, rate: float | None) -
 
 
 @contextlib.contextmanager
-def follow(terminal: Terminal) -> Iterator[Report]:
+def show_progress(terminal: Terminal) -> Iterator[Report]:
     """What to give to the library as its ``report``."""
     if terminal.quiet:
         yield silent

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refiner_cli.cli.console import grid, terminal
-from refiner_cli.data.disk import size
+from refiner_cli.cli.console import new_table, terminal
+from refiner_cli.data.disk import format_size
 
 if TYPE_CHECKING:
     from refiner_cli.data.download.catalog import Catalogue, Dataset
-    from refiner_cli.data.download.datasets_dir import Status, Store
+    from refiner_cli.data.download.datasets_dir import DatasetsDir, Status
     from refiner_cli.data.download.downloader import Downloader, Outcome
 
 SCHEMA = "refiner.download/1"
 
 
-def show_catalogue(store: Store, known: Catalogue, *, as_json: bool) -> None:
+def show_catalogue(store: DatasetsDir, known: Catalogue, *, as_json: bool) -> None:
     found = [store.status(dataset) for dataset in known.datasets.values()]
     if as_json:
         listed = [
@@ -29,26 +29,26 @@ def show_catalogue(store: Store, known: Catalogue, *, as_json: bool) -> None:
         ]  # fmt: skip
         terminal.json({"schema": SCHEMA, "root": str(store.root), "datasets": listed})
         return
-    table = grid(f"Catalogue; datasets are kept in {store.root}", "name", "images", "pairs", "here")
+    table = new_table(f"Catalogue; datasets are kept in {store.root}", "name", "images", "pairs", "here")
     for status in found:
         counts = status.dataset.expected
         images = (counts.train_images, counts.val_images, counts.test_images)
         total = f"{sum(map(int, filter(None, images))):,}" if all(images) else ""
         pairs = "" if counts.train_pairs is None else f"{counts.train_pairs:,}"
-        table.add_row(status.dataset.name, total, pairs, here(status))
+        table.add_row(status.dataset.name, total, pairs, status_text(status))
     terminal.table(table)
     for status in found:
         terminal.data(f"{status.dataset.name:12} {status.dataset.title}. Licence: {status.dataset.licence}. "
                       f"{status.dataset.home}")  # fmt: skip
 
 
-def here(status: Status) -> str:
+def status_text(status: Status) -> str:
     """``"verified 2026-01-31"`` and the like."""
     if status.present:
         broken = f", {status.unreadable} unreadable" if status.unreadable else ""
         return f"verified {status.verified[:10]}{broken}" if status.verified else "not verified"
     if status.fetched:
-        return f"{size(status.fetched)} fetched"
+        return f"{format_size(status.fetched)} fetched"
     return "by hand" if status.dataset.by_hand else "-"
 
 
@@ -66,19 +66,21 @@ def show_plan(downloader: Downloader, datasets: Sequence[Dataset], *, as_json: b
         ]  # fmt: skip
         terminal.json({"schema": SCHEMA, "root": str(root), "free_bytes": free, "files": files})
         return
-    table = grid("To fetch", "file", "size", "here already", "from")
+    table = new_table("To fetch", "file", "size", "here already", "from")
     for file in planned:
         source = file.url or (f"no address answers; by hand: {file.dataset.home}")
-        told = "unknown" if file.size is None else size(file.size)
-        table.add_row(file.source.file, told, size(file.have), source)
+        told = "unknown" if file.size is None else format_size(file.size)
+        table.add_row(file.source.file, told, format_size(file.have), source)
     if planned:
         terminal.table(table)
     else:
         terminal.data("There is nothing to fetch.")
-    terminal.data(f"{size(free)} are free in {root}")
+    terminal.data(f"{format_size(free)} are free in {root}")
 
 
-def show_outcomes(store: Store, outcomes: Sequence[Outcome], gone: Sequence[Path], *, as_json: bool) -> None:
+def show_outcomes(
+    store: DatasetsDir, outcomes: Sequence[Outcome], gone: Sequence[Path], *, as_json: bool
+) -> None:
     for file in gone:
         terminal.note(f"removed {file}")
     if as_json:

@@ -12,7 +12,7 @@ from refiner_cli.cli.console import INTERRUPTED, TERMINATED
 
 
 @dataclass
-class Wish:
+class StopRequest:
     """Whether somebody asked to stop; call it to know."""
 
     number: int | None = None
@@ -26,9 +26,9 @@ class Wish:
 
 
 @contextlib.contextmanager
-def listening(note: Callable[[str], None]) -> Iterator[Wish]:
+def stop_on_signal(note: Callable[[str], None]) -> Iterator[StopRequest]:
     """Take SIGINT and SIGTERM as a wish. A second SIGINT ends the process at once."""
-    wish = Wish()
+    wish = StopRequest()
 
     def heard(number: int, _frame: FrameType | None) -> None:
         # From now on the system answers Ctrl-C itself, even while torch computes.

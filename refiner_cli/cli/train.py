@@ -59,9 +59,9 @@ def train(
     if not resume and dataset is None:
         raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
     chosen = configure(dataset, config, assign or [], flags) if dataset and not resume else None
-    from refiner_cli.cli.training import Order, carry_out
+    from refiner_cli.cli.training import TrainRequest, run_training
 
-    code = carry_out(Order(dataset or "", chosen, out, seeds), as_json=as_json)
+    code = run_training(TrainRequest(dataset or "", chosen, out, seeds), as_json=as_json)
     if code:
         raise typer.Exit(code)
 
@@ -75,10 +75,9 @@ def configure(dataset: str, file: Path | None, assignments: list[str], flags: di
     recipe = recipe_for(dataset)
     if recipe:
         terminal.note(f"settings of the recipe {recipe[0]}")
-        layers.append(recipe)
     if file:
         layers.append(from_file(file))
     layers.append(from_environment(os.environ))
     layers.append(("command line", {name: value for name, value in flags.items() if value is not None}))
     layers.append(from_assignments(assignments))
-    return resolve(layers)
+    return resolve(layers, recipe)

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refiner_cli.cli.console import grid, terminal
-from refiner_cli.cli.signals import Wish, listening
+from refiner_cli.cli.console import new_table, terminal
+from refiner_cli.cli.signals import StopRequest, stop_on_signal
 from refiner_cli.errors import RefinerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refiner_cli.config import Config
-    from refiner_cli.core.runtime.distributed import Ranks
+    from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.training.events import Event
-    from refiner_cli.training.trainer import Training
+    from refiner_cli.training.trainer import Trainer
 
 COLUMNS = ("S", "U", "HM", "AUC")
-HUNGRY = 0.2  # share of the time spent waiting for data from which on it is worth a word
+DATA_BOUND = 0.2  # share of the time spent waiting for data from which on it is worth a word
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainRequest:
     """What the command line asks for."""
 
     dataset: str
@@ -35,19 +35,22 @@ class Order:
     seeds: int
 
 
-def carry_out(order: Order, *, as_json: bool) -> int:
+def run_training(order: TrainRequest, *, as_json: bool) -> int:
     """Train, print the result, return the exit code."""
-    from refiner_cli.core.runtime.distributed import joined
+    from refiner_cli.core.runtime.distributed import process_group
 
-    with listening(terminal.note) as wish, joined(os.environ, gpu=on_gpu(order), lost=give_up) as ranks:
-        terminal.quiet = terminal.quiet or not ranks.first
+    with (
+        stop_on_signal(terminal.note) as wish,
+        process_group(os.environ, gpu=on_gpu(order), lost=stop_after_lost_rank) as ranks,
+    ):
+        terminal.quiet = terminal.quiet or not ranks.is_main
         result = train_all(order, ranks, wish)
-        if ranks.first:
-            (terminal.json if as_json else show)(result)
+        if ranks.is_main:
+            (terminal.json if as_json else show_training)(result)
         return wish.exit_code if result["interrupted"] else 0
 
 
-def on_gpu(order: Order) -> bool:
+def on_gpu(order: TrainRequest) -> bool:
     """Whether the processes of torchrun take a GPU each."""
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.training.run_dir import Run
@@ -60,104 +63,109 @@ def on_gpu(order: Order) -> bool:
     return pick_device(config.device if config else "auto")[0].type == "cuda"
 
 
-def give_up(reason: str) -> None:
+def stop_after_lost_rank(reason: str) -> None:
     """End this process: the main thread may sit in an exchange that never comes back."""
     terminal.error(RefinerError(reason, hint="Go on with --resume."))
     sys.stderr.flush()
     os._exit(RefinerError.exit_code)
 
 
-def train_all(order: Order, ranks: Ranks, stop: Wish) -> dict[str, Any]:
+def train_all(order: TrainRequest, ranks: DistributedContext, stop: StopRequest) -> dict[str, Any]:
     """The run, or one after the other those of several seeds."""
     from refiner_cli.training.run_dir import Run
-    from refiner_cli.training.seeds import FILE, Seeds
+    from refiner_cli.training.seeds import FILE, SeedRuns
 
-    out = order.out or Path(ranks.agree(str(default_folder(order))))
+    out = order.out or Path(ranks.broadcast(str(default_folder(order))))
     if order.config is None and not (out / FILE).is_file():
-        return {"schema": "refiner.train/1", **follow(resumed(out, ranks), stop)}
+        return {"schema": "refiner.train/1", **fit_with_progress(resumed_trainer(out, ranks), stop)}
     if order.config is not None and order.seeds == 1:
-        return {"schema": "refiner.train/1", **follow(fresh(order.dataset, order.config, out, ranks), stop)}
+        return {
+            "schema": "refiner.train/1",
+            **fit_with_progress(new_trainer(order.dataset, order.config, out, ranks), stop),
+        }
     if order.config is not None:
-        if ranks.first:
-            Seeds.create(out, range(order.config.seed, order.config.seed + order.seeds))
-        ranks.wait()
-    several = Seeds.open(out)
+        if ranks.is_main:
+            SeedRuns.create(out, range(order.config.seed, order.config.seed + order.seeds))
+        ranks.barrier()
+    several = SeedRuns.open(out)
     runs: list[dict[str, Any]] = []
     for seed in several.seeds:
         folder = several.run(seed)
         terminal.note(f"seed {seed}, {len(runs) + 1} of {len(several.seeds)}")
         if (folder / "run.json").is_file():
-            training = resumed(folder, ranks)
+            training = resumed_trainer(folder, ranks)
         else:
             first = None if order.config else Run.open(several.run(several.seeds[0]))
             config = order.config or (first.config if first else None)
             if config is None:
                 raise AssertionError("either the order or the first run says what to train")
             dataset = order.dataset or (first.dataset.path if first else "")
-            training = fresh(dataset, config.model_copy(update={"seed": seed}), folder, ranks)
-        runs.append(follow(training, stop))
+            training = new_trainer(dataset, config.model_copy(update={"seed": seed}), folder, ranks)
+        runs.append(fit_with_progress(training, stop))
         if runs[-1]["interrupted"]:
             break
     result: dict[str, Any] = {
         "schema": "refiner.train-seeds/1", "folder": str(out), "runs": runs,
         "interrupted": runs[-1]["interrupted"],
     }  # fmt: skip
-    if not result["interrupted"] and ranks.first:
+    if not result["interrupted"] and ranks.is_main:
         result |= several.finish([run["val"] for run in runs])
     return result
 
 
-def default_folder(order: Order) -> Path:
+def default_folder(order: TrainRequest) -> Path:
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     method = order.config.method if order.config else "run"
     return Path("runs") / f"{Path(order.dataset).name}-{method}-{stamp}"
 
 
-def fresh(dataset: str, config: Config, folder: Path, ranks: Ranks) -> Training:
+def new_trainer(dataset: str, config: Config, folder: Path, ranks: DistributedContext) -> Trainer:
     """A new run in its directory. The first process goes ahead: it may have to draw the demo."""
     from refiner_cli.cli.common import open_dataset
     from refiner_cli.training.run_dir import DatasetRef, Run
-    from refiner_cli.training.setup import environment, start
+    from refiner_cli.training.setup import build_trainer, environment
 
-    if ranks.first:
+    if ranks.is_main:
         benchmark = open_dataset(dataset)
         ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
         Run.create(folder, config, ref, environment() | {"arguments": sys.argv})
-    ranks.wait()
-    return start(Run.open(folder), open_dataset(dataset), terminal.note, ranks)
+    ranks.barrier()
+    return build_trainer(Run.open(folder), open_dataset(dataset), terminal.note, ranks)
 
 
-def resumed(folder: Path, ranks: Ranks) -> Training:
+def resumed_trainer(folder: Path, ranks: DistributedContext) -> Trainer:
     """The training of an existing run, at its last whole checkpoint."""
     from refiner_cli.data.benchmark import load_benchmark
     from refiner_cli.training.run_dir import Run
-    from refiner_cli.training.setup import environment, resume
+    from refiner_cli.training.setup import environment, resume_trainer
 
     run = Run.open(folder)
-    training = resume(run, load_benchmark(Path(run.dataset.path), run.dataset.name), terminal.note, ranks)
-    if ranks.first and training.step < training.total:
+    training = resume_trainer(
+        run, load_benchmark(Path(run.dataset.path), run.dataset.name), terminal.note, ranks
+    )
+    if ranks.is_main and training.step < training.total:
         run.note_environment(environment() | {"arguments": sys.argv}, training.step)
-    ranks.wait()
+    ranks.barrier()
     return training
 
 
-def follow(training: Training, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def fit_with_progress(training: Trainer, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run to the end and tell what happens."""
     from refiner_cli.training.events import StepDone, Stopped
 
     stopped = False
     with terminal.progress("training") as progress:
-        for event in training.run_on(stop):
-            tell(event)
+        for event in training.fit(stop):
+            show_event(event)
             stopped = stopped or isinstance(event, Stopped)
             if isinstance(event, StepDone):
                 progress(event.step, event.total)
-    best = training.run.best() or {}
+    best = training.run.read_best() or {}
     return {"run": str(training.run.folder), "seed": training.run.config.seed, "step": training.step,
             "best_step": best.get("step"), "val": best.get("val"), "interrupted": stopped}  # fmt: skip
 
 
-def tell(event: Event) -> None:
+def show_event(event: Event) -> None:
     from refiner_cli.training.events import Stopped, Validated
 
     if isinstance(event, Validated):
@@ -167,24 +175,24 @@ def tell(event: Event) -> None:
             f"epoch {event.epoch}, step {event.step}: validation S {m.S:.1f} U {m.U:.1f} HM {m.HM:.1f} "
             f"AUC {m.AUC:.1f}, {event.waiting:.0%} of the time waiting for images{mark}"
         )
-        if event.waiting > HUNGRY:
-            terminal.note("Decoding holds the training up: try more processes, --set train.workers=N.")
+        if event.waiting > DATA_BOUND:
+            terminal.note("Decoding holds the training up: try more processes, --set train.num_workers=N.")
     elif isinstance(event, Stopped):
         terminal.note(f"stopped after step {event.step}; the state is saved, go on with --resume")
     elif event.skipped:
         terminal.note(f"step {event.step} skipped: {event.skipped}")
 
 
-def show(result: dict[str, Any]) -> None:
+def show_training(result: dict[str, Any]) -> None:
     """The result as a table, and where it lies."""
     if "runs" not in result:
         if result["val"]:
-            table = grid("Best on validation", "step", *COLUMNS)
+            table = new_table("Best on validation", "step", *COLUMNS)
             table.add_row(str(result["best_step"]), *(f"{result['val'][name]:.1f}" for name in COLUMNS))
             terminal.table(table)
             terminal.data(f"run {result['run']}")
         return
-    table = grid("Best on validation, by seed", "seed", "step", *COLUMNS)
+    table = new_table("Best on validation, by seed", "seed", "step", *COLUMNS)
     for run in result["runs"]:
         if run["val"]:
             values = (f"{run['val'][name]:.1f}" for name in COLUMNS)

@@ -39,7 +39,7 @@ FORMATS: list[str] = [
 Pixels = npt.NDArray[np.uint8]
 
 
-class Unreadable(Exception):  # noqa: N818 - a state of a file, and it reads so where it is caught
+class UnreadableError(Exception):
     """Why a file gives no image, as words that follow "the image cannot be read: "."""
 
 
@@ -58,17 +58,17 @@ def read(file: Path, side: int | None = None) -> Image.Image:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise Unreadable("it is a folder")
+            raise UnreadableError("it is a folder")
         if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
-            raise Unreadable("it is no regular file")
+            raise UnreadableError("it is no regular file")
         if not status.st_size:
-            raise Unreadable("it is empty")
+            raise UnreadableError("it is empty")
         with file.open("rb") as stream:
             return read_stream(stream, side)
     except FileNotFoundError:
-        raise Unreadable("it does not exist") from None
+        raise UnreadableError("it does not exist") from None
     except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
+        raise UnreadableError(error.strerror or str(error)) from None
 
 
 def read_stream(stream: IO[bytes], side: int | None = None) -> Image.Image:
@@ -87,17 +87,17 @@ def read_stream(stream: IO[bytes], side: int | None = None) -> Image.Image:
     except UnidentifiedImageError:
         stream.seek(4)
         if stream.read(8) in {b"ftypheic", b"ftypheix", b"ftypmif1"} and "HEIF" not in FORMATS:
-            raise Unreadable("HEIC needs the package pillow-heif (extra: heif)") from None
-        raise Unreadable("it is no image") from None
+            raise UnreadableError("HEIC needs the package pillow-heif (extra: heif)") from None
+        raise UnreadableError("it is no image") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise Unreadable(f"it has more than {limit:.0f} million pixels") from None
+        raise UnreadableError(f"it has more than {limit:.0f} million pixels") from None
     except MemoryError:
-        raise Unreadable("there is not enough memory to decode it") from None
+        raise UnreadableError("there is not enough memory to decode it") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
         # Addresses differ from run to run, rows must not.
         said = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)).strip() or type(error).__name__
-        raise Unreadable(f"it is damaged: {said}") from None
+        raise UnreadableError(f"it is damaged: {said}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -145,7 +145,7 @@ class Crop:
 
     def fit(self, image: Image.Image) -> Image.Image:
         """RGB of any size -> ``width x height``."""
-        image = middle(image)
+        image = centre_crop(image)
         size = self.resized(*image.size)
         if size != image.size:
             image = image.resize(size, self.resample)
@@ -180,7 +180,7 @@ class Crop:
         return np.asarray(self.fit(read(file, self.side)))
 
 
-def middle(image: Image.Image) -> Image.Image:
+def centre_crop(image: Image.Image) -> Image.Image:
     """Cut the ends off an extremely long image: resized whole, a strip of one pixel fills the memory."""
     width, height = image.size
     wide, high = min(width, ELONGATED * height), min(height, ELONGATED * width)

@@ -31,7 +31,7 @@ def flush(folder: Path) -> None:
 
 
 @contextmanager
-def explained(doing: str) -> Iterator[None]:
+def os_errors_as(doing: str) -> Iterator[None]:
     """Turn an OSError of the block into a FetchError that says what was being done."""
     try:
         yield
@@ -45,17 +45,17 @@ def explained(doing: str) -> Iterator[None]:
         raise FetchError(f"{doing[:1].upper()}{doing[1:]} failed: {error}.") from error
 
 
-def require_room(folder: Path, needed: int, purpose: str) -> None:
+def require_free_space(folder: Path, needed: int, purpose: str) -> None:
     """Raise FetchError unless the file system of ``folder`` has ``needed`` bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FetchError(
-            f"{purpose} needs {size(needed)}, but {folder} has only {size(free)} left.",
+            f"{purpose} needs {format_size(needed)}, but {folder} has only {format_size(free)} left.",
             hint="Free some space, or choose another place with --out.",
         )
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """A number of bytes as people read it: ``1.5 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
@@ -70,7 +70,7 @@ def locked(file: Path, what: str, report: Report, stop: Event) -> Iterator[None]
 
     Raises StoppedError when ``stop`` is set while waiting.
     """
-    with explained(f"locking {file}"):
+    with os_errors_as(f"locking {file}"):
         file.parent.mkdir(parents=True, exist_ok=True)
     # Not thread-local and no singleton: two threads of one process exclude each other, too.
     lock = FileLock(file, thread_local=False)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import transforms
 
-from refiner_cli.data.decode import Crop, Unreadable, read
+from refiner_cli.data.decode import Crop, UnreadableError, read
 from refiner_cli.errors import DatasetError
 
 
@@ -26,7 +26,7 @@ def decode(file: Path) -> Image.Image:
     """Read an image as upright RGB. Raises DatasetError with the path if it cannot be read."""
     try:
         return read(file)
-    except Unreadable as error:
+    except UnreadableError as error:
         raise DatasetError(f"The image {file} cannot be read ({error}).") from None
 
 

@@ -19,7 +19,7 @@ from threading import Event
 from PIL import Image
 
 from refiner_cli.data.progress import Progress, Report, StoppedError
-from refiner_cli.data.workers import settle
+from refiner_cli.data.workers import init_worker
 from refiner_cli.errors import RefinerError
 
 _CHUNK = 128
@@ -27,7 +27,7 @@ _WORTH_A_PROCESS = 1024  # images; fewer are decoded in the time that a process 
 
 
 @dataclass(frozen=True)
-class Fault:
+class UnreadableImage:
     """An image that is not there or cannot be decoded; ``path`` as it was given."""
 
     path: str
@@ -42,19 +42,19 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-Checked = tuple[int, list["Fault"]]  # images of a chunk, and those of them that fail
+Checked = tuple[int, list["UnreadableImage"]]  # images of a chunk, and those of them that fail
 
 
-def faults(
+def find_unreadable(
     folder: Path, paths: Sequence[str], *, name: str, workers: int, report: Report, stop: Event
-) -> list[Fault]:
+) -> list[UnreadableImage]:
     """Decode every image completely and return those that fail, in the order given.
 
     More than one worker needs a main module that can be imported, as always with processes.
     Raises StoppedError when ``stop`` is set.
     """
     chunks = [(str(folder), paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
-    found: list[Fault] = []
+    found: list[UnreadableImage] = []
     done = 0
     with closing(_results(chunks, min(workers, -(-len(paths) // _WORTH_A_PROCESS)))) as results:
         for count, bad in results:
@@ -70,7 +70,7 @@ def _results(chunks: list[tuple[str, Sequence[str]]], workers: int) -> Generator
     if workers <= 1:
         yield from map(_decode, chunks)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=settle)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
     try:
         yield from pool.map(_decode, chunks)
     except BrokenExecutor as error:
@@ -82,20 +82,20 @@ def _results(chunks: list[tuple[str, Sequence[str]]], workers: int) -> Generator
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(chunk: tuple[str, Sequence[str]]) -> tuple[int, list[Fault]]:
+def _decode(chunk: tuple[str, Sequence[str]]) -> tuple[int, list[UnreadableImage]]:
     folder, paths = chunk
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF data and the like are no fault of the picture
         return len(paths), [fault for path in paths if (fault := _fault(folder, path))]
 
 
-def _fault(folder: str, path: str) -> Fault | None:
+def _fault(folder: str, path: str) -> UnreadableImage | None:
     try:
         with Image.open(os.path.join(folder, path)) as image:  # noqa: PTH118 - half of the time of a small image
             image.load()
     except FileNotFoundError:
-        return Fault(path, "not there", missing=True)
+        return UnreadableImage(path, "not there", missing=True)
     except Exception as error:  # noqa: BLE001 - decoders raise nearly everything for a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Fault(path, reason.replace(os.path.join(folder, ""), ""))  # noqa: PTH118
+        return UnreadableImage(path, reason.replace(os.path.join(folder, ""), ""))  # noqa: PTH118
     return None

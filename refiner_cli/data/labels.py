@@ -86,7 +86,7 @@ class LabelSpace:
         return len(self.pairs) == len(self.states) * len(self.objects)
 
     @cached_property
-    def shown(self) -> BoolArray:
+    def seen_table(self) -> BoolArray:
         """S x O bool: whether training showed that state of that object."""
         table, seen = np.zeros((len(self.states), len(self.objects)), np.bool_), self.training()
         table[seen.pair_state, seen.pair_object] = True

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from refiner_cli.data.benchmark import Benchmark, Sample, Split
-from refiner_cli.data.decode import Unreadable, read
+from refiner_cli.data.decode import UnreadableError, read
 from refiner_cli.data.labels import Pair
 from refiner_cli.files import whole_file
 
@@ -43,7 +43,7 @@ class SplitFacts:
         }
 
 
-def look_over(benchmark: Benchmark) -> dict[Split, SplitFacts]:
+def split_facts(benchmark: Benchmark) -> dict[Split, SplitFacts]:
     """Count every split; of equally rare pairs the first by name are listed."""
     train = set(benchmark.pairs["train"])
     found: dict[Split, SplitFacts] = {}
@@ -60,7 +60,7 @@ def look_over(benchmark: Benchmark) -> dict[Split, SplitFacts]:
 def write_overview(file: Path, benchmark: Benchmark) -> None:
     """Write a self-contained page: counts, rarest pairs, and pictures from all over the benchmark."""
     page = Template(resources.files("refiner_cli.data").joinpath("overview.html").read_text("utf-8"))
-    parts = look_over(benchmark)
+    parts = split_facts(benchmark)
     rows = "".join(
         f"<tr><th>{name}<td>{part.seen_pairs:,}<td>{part.unseen_pairs:,}<td>{part.images:,}"
         f"<td>{', '.join(html.escape(f'{s} {o} ({n})') for (s, o), n in part.rarest)}"
@@ -95,7 +95,7 @@ def card(benchmark: Benchmark, split: Split, sample: Sample) -> str:
         image = ImageOps.fit(
             read(benchmark.images / sample.path, SIDE), (SIDE, SIDE), Image.Resampling.BICUBIC
         )
-    except Unreadable as error:
+    except UnreadableError as error:
         reason = html.escape(f"{sample.path}: {error}")
         return f"<figure><p>{reason}</p><figcaption>{name}</figcaption></figure>"
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ import threading
 from multiprocessing import connection
 
 
-def settle() -> None:
+def init_worker() -> None:
     """In a worker: leave interrupts to the parent, and end when it ends, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

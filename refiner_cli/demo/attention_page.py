@@ -27,7 +27,7 @@ def template(name: str) -> Template:
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoScene:
     """One scene of the page."""
 
     file: Path
@@ -35,14 +35,14 @@ class Shown:
     seen: bool
 
 
-def write_picture(file: Path, scenes: list[Shown], clip: Recogniser, refined: Recogniser) -> None:
+def write_attention_page(file: Path, scenes: list[DemoScene], clip: Recogniser, refined: Recogniser) -> None:
     """Write the page, self-contained. ``refined`` must hold a model with concept queries."""
     model = refined.model
     if not isinstance(model, Refiner):
         raise TypeError("Only a Refiner model has concept queries to show.")
     images = [decode(scene.file) for scene in scenes]
     pixels = torch.stack([refined.preprocess(image) for image in images])
-    looks = model.look(pixels.to(model.device))  # B x K x L
+    looks = model.query_attention(pixels.to(model.device))  # B x K x L
     said = [[guess.compositions[0] for guess in who.predict(images, top_k=1)] for who in (clip, refined)]
     size = model.backbone.spec.preprocess["size"]
     rows = [
@@ -55,7 +55,9 @@ def write_picture(file: Path, scenes: list[Shown], clip: Recogniser, refined: Re
         )
 
 
-def row(scene: Shown, image: Image.Image, look: torch.Tensor, zero: Composition, ours: Composition) -> str:
+def row(
+    scene: DemoScene, image: Image.Image, look: torch.Tensor, zero: Composition, ours: Composition
+) -> str:
     truth = " ".join(scene.sample.pair)
     names = {"clip": f"{zero.state} {zero.object}", "refiner": f"{ours.state} {ours.object}"}
     return template("attention_row.html").substitute(

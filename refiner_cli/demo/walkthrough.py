@@ -10,27 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from refiner_cli.config import resolve
+from refiner_cli.config import method_section, resolve
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.demo import scenes
-from refiner_cli.demo.attention_page import Shown, write_picture
+from refiner_cli.demo.attention_page import DemoScene, write_attention_page
 from refiner_cli.demo.dataset import make_demo
 from refiner_cli.demo.vocabulary import split
 from refiner_cli.errors import UsageError
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics
-from refiner_cli.evaluation.scoring import calibrate, evaluate
+from refiner_cli.evaluation.scoring import evaluate_worlds
 from refiner_cli.files import whole_file
 from refiner_cli.inference.formats import JsonLines
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.scan import scan
 from refiner_cli.recipes import recipe_for
+from refiner_cli.training.calibrate import calibrate
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
-from refiner_cli.training.setup import environment, start
-from refiner_cli.training.trainer import Training
+from refiner_cli.training.setup import build_trainer, environment
+from refiner_cli.training.trainer import Trainer
 
 PHOTOS = 60
 SCENES = 10  # rows of the picture
@@ -38,7 +39,7 @@ Worlds = dict[str, Metrics]
 
 
 @dataclass(frozen=True)
-class Tour:
+class DemoResult:
     """What the demo found, and where everything lies."""
 
     zero_shot: Worlds
@@ -50,47 +51,47 @@ class Tour:
     picture: Path
 
 
-def take_tour(
-    out: Path, *, seed: int, device: str, tell: Callable[[str], None], follow: Callable[[Training], object]
-) -> Tour:
+def run_demo(
+    out: Path, *, seed: int, device: str, log: Callable[[str], None], follow: Callable[[Trainer], object]
+) -> DemoResult:
     """Run the demo in ``out``, which must be empty or not exist.
 
     Args:
-        tell: gets a line at every stage.
+        log: gets a line at every stage.
         follow: runs a training to its end, showing its progress.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already.", hint="Give another --out.")
     began = time.perf_counter()
-    tell("1/5 drawing the demo dataset")
+    log("1/5 drawing the demo dataset")
     make_demo(out / "dataset", seed)
     benchmark = load_benchmark(out / "dataset", "demo")
-    recipe = recipe_for("demo")
-    config = resolve([*([recipe] if recipe else []), ("demo", {"seed": seed, "device": device})])
-    tell("2/5 training Refiner on it")
+    config = resolve([("demo", {"seed": seed, "device": device})], recipe_for("demo"))
+    log("2/5 training Refiner on it")
     ref = DatasetRef("demo", str(benchmark.root.resolve()), benchmark.fingerprint())
-    training = start(Run.create(out / "run", config, ref, environment()), benchmark, tell)
-    follow(training)
-    tell("3/5 evaluating zero-shot CLIP and Refiner, closed and open world")
+    trainer = build_trainer(Run.create(out / "run", config, ref, environment()), benchmark, log)
+    follow(trainer)
+    log("3/5 evaluating zero-shot CLIP and Refiner, closed and open world")
     spaces = {"closed": benchmark.label_space("test"), "open": benchmark.label_space("test", "open")}
     refined, info = read_model(model_folder(out / "run"))
-    refined.to(training.model.device)
-    clip = build_model("clip", refined.backbone, config.model, benchmark.vocabulary).to(refined.device)
-    clip.calibration, _ = calibrate(clip, benchmark, training.setting)
+    refined.to(trainer.model.device)
+    clip_config = method_section("clip")(tta_shifts=config.model.tta_shifts)
+    clip = build_model("clip", refined.backbone, clip_config, benchmark.vocabulary).to(refined.device)
+    clip.calibration, _ = calibrate(clip, benchmark, trainer.options)
     zero_shot, ours_found = (
-        evaluate(m, benchmark, "test", spaces, training.setting) for m in (clip, refined)
+        evaluate_worlds(m, benchmark, "test", spaces, trainer.options) for m in (clip, refined)
     )
-    tell("4/5 predicting a folder of new pictures")
+    log("4/5 predicting a folder of new pictures")
     draw_photos(out / "photos", seed)
-    ours, theirs = Recogniser(refined, precision=training.setting.precision), Recogniser(clip)
+    ours, theirs = Recogniser(refined, precision=trainer.options.precision), Recogniser(clip)
     with whole_file(out / "predictions.jsonl") as part, part.open("w", encoding="utf-8") as stream:
         sink = JsonLines(stream)
         for row in predict_files(ours, scan([out / "photos"]), top_k=5, batch=32, workers=0):
             sink.write(row)
-    tell("5/5 exporting the model and drawing what its queries look at")
+    log("5/5 exporting the model and drawing what its queries look at")
     export_model(out / "model", refined, info, dtype="fp16", with_backbone=True)
-    write_picture(out / "picture.html", some_scenes(benchmark, seed), theirs, ours)
-    return Tour(
+    write_attention_page(out / "picture.html", some_scenes(benchmark, seed), theirs, ours)
+    return DemoResult(
         zero_shot=zero_shot,
         refiner=ours_found,
         seconds=time.perf_counter() - began,
@@ -110,11 +111,11 @@ def draw_photos(folder: Path, seed: int) -> None:
         scenes.scene(pair, split().train, rng).save(folder / f"photo_{number:03d}.jpg", quality=92)
 
 
-def some_scenes(benchmark: Benchmark, seed: int) -> list[Shown]:
+def some_scenes(benchmark: Benchmark, seed: int) -> list[DemoScene]:
     """Test scenes for the picture, most of them of unseen pairs; chosen blindly."""
     samples = list(benchmark.samples["test"])
     random.Random(seed).shuffle(samples)
     train = set(benchmark.pairs["train"])
     unseen = [s for s in samples if s.pair not in train][: SCENES - 3]
     seen = [s for s in samples if s.pair in train][:3]
-    return [Shown(benchmark.images / s.path, s, s.pair in train) for s in unseen + seen]
+    return [DemoScene(benchmark.images / s.path, s, s.pair in train) for s in unseen + seen]

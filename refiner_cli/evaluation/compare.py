@@ -13,14 +13,14 @@ from typing import Any
 
 from refiner_cli.config import Config
 from refiner_cli.errors import UsageError
-from refiner_cli.evaluation.metrics.bootstrap import NAMES, Difference, differences
+from refiner_cli.evaluation.metrics.bootstrap import METRIC_NAMES, Difference, differences
 from refiner_cli.evaluation.result import Result
 
-UNRELATED = {"seed", "device", "precision"}  # what may differ between runs of one setting
+MACHINE_KEYS = {"seed", "device", "precision"}  # what may differ between runs of one setting
 
 
 @dataclass(frozen=True)
-class Side:
+class EvaluatedRun:
     """One run: its name, its configuration (None for an exported model), and what was found."""
 
     name: str
@@ -29,7 +29,7 @@ class Side:
 
     def setting(self) -> dict[str, Any] | None:
         """Everything that is configured but the seed and the machine."""
-        return None if self.config is None else self.config.model_dump(exclude=UNRELATED)
+        return None if self.config is None else self.config.model_dump(exclude=MACHINE_KEYS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Spread:
 class Comparison:
     """All sides, each later one minus the first, and the groups of seeds."""
 
-    sides: tuple[Side, ...]
+    sides: tuple[EvaluatedRun, ...]
     against_first: dict[str, dict[str, dict[str, Difference]]]  # run -> world -> metric -> difference
     spreads: tuple[Spread, ...]
 
@@ -78,7 +78,7 @@ class Comparison:
         }
 
 
-def compare(sides: Sequence[Side]) -> Comparison:
+def compare(sides: Sequence[EvaluatedRun]) -> Comparison:
     """Compare runs that were evaluated on the same images in the same way.
 
     Raises:
@@ -92,7 +92,7 @@ def compare(sides: Sequence[Side]) -> Comparison:
     against_first = {
         side.name: {
             world: differences(
-                first.worlds[world].measured, found.measured, first.protocol, draws=first.draws,
+                first.worlds[world].measured, found.measured, first.protocol, draws=first.bootstrap_samples,
                 seed=first.seed,
             )
             for world, found in side.result.worlds.items()
@@ -102,8 +102,8 @@ def compare(sides: Sequence[Side]) -> Comparison:
     return Comparison(tuple(sides), against_first, tuple(_spreads(sides)))
 
 
-def _spreads(sides: Sequence[Side]) -> list[Spread]:
-    groups: list[list[Side]] = []
+def _spreads(sides: Sequence[EvaluatedRun]) -> list[Spread]:
+    groups: list[list[EvaluatedRun]] = []
     for side in sides:
         setting = side.setting()
         same = next((group for group in groups if setting and group[0].setting() == setting), None)
@@ -113,11 +113,11 @@ def _spreads(sides: Sequence[Side]) -> list[Spread]:
     ]
 
 
-def _mean_and_sd(group: Sequence[Side]) -> dict[str, dict[str, tuple[float, float]]]:
+def _mean_and_sd(group: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[float, float]]]:
     found = {}
     for world in group[0].result.worlds:
         metrics = [side.result.worlds[world].metrics for side in group]
-        values = {name: [float(getattr(m, name)) for m in metrics] for name in NAMES}
+        values = {name: [float(getattr(m, name)) for m in metrics] for name in METRIC_NAMES}
         found[world] = {name: (mean(numbers), stdev(numbers)) for name, numbers in values.items()}
     return found
 

@@ -8,17 +8,24 @@ from functools import cached_property
 from typing import Any
 
 from refiner_cli.core.models.base import Calibration
-from refiner_cli.evaluation.feasibility.fit import Choice
+from refiner_cli.evaluation.feasibility.fit import FeasibilityFit
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, Protocol, sweep
 from refiner_cli.evaluation.metrics.bootstrap import (
-    DRAWS,
+    BOOTSTRAP_SAMPLES,
     Interval,
-    Measured,
+    MeasuredSplit,
     intervals,
     resample,
     top_k_intervals,
 )
-from refiner_cli.evaluation.metrics.breakdown import Row, hardest_unseen, per_image, per_pair, per_part, top_k
+from refiner_cli.evaluation.metrics.breakdown import (
+    BreakdownRow,
+    hardest_unseen,
+    per_image,
+    per_pair,
+    per_primitive,
+    top_k,
+)
 
 TOP = (1, 3, 5, 10)
 
@@ -31,27 +38,27 @@ class WorldResult:
     themselves sweep over every bias.
     """
 
-    measured: Measured
+    measured: MeasuredSplit
     metrics: Metrics
     intervals: dict[str, Interval]
     top_k: dict[int, dict[str, float]]  # k -> all, seen, unseen -> percent
     top_k_intervals: dict[int, dict[str, Interval]]
     bias: float
-    feasibility: Choice | None = None
+    feasibility: FeasibilityFit | None = None
 
     @cached_property
-    def pairs(self) -> list[Row]:
-        return per_pair(self.measured.digest, self.measured.space, self.bias)
+    def pairs(self) -> list[BreakdownRow]:
+        return per_pair(self.measured.summary, self.measured.space, self.bias)
 
     @cached_property
-    def states(self) -> list[Row]:
-        return per_part(self.measured.digest, self.measured.space, "state", self.bias)
+    def states(self) -> list[BreakdownRow]:
+        return per_primitive(self.measured.summary, self.measured.space, "state", self.bias)
 
     @cached_property
-    def objects(self) -> list[Row]:
-        return per_part(self.measured.digest, self.measured.space, "object", self.bias)
+    def objects(self) -> list[BreakdownRow]:
+        return per_primitive(self.measured.summary, self.measured.space, "object", self.bias)
 
-    def hardest(self, count: int = 10) -> list[Row]:
+    def hardest(self, count: int = 10) -> list[BreakdownRow]:
         """The unseen pairs that are recognised worst."""
         return hardest_unseen(self.pairs, count)
 
@@ -82,7 +89,7 @@ class Result:
     protocol: Protocol
     worlds: dict[str, WorldResult]
     images: Sequence[str]
-    draws: int
+    bootstrap_samples: int
     seed: int
     calibration: Calibration | None = None  # what training's validation chose; None for a score file
 
@@ -92,7 +99,7 @@ class Result:
             "dataset": self.dataset,
             "split": self.split,
             "protocol": self.protocol,
-            "bootstrap": {"draws": self.draws, "seed": self.seed, "level": 95},
+            "bootstrap": {"draws": self.bootstrap_samples, "seed": self.seed, "level": 95},
             "calibration": self.calibration.to_json() if self.calibration else None,
             "worlds": {name: world.to_json() for name, world in self.worlds.items()},
         }
@@ -100,23 +107,23 @@ class Result:
     def rows(self) -> Iterator[dict[str, Any]]:
         """One object an image and world, for a JSON lines file."""
         for name, world in self.worlds.items():
-            digest, space = world.measured.digest, world.measured.space
+            digest, space = world.measured.summary, world.measured.space
             for row in per_image(digest, space, self.images, world.bias):
                 yield {"world": name, **row}
 
 
-def summarise(
-    measured: Measured,
+def summarise_world(
+    measured: MeasuredSplit,
     protocol: Protocol,
     *,
     bias: float = 0.0,
-    feasibility: Choice | None = None,
+    feasibility: FeasibilityFit | None = None,
     ks: Sequence[int] = TOP,
-    draws: int = DRAWS,
+    draws: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
 ) -> WorldResult:
     """Every number of one world. Nothing is chosen here: ``bias`` comes from validation, or is 0."""
-    digest, space = measured.digest, measured.space
+    digest, space = measured.summary, measured.space
     return WorldResult(
         measured,
         sweep(digest, space, protocol),

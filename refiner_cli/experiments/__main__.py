@@ -21,26 +21,26 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError
 from refiner_cli.experiments.plan import by_choice, by_fold, by_seed, processes
 from refiner_cli.experiments.tables import tables
-from refiner_cli.experiments.trial import Cell, Found, fill_all
+from refiner_cli.experiments.trial import Found, Trial, run_trials
 from refiner_cli.experiments.variants import METHODS, PARTS
 from refiner_cli.files import whole_file
 
 ARMS = (*METHODS, *PARTS)
 
 
-def by_training(cells: Sequence[Cell]) -> list[list[Cell]]:
+def by_training(cells: Sequence[Trial]) -> list[list[Trial]]:
     """The cells of one training together, one after the other."""
-    together: dict[Path, list[Cell]] = {}
+    together: dict[Path, list[Trial]] = {}
     for cell in cells:
         together.setdefault(cell.trained().folder, []).append(cell)
     return list(together.values())
 
 
-def study(out: Path, cells: Sequence[Cell], workers: int) -> str:
+def study(out: Path, cells: Sequence[Trial], workers: int) -> str:
     """Fill all cells and return the tables."""
     results: dict[str, dict[int, Found]] = {cell.arm.name: {} for cell in cells}
     with processes(workers) as pool:
-        waiting = {pool.submit(fill_all, together): together for together in by_training(cells)}
+        waiting = {pool.submit(run_trials, together): together for together in by_training(cells)}
         done = 0
         for future in as_completed(waiting):
             for cell, found in zip(waiting[future], future.result(), strict=True):

@@ -17,8 +17,8 @@ from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.experiments import pretrain_tiny as recipe
 from refiner_cli.experiments.folds import fold
-from refiner_cli.experiments.trial import Cell
-from refiner_cli.experiments.variants import AMOUNTS, Arm
+from refiner_cli.experiments.trial import Trial
+from refiner_cli.experiments.variants import AMOUNTS, Variant
 from refiner_cli.files import whole_file
 
 ONLY_TEST = Size(train=1, val=1)
@@ -33,7 +33,9 @@ def drawn(folder: Path, seed: int, amount: int = CLUTTER, size: Size | None = No
     return folder
 
 
-def demo_cells(out: Path, arms: Sequence[Arm], seeds: Sequence[int], choices: Sequence[int]) -> list[Cell]:
+def demo_trials(
+    out: Path, arms: Sequence[Variant], seeds: Sequence[int], choices: Sequence[int]
+) -> list[Trial]:
     """One cell a seed, of every arm, on the demo benchmark of the seed's choice."""
     places, others = dict[int, Path](), dict[int, dict[int, Path]]()
     amounts = [n for n in AMOUNTS if n != CLUTTER and any(arm.clutter for arm in arms)]
@@ -43,24 +45,24 @@ def demo_cells(out: Path, arms: Sequence[Arm], seeds: Sequence[int], choices: Se
         test = {n: data.with_name(f"{data.name}-clutter-{n}") for n in amounts}
         others[seed] = {n: drawn(folder, seed, n, ONLY_TEST, choice) for n, folder in test.items()}
     return [
-        Cell(out / arm.name / str(seed), arm, seed, places[seed], others[seed] if arm.clutter else {})
+        Trial(out / arm.name / str(seed), arm, seed, places[seed], others[seed] if arm.clutter else {})
         for arm in arms
         for seed in seeds
     ]
 
 
-def by_seed(out: Path, arms: Sequence[Arm], seeds: int, dataset: Path | None) -> list[Cell]:
+def by_seed(out: Path, arms: Sequence[Variant], seeds: int, dataset: Path | None) -> list[Trial]:
     """One cell a seed, of every arm.
 
     Args:
         dataset: study this one instead of the demo benchmark; its clutter cannot be changed.
     """
     if dataset is None:
-        return demo_cells(out, arms, range(seeds), [0] * seeds)
-    return [Cell(out / arm.name / str(seed), arm, seed, dataset) for arm in arms for seed in range(seeds)]
+        return demo_trials(out, arms, range(seeds), [0] * seeds)
+    return [Trial(out / arm.name / str(seed), arm, seed, dataset) for arm in arms for seed in range(seeds)]
 
 
-def by_fold(out: Path, arms: Sequence[Arm], folds: int, dataset: Path | None) -> list[Cell]:
+def by_fold(out: Path, arms: Sequence[Variant], folds: int, dataset: Path | None) -> list[Trial]:
     """One cell a fold of the training part, of every arm.
 
     A fold has fewer pictures, so it is passed over more often: as many steps as in the study.
@@ -73,20 +75,20 @@ def by_fold(out: Path, arms: Sequence[Arm], folds: int, dataset: Path | None) ->
     for arm in arms:
         for number in range(folds):
             plain = dataclasses.replace(arm, priors=False)
-            cell = Cell(out / arm.name / str(number), plain, APART + number, place, fold=number)
+            cell = Trial(out / arm.name / str(number), plain, APART + number, place, fold=number)
             epochs = round(cell.config().train.epochs * longer[number])
             cells.append(dataclasses.replace(cell, arm=trained_for(plain, epochs)))
     return cells
 
 
-def trained_for(arm: Arm, epochs: int) -> Arm:
+def trained_for(arm: Variant, epochs: int) -> Variant:
     """An arm with another number of epochs, whoever trains it."""
     if arm.of is not None:
         return dataclasses.replace(arm, of=trained_for(arm.of, epochs))
     return dataclasses.replace(arm, settings={**arm.settings, "train.epochs": epochs})
 
 
-def by_choice(out: Path, arms: Sequence[Arm], choices: int, workers: int) -> list[Cell]:
+def by_choice(out: Path, arms: Sequence[Variant], choices: int, workers: int) -> list[Trial]:
     """One cell a choice of held-out pairs, from 1 on, of every arm; 0 is the demo itself.
 
     Each has a tiny backbone of its own, which has never seen the pairs. Those that are missing are
@@ -99,7 +101,7 @@ def by_choice(out: Path, arms: Sequence[Arm], choices: int, workers: int) -> lis
         recipes = [recipe.Recipe(choice=n) for n in missing]
         for _ in pool.map(make_backbone, [backbones[n] for n in missing], recipes):
             pass
-    cells = demo_cells(out, arms, numbers, numbers)
+    cells = demo_trials(out, arms, numbers, numbers)
     return [dataclasses.replace(cell, backbone=backbones[cell.seed]) for cell in cells]
 
 

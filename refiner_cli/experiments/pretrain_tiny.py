@@ -156,7 +156,7 @@ def vocabulary(tokenizer: open_clip.SimpleTokenizer) -> Tensor:
     return torch.tensor(sorted(ids))
 
 
-def train(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> None:
+def train(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
     """Draw, train, save; what it saves before the end is not whole yet."""
     torch.manual_seed(recipe.choice)
     config = tiny.config()
@@ -176,7 +176,7 @@ def train(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         pool, shown = draw_pool(recipe, Path(folder))
-        tell(f"{len(shown)} pictures drawn in {time.perf_counter() - began:.0f} s")
+        log(f"{len(shown)} pictures drawn in {time.perf_counter() - began:.0f} s")
         for step, (images, captions) in zip(range(recipe.steps), batches(pool, shown, recipe), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, recipe)
@@ -194,11 +194,11 @@ def train(recipe: Recipe, out: Path, tell: Callable[[str], None]) -> None:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             if step % 100 == 0 or step == recipe.steps - 1:
-                tell(f"step {step} loss {loss.item():.3f} {time.perf_counter() - began:.0f} s")
+                log(f"step {step} loss {loss.item():.3f} {time.perf_counter() - began:.0f} s")
             if step % 500 == 499 or step == recipe.steps - 1:
                 model.eval()
                 for clutter in (0, scenes.CLUTTER):
-                    tell(probe(model, tokenizer, clutter, recipe))
+                    log(probe(model, tokenizer, clutter, recipe))
                 model.train()
                 tiny.save(model.state_dict(), used, out)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.experiments.trial import PRIORS, Found, with_clutter
-from refiner_cli.experiments.variants import AMOUNTS, METHODS, NO_QUERIES, PARTS, REFINER, Arm
+from refiner_cli.experiments.variants import AMOUNTS, METHODS, NO_QUERIES, PARTS, REFINER, Variant
 
 Results = Mapping[str, Sequence[Found]]  # by arm, one a seed, the seeds in one order
 COLUMNS = (
@@ -39,7 +39,7 @@ def head(*cells: str) -> list[str]:
     return [row(*cells), "|" + "---|" * len(cells)]
 
 
-def arms_table(results: Results, arms: Sequence[Arm]) -> list[str]:
+def variants_table(results: Results, arms: Sequence[Variant]) -> list[str]:
     """One row an arm: metrics, and what Refiner has more, paired by seed."""
     lines = head("", *(f"{metric}, {world}" for world, metric in COLUMNS))
     for arm in arms:
@@ -82,10 +82,10 @@ def tables(results: Results) -> str:
     """Everything that ``results`` allows to be said."""
     ours, without = results.get(REFINER.name, []), results.get(NO_QUERIES.name, [])
     methods, parts = ([arm for arm in arms if arm.name in results] for arms in (METHODS, PARTS))
-    made = [["### Methods", "", *arms_table(results, methods)]] if methods else []
+    made = [["### Methods", "", *variants_table(results, methods)]] if methods else []
     if parts:
         whole = [REFINER, *parts] if ours else parts
-        made.append(["### Parts", "", *arms_table(results, whole)])
+        made.append(["### Parts", "", *variants_table(results, whole)])
     amounts = [with_clutter(amount) for amount in AMOUNTS if amount != CLUTTER]
     if ours and without and all(world in found for world in amounts for found in (*ours, *without)):
         made.append(["### Clutter: closed-world AUC", "", *clutter_table(results)])

@@ -13,26 +13,27 @@ from typing import Any, get_args
 
 import torch
 
-from refiner_cli.config import Config, Method, ModelConfig, resolve
+from refiner_cli.config import Config, MethodConfig, resolve
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.evaluation.evaluate import similarity_of
-from refiner_cli.evaluation.feasibility.feasibility import Kind, Prior
-from refiner_cli.evaluation.feasibility.fit import choose_feasibility
+from refiner_cli.evaluation.feasibility.feasibility import FeasibilityAdjustment, FeasibilityMode
+from refiner_cli.evaluation.feasibility.fit import fit_feasibility
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
-from refiner_cli.evaluation.scoring import calibrate, measure
+from refiner_cli.evaluation.scoring import measure_split
 from refiner_cli.experiments.folds import fold
-from refiner_cli.experiments.variants import Arm
+from refiner_cli.experiments.variants import Variant
 from refiner_cli.files import write_json
 from refiner_cli.recipes import recipe_for
+from refiner_cli.training.calibrate import calibrate
 from refiner_cli.training.run_dir import DatasetRef, Run, is_run, model_folder
-from refiner_cli.training.setup import environment, resume, start
-from refiner_cli.training.trainer import Training
+from refiner_cli.training.setup import build_trainer, environment, resume_trainer
+from refiner_cli.training.trainer import Trainer
 
 RESULT = "result.json"
-PRIORS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "none")
+PRIORS: tuple[FeasibilityMode, ...] = tuple(kind for kind in get_args(FeasibilityMode) if kind != "none")
 # Metrics by world: closed, open, open with a prior, and closed with another amount of clutter.
 Found = dict[str, dict[str, Any]]
 
@@ -43,18 +44,18 @@ def with_clutter(amount: int) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """Where a cell lies, and what it is made of."""
 
     folder: Path
-    arm: Arm
+    arm: Variant
     seed: int
     data: Path
     cluttered: Mapping[int, Path] = field(default_factory=dict)  # the same test with more or less clutter
     fold: int | None = None  # of the training part, instead of the benchmark as it is
     backbone: Path | None = None  # weights of a tiny backbone, instead of those that ship
 
-    def trained(self) -> Cell:
+    def trained(self) -> Trial:
         """The cell that this one's training is that of; most train for themselves."""
         arm = self.arm.of
         if arm is None:
@@ -72,15 +73,15 @@ class Cell:
             "seed": self.seed,
             "device": "cpu",
             "precision": "fp32",
-            "train.workers": 0,
-            "train.val_epochs": 99,  # before the first step and at the end
+            "train.num_workers": 0,
+            "train.eval_every": 99,  # before the first step and at the end
         }
         if self.backbone is not None:
             fixed["pretrained"] = str(self.backbone)
         recipe = recipe_for("demo")
         assert recipe is not None  # noqa: S101 - it ships
         trained = {} if self.arm.of is None else self.arm.of.settings
-        return resolve([recipe, (self.arm.name, {**fixed, **trained, **self.arm.settings})])
+        return resolve([(self.arm.name, {**fixed, **trained, **self.arm.settings})], recipe)
 
     def made_of(self) -> dict[str, Any]:
         """What the result follows from; a result of anything else is not taken."""
@@ -98,22 +99,22 @@ class Cell:
         return content["test"] if content["made_of"] == self.made_of() else None
 
 
-def train(cell: Cell, benchmark: Benchmark, tell: Callable[[str], None]) -> Training:
+def train(cell: Trial, benchmark: Benchmark, log: Callable[[str], None]) -> Trainer:
     """The training of a cell, at its end; goes on with one that was interrupted."""
     config, folder = cell.config(), cell.folder / "run"
     if is_run(folder) and Run.open(folder).config != config:
         shutil.rmtree(folder)  # of an arm that was something else then
     if is_run(folder):
-        training = resume(Run.open(folder), benchmark, tell)
+        training = resume_trainer(Run.open(folder), benchmark, log)
     else:
         ref = DatasetRef(benchmark.name, str(cell.data), benchmark.fingerprint())
-        training = start(Run.create(folder, config, ref, environment()), benchmark, tell)
-    for _ in training.run_on():
+        training = build_trainer(Run.create(folder, config, ref, environment()), benchmark, log)
+    for _ in training.fit():
         pass
     return training
 
 
-def read_with(model: Model, method: Method, config: ModelConfig) -> Model:
+def read_with(model: Model, method: str, config: MethodConfig) -> Model:
     """A trained model with other settings, such as count outside training alone."""
     other = build_model(method, model.backbone, config, model.space)
     kept = {name: value for name, value in model.state_dict().items() if name in other.state_dict()}
@@ -121,7 +122,7 @@ def read_with(model: Model, method: Method, config: ModelConfig) -> Model:
     return other.eval()
 
 
-def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
+def run_trial(cell: Trial, log: Callable[[str], None] = lambda _: None) -> Found:
     """Train, measure and write one cell."""
     found = cell.found()
     if found is not None:
@@ -129,8 +130,8 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
     # Sums are made in another order on another number of threads.
     torch.set_num_threads(1)
     benchmark, trained = cell.benchmark(), cell.trained()
-    training = train(trained, benchmark, tell)
-    setting, best = training.setting, training.run.best()
+    training = train(trained, benchmark, log)
+    setting, best = training.options, training.run.read_best()
     model, _ = read_model(model_folder(trained.folder / "run"))
     val = best["val"] if best else None
     if trained is not cell:
@@ -139,22 +140,22 @@ def fill(cell: Cell, tell: Callable[[str], None] = lambda _: None) -> Found:
         val = metrics.to_json()
     wide = benchmark.label_space("test", "open")
     spaces = {"closed": benchmark.label_space("test"), "open": wide}
-    priors: dict[str, Prior | None] = {}
+    priors: dict[str, FeasibilityAdjustment | None] = {}
     if cell.arm.priors:
         similarity = similarity_of(model, benchmark, None)
         for kind in PRIORS:
             spaces[kind] = wide
-            priors[kind], _ = choose_feasibility(model, benchmark, kind, similarity, setting)
-    measured = measure(model, benchmark, "test", spaces, setting, priors=priors)
+            priors[kind], _ = fit_feasibility(model, benchmark, kind, similarity, setting)
+    measured = measure_split(model, benchmark, "test", spaces, setting, priors=priors)
     for amount, place in cell.cluttered.items():
         world = with_clutter(amount)
         other = load_benchmark(place)
-        measured |= measure(model, other, "test", {world: other.label_space("test")}, setting)
-    test = {world: sweep(m.digest, m.space).to_json() for world, m in measured.items()}
+        measured |= measure_split(model, other, "test", {world: other.label_space("test")}, setting)
+    test = {world: sweep(m.summary, m.space).to_json() for world, m in measured.items()}
     write_json(cell.folder / RESULT, {"made_of": cell.made_of(), "val": val, "test": test})
     return test
 
 
-def fill_all(cells: Sequence[Cell]) -> list[Found]:
+def run_trials(cells: Sequence[Trial]) -> list[Found]:
     """Cells of one training, one after the other."""
-    return [fill(cell) for cell in cells]
+    return [run_trial(cell) for cell in cells]

@@ -44,7 +44,7 @@ def seen_by_model(image: Image.Image, size: int | tuple[int, int]) -> Image.Imag
     return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
 
 
-def draw_heatmap(file: Path, pixels: Pixels, looks: Tensor) -> None:
+def draw_attention_map(file: Path, pixels: Pixels, looks: Tensor) -> None:
     """Write what every query looks at, over the photo: the photo first, then one picture a query.
 
     Args:

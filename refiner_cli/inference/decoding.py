@@ -15,38 +15,40 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from refiner_cli.data.decode import Crop, Pixels, Unreadable
-from refiner_cli.data.workers import settle
-from refiner_cli.inference.scan import Found
+from refiner_cli.data.decode import Crop, Pixels, UnreadableError
+from refiner_cli.data.workers import init_worker
+from refiner_cli.inference.scan import ImageFile
 
-CHUNK = 8  # files that a process gets at once
+FILES_PER_TASK = 8  # files that a process gets at once
 Outcome = Pixels | str  # H x W x 3 uint8, or why there are none
 
 
 @dataclass(frozen=True)
-class Group:
+class Batch:
     """Files that go through the model together."""
 
     number: int
     size: int  # wanted or not
-    wanted: tuple[tuple[int, Found], ...]  # place in the group, file
+    wanted: tuple[tuple[int, ImageFile], ...]  # place in the group, file
 
     @property
     def files(self) -> list[Path]:
         return [found.file for _, found in self.wanted]
 
 
-def groups(found: Iterable[Found], size: int, wanted: Callable[[Found], bool]) -> Iterator[Group]:
+def make_batches(
+    found: Iterable[ImageFile], size: int, wanted: Callable[[ImageFile], bool]
+) -> Iterator[Batch]:
     """Yield the groups in which anything is wanted."""
     stream, number = iter(found), 0
     while some := list(islice(stream, size)):
-        group = Group(number, len(some), tuple((i, one) for i, one in enumerate(some) if wanted(one)))
+        group = Batch(number, len(some), tuple((i, one) for i, one in enumerate(some) if wanted(one)))
         if group.wanted:
             yield group
         number += 1
 
 
-def decoded(some: Iterable[Group], crop: Crop, workers: int) -> Iterator[tuple[Group, list[Outcome]]]:
+def decode_batches(some: Iterable[Batch], crop: Crop, workers: int) -> Iterator[tuple[Batch, list[Outcome]]]:
     """Decode the wanted files of every group; ``workers`` processes work ahead, 0 stands for this one.
 
     A file on which a decoder crashes costs its process, and gets an outcome that says so.
@@ -56,12 +58,12 @@ def decoded(some: Iterable[Group], crop: Crop, workers: int) -> Iterator[tuple[G
             yield group, decode_all(group.files, crop)
         return
     decoders = Decoders(workers, crop)
-    ahead: deque[tuple[Group, list[Task]]] = deque()
+    ahead: deque[tuple[Batch, list[DecodeTask]]] = deque()
     try:
         for group in some:
-            ahead.append((group, [decoders.start(files) for files in pieces(group.files)]))
+            ahead.append((group, [decoders.start(files) for files in split_chunks(group.files)]))
             # Two chunks a process are on their way, and one group is ready when the model is.
-            if (len(ahead) - 1) * group.size >= 2 * workers * CHUNK and len(ahead) > 2:
+            if (len(ahead) - 1) * group.size >= 2 * workers * FILES_PER_TASK and len(ahead) > 2:
                 yield decoders.finish_group(*ahead.popleft())
         while ahead:
             yield decoders.finish_group(*ahead.popleft())
@@ -77,16 +79,16 @@ def decode_all(files: Sequence[Path], crop: Crop) -> list[Outcome]:
 def decode_one(file: Path, crop: Crop) -> Outcome:
     try:
         return crop.load(file)
-    except Unreadable as reason:
+    except UnreadableError as reason:
         return str(reason)
 
 
-def pieces(files: Sequence[Path]) -> list[Sequence[Path]]:
-    return [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
+def split_chunks(files: Sequence[Path]) -> list[Sequence[Path]]:
+    return [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
 
 
 @dataclass(frozen=True)
-class Task:
+class DecodeTask:
     """Files on their way."""
 
     files: Sequence[Path]
@@ -102,20 +104,20 @@ class Decoders:
 
     @staticmethod
     def fresh(workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=settle)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
 
-    def start(self, files: Sequence[Path]) -> Task:
+    def start(self, files: Sequence[Path]) -> DecodeTask:
         try:
-            return Task(files, self.pool.submit(decode_all, files, self.crop))
+            return DecodeTask(files, self.pool.submit(decode_all, files, self.crop))
         except BrokenExecutor:
             self.close()
             self.pool = self.fresh(self.workers)
-            return Task(files, self.pool.submit(decode_all, files, self.crop))
+            return DecodeTask(files, self.pool.submit(decode_all, files, self.crop))
 
-    def finish_group(self, group: Group, tasks: Sequence[Task]) -> tuple[Group, list[Outcome]]:
+    def finish_group(self, group: Batch, tasks: Sequence[DecodeTask]) -> tuple[Batch, list[Outcome]]:
         return group, [outcome for task in tasks for outcome in self.finish(task)]
 
-    def finish(self, task: Task) -> list[Outcome]:
+    def finish(self, task: DecodeTask) -> list[Outcome]:
         try:
             return task.future.result()
         except BrokenExecutor:

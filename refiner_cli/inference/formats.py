@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from refiner_cli.errors import EnvironmentLacksError, UsageError
 from refiner_cli.inference.recogniser import Prediction
 
-PARTS = {
+PRIMITIVES = {
     "predictions": ("state", "object", "score", "probability", "seen"),
     "states": ("name", "probability"),
     "objects": ("name", "probability"),
@@ -57,7 +57,7 @@ class JsonLines:
         self.stream.flush()
 
 
-def kind_of(file: Path) -> str:
+def format_of(file: Path) -> str:
     """``.jsonl``, ``.csv`` or ``.parquet``. Raises UsageError, or EnvironmentLacksError without pyarrow."""
     kind = file.suffix.lower()
     if kind not in {".jsonl", ".csv", ".parquet"}:
@@ -76,25 +76,25 @@ def columns(top_k: int) -> list[str]:
     """The names of a flat row."""
     return ["path", "status", "error"] + [
         f"{group}.{rank}.{field}"
-        for group, fields in PARTS.items()
+        for group, fields in PRIMITIVES.items()
         for rank in range(1, top_k + 1)
         for field in fields
     ]
 
 
-def flat(value: Value) -> Value:
+def flatten_value(value: Value) -> Value:
     """A row without nesting."""
     made = {name: value[name] for name in ("path", "status", "error")}
-    for group in PARTS:
+    for group in PRIMITIVES:
         for rank, item in enumerate(value[group], 1):
             made |= {f"{group}.{rank}.{field}": content for field, content in item.items()}
     return made
 
 
-def nested(value: Value) -> Value:
+def nest_value(value: Value) -> Value:
     """The inverse of :func:`flat`; absent, None and the empty text are the same there."""
     made: Value = {"path": value["path"], "status": value["status"], "error": value["error"] or None}
-    for group, fields in PARTS.items():
+    for group, fields in PRIMITIVES.items():
         made[group] = []
         while (rank := f"{group}.{len(made[group]) + 1}.{fields[0]}") in value and value[rank]:
             stem = rank.removesuffix(fields[0])
@@ -119,7 +119,7 @@ def write_values(file: Path, kind: str, values: Iterable[Value], top_k: int) -> 
         else:
             writer = csv.DictWriter(stream, columns(top_k), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(map(flat, values))
+            writer.writerows(map(flatten_value, values))
 
 
 def write_parquet(file: Path, values: Iterable[Value], top_k: int) -> None:
@@ -130,7 +130,7 @@ def write_parquet(file: Path, values: Iterable[Value], top_k: int) -> None:
     schema = pa.schema([(name, kinds.get(name.rpartition(".")[2], pa.string())) for name in columns(top_k)])
     rows = iter(values)
     with parquet.ParquetWriter(file, schema) as writer:
-        while some := [flat(value) for value in islice(rows, ROW_GROUP)]:
+        while some := [flatten_value(value) for value in islice(rows, ROW_GROUP)]:
             writer.write_table(pa.Table.from_pylist(some, schema))
 
 
@@ -141,10 +141,10 @@ def read_values(file: Path) -> Iterator[Value]:
 
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(ROW_GROUP):
-                yield from map(nested, batch.to_pylist())
+                yield from map(nest_value, batch.to_pylist())
         return
     with file.open(encoding="utf-8", newline="") as stream:
         if file.suffix.lower() == ".csv":
-            yield from map(nested, csv.DictReader(stream))
+            yield from map(nest_value, csv.DictReader(stream))
         else:
             yield from map(json.loads, stream)

@@ -18,9 +18,9 @@ from PIL import Image
 
 from refiner_cli.data.decode import Crop, Pixels
 from refiner_cli.files import whole_file
-from refiner_cli.inference.decoding import decoded, groups
+from refiner_cli.inference.decoding import decode_batches, make_batches
 from refiner_cli.inference.formats import Value, read_values
-from refiner_cli.inference.scan import Found
+from refiner_cli.inference.scan import ImageFile
 
 THUMBNAIL = Crop(112, 112)
 QUALITY = 65
@@ -55,8 +55,8 @@ def pictured(
 ) -> Iterator[tuple[Value, str]]:
     """Every row with its thumbnail as base64, empty where there is none."""
     rows, names = tee(values)
-    found = (Found(locate(value["path"]), value["path"]) for value in names)
-    for _, outcomes in decoded(groups(found, GROUP, lambda _: True), THUMBNAIL, workers):
+    found = (ImageFile(locate(value["path"]), value["path"]) for value in names)
+    for _, outcomes in decode_batches(make_batches(found, GROUP, lambda _: True), THUMBNAIL, workers):
         for outcome in outcomes:
             yield next(rows), "" if isinstance(outcome, str) else thumbnail(outcome)
 

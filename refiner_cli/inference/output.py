@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import whole_file, write_json
-from refiner_cli.inference.formats import JsonLines, Value, kind_of, read_values, write_values
-from refiner_cli.inference.scan import digest
+from refiner_cli.inference.formats import JsonLines, Value, format_of, read_values, write_values
+from refiner_cli.inference.scan import name_digest
 
 FORMAT = "refiner.predictions/1"
 Header = dict[str, Any]  # what decides the rows; every key must be the same to go on
@@ -49,7 +49,7 @@ class Output:
     """
 
     def __init__(self, file: Path, top_k: int, rank: int = 0, world: int = 1) -> None:
-        self.file, self.top_k, self.kind = file, top_k, kind_of(file)
+        self.file, self.top_k, self.kind = file, top_k, format_of(file)
         self.sidecar = file.with_name(file.name + ".run.json")
         self.direct = self.kind == ".jsonl" and world == 1
         self.journal = file if self.direct else file.with_name(f"{file.name}.rows-{rank}.jsonl")
@@ -122,7 +122,7 @@ class Output:
 
     def done(self) -> set[bytes]:
         """The digests of all names that have a row."""
-        return {digest(value["path"]) for value in self.rows()}
+        return {name_digest(value["path"]) for value in self.rows()}
 
     def rows(self) -> Iterator[Value]:
         """Every row there is, wherever; a merge that was interrupted may have left some twice."""
@@ -152,7 +152,7 @@ class Output:
     def once(self) -> Iterator[Value]:
         names: set[bytes] = set()
         for value in self.rows():
-            name = digest(value["path"])
+            name = name_digest(value["path"])
             if name not in names:
                 names.add(name)
                 yield value

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refiner_cli.core.runtime.memory import Pieces
-from refiner_cli.inference.attention_maps import draw_heatmap
-from refiner_cli.inference.decoding import Group, Outcome, decoded, groups
+from refiner_cli.core.runtime.memory import OomRetry
+from refiner_cli.inference.attention_maps import draw_attention_map
+from refiner_cli.inference.decoding import Batch, Outcome, decode_batches, make_batches
 from refiner_cli.inference.formats import Row
 from refiner_cli.inference.recogniser import Prediction, Recogniser
-from refiner_cli.inference.scan import Found
+from refiner_cli.inference.scan import ImageFile
 
 
 def silent(text: str) -> None:
@@ -21,33 +21,33 @@ def silent(text: str) -> None:
 
 
 def predict_files(
-    recogniser: Recogniser, found: Iterable[Found], *, top_k: int, batch: int, workers: int
+    recogniser: Recogniser, found: Iterable[ImageFile], *, top_k: int, batch: int, workers: int
 ) -> Iterator[Row]:
     """Yield a row for every file, in order; one that cannot be read gives a row that says why."""
-    some = groups(found, batch, lambda _: True)
-    return predict_groups(recogniser, some, top_k=top_k, workers=workers)
+    some = make_batches(found, batch, lambda _: True)
+    return predict_batches(recogniser, some, top_k=top_k, workers=workers)
 
 
-def predict_groups(
+def predict_batches(
     recogniser: Recogniser,
-    some: Iterable[Group],
+    some: Iterable[Batch],
     *,
     top_k: int,
     workers: int,
     heatmaps: Path | None = None,
-    tell: Callable[[str], None] = silent,
+    log: Callable[[str], None] = silent,
 ) -> Iterator[Row]:
     """Yield a row for every wanted file of the groups, in order.
 
     Args:
         workers: processes that decode; 0: this one does.
         heatmaps: where a picture of every image is drawn, before its row is yielded.
-        tell: gets a line when memory runs out.
+        log: gets a line when memory runs out.
     """
     crop = recogniser.preprocess.crop
-    pieces = Pieces(tell)
-    for group, outcomes in decoded(some, crop, workers):
-        made = predict_group(recogniser, group, outcomes, pieces, top_k=top_k, heatmaps=heatmaps)
+    oom_retry = OomRetry(log)
+    for group, outcomes in decode_batches(some, crop, workers):
+        made = predict_batch(recogniser, group, outcomes, oom_retry, top_k=top_k, heatmaps=heatmaps)
         for (place, found), outcome in zip(group.wanted, outcomes, strict=True):
             if isinstance(outcome, str):
                 yield Row(found.name, None, f"The image {found.file} cannot be read ({outcome}).")
@@ -55,11 +55,11 @@ def predict_groups(
                 yield Row(found.name, made[place])
 
 
-def predict_group(
+def predict_batch(
     recogniser: Recogniser,
-    group: Group,
+    group: Batch,
     outcomes: list[Outcome],
-    pieces: Pieces,
+    oom_retry: OomRetry,
     *,
     top_k: int,
     heatmaps: Path | None,
@@ -67,7 +67,7 @@ def predict_group(
     """The predictions of a whole group by place; those of files that gave no pixels mean nothing."""
     crop = recogniser.preprocess.crop
     pixels = np.zeros((group.size, crop.height, crop.width, 3), np.uint8)  # B x H x W x 3
-    shown: list[tuple[int, Found]] = []
+    shown: list[tuple[int, ImageFile]] = []
     for (place, found), outcome in zip(group.wanted, outcomes, strict=True):
         if not isinstance(outcome, str):
             pixels[place] = outcome
@@ -75,9 +75,9 @@ def predict_group(
     if not shown:
         return []
     images = recogniser.preprocess.normalise(torch.from_numpy(pixels).to(recogniser.model.device))
-    made = pieces.run(lambda some: recogniser.predict_tensor(some, top_k=top_k), images)
+    made = oom_retry.run(lambda some: recogniser.predict_tensor(some, top_k=top_k), images)
     if heatmaps:
-        looks = pieces.run(lambda some: list(recogniser.look(some).cpu()), images)
+        looks = oom_retry.run(lambda some: list(recogniser.query_attention(some).cpu()), images)
         for place, found in shown:
-            draw_heatmap(heatmaps / f"{found.name}.jpg", pixels[place], looks[place])
+            draw_attention_map(heatmaps / f"{found.name}.jpg", pixels[place], looks[place])
     return made

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from refiner_cli.core.models.base import Model, TextBank
-from refiner_cli.core.models.refiner import Refiner
-from refiner_cli.core.runtime.device import computing
+from refiner_cli.core.runtime.device import autocast
 from refiner_cli.data.decode import to_rgb
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.data.labels import LabelSpace
@@ -34,7 +33,7 @@ class Composition:
 
 
 @dataclass(frozen=True)
-class Part:
+class Primitive:
     """A state or an object on its own."""
 
     name: str
@@ -46,8 +45,8 @@ class Prediction:
     """What one image shows, best first."""
 
     compositions: tuple[Composition, ...]
-    states: tuple[Part, ...]
-    objects: tuple[Part, ...]
+    states: tuple[Primitive, ...]
+    objects: tuple[Primitive, ...]
 
 
 class Recogniser:
@@ -70,7 +69,7 @@ class Recogniser:
     @cached_property
     def bank(self) -> TextBank:
         """The text vectors of all candidates, encoded once."""
-        with torch.no_grad(), computing(self.model.device, self.precision):
+        with torch.no_grad(), autocast(self.model.device, self.precision):
             return self.model.encode_pairs(self.space)
 
     @cached_property
@@ -80,20 +79,20 @@ class Recogniser:
         return torch.where(seen, 0.0, self.model.calibration.bias)
 
     @property
-    def looks(self) -> bool:
+    def has_queries(self) -> bool:
         """Whether the model has concept queries, so that :meth:`look` can say what they look at."""
-        return isinstance(self.model, Refiner) and self.model.concepts is not None
+        return self.model.has_queries
 
-    def look(self, images: Tensor) -> Tensor:
+    def query_attention(self, images: Tensor) -> Tensor:
         """What each concept query looks at in preprocessed images, ``B x K x L`` over the patches.
 
         Raises:
             UsageError: the model has no concept queries.
         """
-        if not isinstance(self.model, Refiner) or self.model.concepts is None:
+        if not self.model.has_queries:
             raise UsageError("This model has no concept queries, so there is nothing that they look at.")
-        with computing(self.model.device, self.precision):
-            return self.model.look(images.to(self.model.device))
+        with autocast(self.model.device, self.precision):
+            return self.model.query_attention(images.to(self.model.device))
 
     def fingerprint(self) -> dict[str, str | int]:
         """What decides the scores of an image: the model, the candidates, preprocessing, precision."""
@@ -101,7 +100,7 @@ class Recogniser:
         digest = hashlib.sha256(model.backbone.fingerprint().encode())
         digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())
         digest.update(json.dumps(model.calibration.to_json()).encode())
-        for name, value in sorted(model.stored().items()):
+        for name, value in sorted(model.saved_tensors().items()):
             digest.update(name.encode())
             digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         preprocessing = json.dumps(model.backbone.spec.preprocess, sort_keys=True, default=list)
@@ -132,8 +131,8 @@ class Recogniser:
     @torch.no_grad()
     def predict_tensor(self, images: Tensor, *, top_k: int = 5) -> list[Prediction]:
         """Recognise preprocessed images, ``B x 3 x H x W``."""
-        with computing(self.model.device, self.precision):
-            scores = self.model.score(self.model.read(images.to(self.model.device)), self.bank)
+        with autocast(self.model.device, self.precision):
+            scores = self.model.score(self.model.encode_images_tta(images.to(self.model.device)), self.bank)
             total = self.model.combine(scores, self.space) + self.bias  # B x P
         probability = total.double().softmax(-1)
         best = total.topk(min(top_k, total.shape[1]))
@@ -162,10 +161,10 @@ class Recogniser:
         return zeros.index_add_(1, index.to(probability.device), probability)
 
     @staticmethod
-    def top(probability: Tensor, names: tuple[str, ...], k: int) -> list[tuple[Part, ...]]:
+    def top(probability: Tensor, names: tuple[str, ...], k: int) -> list[tuple[Primitive, ...]]:
         """``B x S`` -> the best ``k`` of every image."""
         best = probability.topk(min(k, len(names)))
         return [
-            tuple(Part(names[i], share) for share, i in zip(*columns, strict=True))
+            tuple(Primitive(names[i], share) for share, i in zip(*columns, strict=True))
             for columns in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]

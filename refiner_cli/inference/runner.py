@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TextIO
 
 from refiner_cli.errors import RefinerError
-from refiner_cli.inference.decoding import groups
+from refiner_cli.inference.decoding import make_batches
 from refiner_cli.inference.formats import JsonLines, Row
 from refiner_cli.inference.output import Count, Header, Output
-from refiner_cli.inference.predict import predict_groups
+from refiner_cli.inference.predict import predict_batches
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.scan import Found, digest
+from refiner_cli.inference.scan import ImageFile, name_digest
 from refiner_cli.inference.team import Team
 
 
 @dataclass(frozen=True)
-class Plan:
+class PredictOptions:
     """How to run."""
 
     top_k: int = 5
@@ -29,21 +29,21 @@ class Plan:
     heatmaps: Path | None = None  # a folder for pictures of what the queries look at
 
 
-Watch = Callable[[Row | None], None]  # gets every row, and None for an image that has one already
-Tell = Callable[[str], None]
+OnRow = Callable[[Row | None], None]  # gets every row, and None for an image that has one already
+LogFn = Callable[[str], None]
 
 
-def predict_into(
+def predict_to_output(
     output: Output,
     recogniser: Recogniser,
-    found: Iterable[Found],
+    found: Iterable[ImageFile],
     places: Sequence[str],
-    plan: Plan,
+    plan: PredictOptions,
     team: Team,
     *,
     overwrite: bool,
-    watch: Watch,
-    tell: Tell,
+    watch: OnRow,
+    log: LogFn,
 ) -> Count:
     """Make sure that every file has one row in the output, and return how many there are.
 
@@ -64,17 +64,17 @@ def predict_into(
         done = output.done()
         team.wait()  # nobody writes while another still reads
 
-        def wanted(one: Found) -> bool:
-            new = digest(one.name) not in done
+        def wanted(one: ImageFile) -> bool:
+            new = name_digest(one.name) not in done
             if not new:
                 watch(None)
             return new
 
-        some = filter(team.mine, groups(found, header["batch"], wanted))
+        some = filter(team.mine, make_batches(found, header["batch"], wanted))
         with output.writing() as sink:
             write_rows(
-                predict_groups(recogniser, some, top_k=plan.top_k, workers=plan.workers,
-                               heatmaps=plan.heatmaps, tell=tell),
+                predict_batches(recogniser, some, top_k=plan.top_k, workers=plan.workers,
+                               heatmaps=plan.heatmaps, log=log),
                 sink, watch, stop_at_error=plan.stop_at_error,
             )  # fmt: skip
         team.wait()
@@ -83,17 +83,23 @@ def predict_into(
     return count
 
 
-def predict_onto(
-    stream: TextIO, recogniser: Recogniser, found: Iterable[Found], plan: Plan, *, watch: Watch, tell: Tell
+def predict_to_stream(
+    stream: TextIO,
+    recogniser: Recogniser,
+    found: Iterable[ImageFile],
+    plan: PredictOptions,
+    *,
+    watch: OnRow,
+    log: LogFn,
 ) -> Count:
     """Write the rows to a stream as JSON lines. Raises RefinerError as :func:`predict_into`."""
-    some = groups(found, plan.batch, lambda _: True)
-    rows = predict_groups(recogniser, some, top_k=plan.top_k, workers=plan.workers,
-                          heatmaps=plan.heatmaps, tell=tell)  # fmt: skip
+    some = make_batches(found, plan.batch, lambda _: True)
+    rows = predict_batches(recogniser, some, top_k=plan.top_k, workers=plan.workers,
+                          heatmaps=plan.heatmaps, log=log)  # fmt: skip
     return write_rows(rows, JsonLines(stream), watch, stop_at_error=plan.stop_at_error)
 
 
-def write_rows(rows: Iterable[Row], sink: JsonLines, watch: Watch, *, stop_at_error: bool) -> Count:
+def write_rows(rows: Iterable[Row], sink: JsonLines, watch: OnRow, *, stop_at_error: bool) -> Count:
     """Write rows as they come. Raises RefinerError at the first bad image if that is the plan."""
     images = errors = 0
     for row in rows:

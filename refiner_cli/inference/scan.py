@@ -19,7 +19,7 @@ from refiner_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageFile:
     """One image file and the name it goes by: its path relative to the given folder, with slashes."""
 
     file: Path
@@ -27,7 +27,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Filter:
+class PathFilter:
     """Which files of a folder count; patterns as in a shell, on the name or the path below the folder."""
 
     include: Sequence[str] = ()  # empty: everything that ends like an image
@@ -46,7 +46,7 @@ class Filter:
         return matches(path, self.exclude)
 
 
-ALL = Filter()
+NO_FILTER = PathFilter()
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
@@ -54,7 +54,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, pattern) or fnmatch(name, pattern) for pattern in patterns)
 
 
-def scan(places: Sequence[Path], chosen: Filter = ALL) -> Iterator[Found]:
+def scan(places: Sequence[Path], chosen: PathFilter = NO_FILTER) -> Iterator[ImageFile]:
     """Yield every image below the given files and folders, each name once.
 
     With several places a name starts with its folder, so that no two images share one.
@@ -67,17 +67,19 @@ def scan(places: Sequence[Path], chosen: Filter = ALL) -> Iterator[Found]:
             raise UsageError(f"There is no file or folder {place}.")
     if len(places) == 1 and places[0].is_dir():
         return walk(places[0], "", chosen)
-    return listed(places, chosen)
+    return list_files(places, chosen)
 
 
-def listed(places: Iterable[Path], chosen: Filter = ALL) -> Iterator[Found]:
+def list_files(places: Iterable[Path], chosen: PathFilter = NO_FILTER) -> Iterator[ImageFile]:
     """:func:`scan` for a list, which may be read while it is written; what is not there is found later."""
     names: set[bytes] = set()
     for place in places:
         prefix = f"{place.as_posix().rstrip('/')}/"
-        some = walk(place, prefix, chosen) if place.is_dir() else [Found(place, printable(place.as_posix()))]
+        some = (
+            walk(place, prefix, chosen) if place.is_dir() else [ImageFile(place, printable(place.as_posix()))]
+        )
         for found in some:
-            key = digest(found.name)
+            key = name_digest(found.name)
             if key not in names:
                 names.add(key)
                 yield found
@@ -95,7 +97,7 @@ def locate(places: Sequence[Path], name: str) -> Path:
     return places[0] / name if len(places) == 1 and places[0].is_dir() else Path(name)
 
 
-def walk(root: Path, prefix: str, chosen: Filter, below: str = "") -> Iterator[Found]:
+def walk(root: Path, prefix: str, chosen: PathFilter, below: str = "") -> Iterator[ImageFile]:
     """Yield the images of one folder, ``root / below``; a folder that cannot be opened is yielded itself."""
     try:
         with os.scandir(root / below) as entries:
@@ -105,7 +107,7 @@ def walk(root: Path, prefix: str, chosen: Filter, below: str = "") -> Iterator[F
                 if not entry.name.startswith(".") and not (entry.is_symlink() and entry.is_dir())
             )
     except OSError:
-        yield Found(root / below, printable(prefix + below))
+        yield ImageFile(root / below, printable(prefix + below))
         return
     for name, is_folder in here:
         path = below + name
@@ -113,7 +115,7 @@ def walk(root: Path, prefix: str, chosen: Filter, below: str = "") -> Iterator[F
             if not chosen.leaves_out(path):
                 yield from walk(root, prefix, chosen, path + "/")
         elif chosen.takes(path):
-            yield Found(root / path, printable(prefix + path))
+            yield ImageFile(root / path, printable(prefix + path))
 
 
 def printable(name: str) -> str:
@@ -121,12 +123,12 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def digest(name: str) -> bytes:
+def name_digest(name: str) -> bytes:
     """A name in 12 bytes: with a million of them, two share one with a chance of one in 10^17."""
     return blake2b(name.encode(), digest_size=12).digest()
 
 
-def count_aside(found: Iterable[Found]) -> Callable[[], int]:
+def count_aside(found: Iterable[ImageFile]) -> Callable[[], int]:
     """Count in a thread of its own; the function this gives says 0 until the count is known."""
     total = 0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from refiner_cli.inference.decoding import Group
+from refiner_cli.inference.decoding import Batch
 
 PATIENCE = dt.timedelta(days=30)  # the others may have far more to do
 
@@ -26,7 +26,7 @@ class Team:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def mine(self, group: Group) -> bool:
+    def mine(self, group: Batch) -> bool:
         """Whether this process computes a group: every group belongs to one process."""
         return group.number % self.world == self.rank
 
@@ -37,7 +37,7 @@ class Team:
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int) -> Iterator[Team]:
+def prediction_team(rank: int, world: int) -> Iterator[Team]:
     """Join the others; each takes a GPU of its own where there are any."""
     if world == 1:
         yield Team()

@@ -12,7 +12,7 @@ from refiner_cli.training.run_dir import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 220, 56, 28, 12
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#7c3aed")
-MOST = 600  # points of a line; more are averaged
+MAX_POINTS = 600  # points of a line; more are averaged
 STYLE = (
     "body{font:14px system-ui,sans-serif;margin:2rem;color:#111;background:#fff}h1{font-size:1.2rem}"
     "figure{display:inline-block;margin:0 1.5rem 1.5rem 0}figcaption{margin-bottom:.3rem}"
@@ -22,22 +22,24 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     name: str
     points: Points  # (step, value)
 
 
 def write_curves(run: Run) -> None:
     """Draw ``metrics.jsonl`` into ``curves.html``."""
-    rows = list(run.rows())
+    rows = list(run.metrics())
     steps = [row for row in rows if row["kind"] == "step"]
     checks = [row for row in rows if row["kind"] == "val"]
     figures = [
-        figure("Training loss", [Line("loss", series(steps, "loss"))]),
-        figure("Validation, percent", [Line(name, series(checks, name)) for name in ("S", "U", "HM", "AUC")]),
-        figure("Norm of the gradient, before clipping", [Line("norm", series(steps, "norm"))]),
-        figure("Learning rate", [Line("lr", series(steps, "lr"))]),
-        figure("Seconds a step", [Line(name, series(steps, name)) for name in ("seconds", "waited")]),
+        figure("Training loss", [Curve("loss", series(steps, "loss"))]),
+        figure(
+            "Validation, percent", [Curve(name, series(checks, name)) for name in ("S", "U", "HM", "AUC")]
+        ),
+        figure("Norm of the gradient, before clipping", [Curve("norm", series(steps, "norm"))]),
+        figure("Learning rate", [Curve("lr", series(steps, "lr"))]),
+        figure("Seconds a step", [Curve(name, series(steps, name)) for name in ("seconds", "waited")]),
     ]
     config = run.config
     title = html.escape(f"{config.method} on {run.dataset.name}, {config.backbone}, seed {config.seed}")
@@ -52,12 +54,12 @@ def write_curves(run: Run) -> None:
 def series(rows: Sequence[dict[str, Any]], key: str) -> Points:
     """(step, value) of every row that has a value; long ones averaged over equal stretches."""
     points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
-    size = -(-len(points) // MOST) or 1
+    size = -(-len(points) // MAX_POINTS) or 1
     parts = [points[start : start + size] for start in range(0, len(points), size)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def figure(caption: str, lines: Sequence[Line]) -> str:
+def figure(caption: str, lines: Sequence[Curve]) -> str:
     """One chart with its caption; the legend carries each line's last value."""
     every = [point for line in lines for point in line.points]
     if not every:

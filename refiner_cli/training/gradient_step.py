@@ -1,16 +1,15 @@
-"""Forward and backward of one batch, in pieces where it does not fit into memory.
+"""Forward and backward pass of one batch, in micro-batches where it does not fit into memory.
 
-The text vectors depend on no image: they are computed once, the pieces leave their gradients at
-them, and one backward pass takes those through the text tower. So pieces cost no second text pass,
-and the gradients are those of the whole batch. Where memory runs out, the pieces are halved and
-the images are done again.
+The text vectors depend on no image: they are computed once, every micro-batch leaves its gradients at
+them, and one backward pass carries those through the text tower. So micro-batches cost no second text
+pass, and the gradients are those of the whole batch. When memory runs out, the micro-batch is halved
+and the images are done again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,24 +17,22 @@ from torch import Tensor
 
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.models.base import Model, Scores, TextBank
-from refiner_cli.core.runtime.device import attention_kernels, computing
+from refiner_cli.core.runtime.device import attention_kernels, autocast
+from refiner_cli.core.runtime.memory import is_out_of_memory, release_memory
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
 
-Tell = Callable[[str], None]
-
-# PyTorch raises OutOfMemoryError on CUDA alone; elsewhere it is a RuntimeError with these words.
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+LogFn = Callable[[str], None]
 
 
-class MicroBatches:
-    """Computes gradients of batches in pieces of at most ``size`` images.
+class GradientStep:
+    """Computes the gradients of batches in micro-batches of at most ``micro_batch`` images.
 
     Args:
         space: the pairs of the loss.
-        encode: gives the text vectors of the space, with their graph.
+        encode: returns the text vectors of the space, with their graph.
         scale: what the loss is multiplied by before the backward pass, as a GradScaler does.
-        tell: hears when the pieces become smaller.
+        log: receives a line when the micro-batch becomes smaller.
     """
 
     def __init__(
@@ -47,11 +44,11 @@ class MicroBatches:
         *,
         encode: Callable[[], TextBank],
         scale: Callable[[Tensor], Tensor],
-        tell: Tell,
+        log: LogFn,
     ) -> None:
         self.model, self.space, self.config, self.precision = model, space, config, precision
-        self.encode, self.scale, self.tell = encode, scale, tell
-        self.size = config.batch
+        self.encode, self.scale, self.log = encode, scale, log
+        self.micro_batch = config.batch_size
 
     def backward(
         self, images: Tensor, truth: Tensor, seed: int, *, weight: float = 1.0
@@ -61,40 +58,42 @@ class MicroBatches:
         Args:
             images: ``B x 3 x H x W``.
             truth: ``B`` int64, indices into the pairs of the space.
-            seed: of the step's random numbers; the same when the step is done again in smaller pieces.
+            seed: of the step's random numbers; the same when the step is repeated in smaller pieces.
             weight: of this batch, where several processes share one.
 
         Raises:
             RefinerError: a single image does not fit, or the text does not.
         """
-        for p in self.model.learned().values():
+        for p in self.model.trainable_parameters().values():
             p.grad = None
-        # The text comes first and once: what it draws at random does not depend on the number of images,
-        # and what processes exchange for it is not exchanged twice.
+        # The text comes first and once: its random numbers do not depend on the number of images, and
+        # what processes exchange for it is not exchanged twice.
         torch.manual_seed(seed)
         with attention_kernels(self.model.device):
-            with fitting_text(), computing(self.model.device, self.precision):
+            with text_memory_errors(), autocast(self.model.device, self.precision):
                 bank = self.encode()
-            while (done := self.pieces(images, truth, bank, seed, weight)) is None:
-                self.halve(len(images))
+            while (done := self.accumulate(images, truth, bank, seed, weight)) is None:
+                self.halve_micro_batch(len(images))
             loss, scores, leaves = done
             reached = [(whole, leaf.grad) for whole, leaf in leaves if leaf.grad is not None]
             if reached:
-                with fitting_text():
+                with text_memory_errors():
                     torch.autograd.backward([whole for whole, _ in reached], [grad for _, grad in reached])
         return loss, scores
 
-    def pieces(
+    def accumulate(
         self, images: Tensor, truth: Tensor, bank: TextBank, seed: int, weight: float
     ) -> tuple[float, Scores, list[tuple[Tensor, Tensor]]] | None:
         """Loss, scores, the bank's tensors with leaves that hold their gradients; None: out of memory."""
-        cut, leaves = detached(bank)
+        cut, leaves = detach_bank(bank)
         loss, scores = 0.0, []
         torch.manual_seed(seed + 1)
         try:
-            for pixels, pairs in zip(images.split(self.size), truth.split(self.size), strict=True):
-                with computing(self.model.device, self.precision):
-                    found = self.model.score(self.model.encode_images(pixels), cut)
+            for pixels, pairs in zip(
+                images.split(self.micro_batch), truth.split(self.micro_batch), strict=True
+            ):
+                with autocast(self.model.device, self.precision):
+                    found = self.model(pixels, cut)
                     share = weight * len(pairs) / len(truth)
                     part = self.model.loss(found, pairs, self.space, self.config) * share
                 self.scale(part).backward()
@@ -103,33 +102,31 @@ class MicroBatches:
         except RuntimeError as error:  # OutOfMemoryError is one
             if not is_out_of_memory(error):
                 raise
-            for p in self.model.learned().values():
+            for p in self.model.trainable_parameters().values():
                 p.grad = None
             return None  # the exception is gone then, and the failed graph with it
-        return loss, joined(scores), leaves
+        return loss, concat_scores(scores), leaves
 
-    def halve(self, batch: int) -> None:
-        now = min(self.size, batch)
+    def halve_micro_batch(self, batch: int) -> None:
+        """Use half as many images at once from now on. Raises RefinerError if that is less than one."""
+        now = min(self.micro_batch, batch)
         if now == 1:
             raise RefinerError(
                 "Out of memory with a single image at a time.",
-                hint="Use --set train.grad_checkpoint=true, a smaller train.text_chunk or --precision bf16.",
+                hint="Use --set train.gradient_checkpointing=true, a smaller train.text_chunk_size "
+                "or --precision bf16.",
             )
-        self.size = (now + 1) // 2
-        gc.collect()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.model.device.type == "mps":
-            torch.mps.empty_cache()
-        self.tell(
-            f"Out of memory with {now} images at a time: from now on {self.size}, "
-            f"accumulated to the same batch of {self.config.batch}."
+        self.micro_batch = (now + 1) // 2
+        release_memory(self.model.device)
+        self.log(
+            f"out of memory with {now} images at a time; from now on {self.micro_batch}, "
+            f"accumulated to the same batch of {self.config.batch_size}"
         )
 
 
 @contextlib.contextmanager
-def fitting_text() -> Iterator[None]:
-    """Smaller micro-batches do not help the text: say what does."""
+def text_memory_errors() -> Iterator[None]:
+    """Smaller micro-batches do not help the text: name what does."""
     try:
         yield
     except RuntimeError as error:
@@ -137,22 +134,22 @@ def fitting_text() -> Iterator[None]:
             raise
         raise RefinerError(
             "Out of memory while encoding the prompts.",
-            hint="Set a smaller train.text_chunk than the log names, or use --precision bf16.",
+            hint="Set train.text_chunk_size to less than the log reports, or use --precision bf16.",
         ) from None
 
 
-def joined(parts: list[Scores]) -> Scores:
-    """The scores of all pieces, without graph."""
+def concat_scores(parts: list[Scores]) -> Scores:
+    """The scores of all micro-batches, without graph."""
 
     def cat(tensors: list[Tensor | None]) -> Tensor | None:
-        there = [t.detach() for t in tensors if t is not None]
-        return torch.cat(there) if there else None
+        present = [t.detach() for t in tensors if t is not None]
+        return torch.cat(present) if present else None
 
     composition = torch.cat([part.composition.detach() for part in parts])
     return Scores(composition, cat([part.state for part in parts]), cat([part.object for part in parts]))
 
 
-def detached(bank: TextBank) -> tuple[TextBank, list[tuple[Tensor, Tensor]]]:
+def detach_bank(bank: TextBank) -> tuple[TextBank, list[tuple[Tensor, Tensor]]]:
     """The bank with leaves in place of the tensors that have a graph, and each of those with its leaf."""
     leaves: dict[str, Tensor] = {}
     tensors = []
@@ -162,7 +159,3 @@ def detached(bank: TextBank) -> tuple[TextBank, list[tuple[Tensor, Tensor]]]:
             leaves[field.name] = value.detach().requires_grad_()
             tensors.append((value, leaves[field.name]))
     return dataclasses.replace(bank, **leaves), tensors  # type: ignore[arg-type]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in SIGNS)

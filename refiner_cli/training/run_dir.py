@@ -30,7 +30,7 @@ from refiner_cli.config import Config
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
 from refiner_cli.files import whole_file, whole_folder, write_json
 
-FORMAT = "refiner.run/1"
+FORMAT = "refiner.run/2"
 RUN = "run.json"
 BEST = "best.json"
 METRICS = "metrics.jsonl"
@@ -91,12 +91,12 @@ class Run:
         name = "environment.json" if step is None else f"environment-{step:08d}.json"
         write_json(self.folder / name, environment | {"data": self.dataset.fingerprint})
 
-    def log(self, row: dict[str, Any]) -> None:
+    def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; a torn last one is left out."""
         file = self.folder / METRICS
         for line in file.read_text("utf-8").splitlines() if file.exists() else []:
@@ -106,7 +106,7 @@ class Run:
                 return
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the run for one training. Raises UsageError while another one holds it."""
         lock = FileLock(self.folder / ".lock")
         try:
@@ -118,11 +118,11 @@ class Run:
         finally:
             lock.release()
 
-    def tidy(self, step: int, *, validated: bool) -> None:
+    def discard_after(self, step: int, *, validated: bool) -> None:
         """Drop what an interrupted training left behind: lines that will be written again, torn files."""
         kept = [
             row
-            for row in self.rows()
+            for row in self.metrics()
             if row["step"] < step or (row["step"] == step and (validated or row["kind"] != "val"))
         ]
         for part in (*self.folder.glob(f".{METRICS}.*"), *self.folder.glob(f".{BEST}.*")):
@@ -146,11 +146,11 @@ class Run:
             yield part
             shutil.rmtree(self.checkpoint(step), ignore_errors=True)
 
-    def set_best(self, best: dict[str, Any]) -> None:
+    def write_best(self, best: dict[str, Any]) -> None:
         """Write best.json: the name of a checkpoint, its step, and what validation said of it."""
         write_json(self.folder / BEST, best)
 
-    def best(self) -> dict[str, Any] | None:
+    def read_best(self) -> dict[str, Any] | None:
         """What best.json says, or None before the first validation."""
         try:
             found: dict[str, Any] = json.loads((self.folder / BEST).read_text("utf-8"))
@@ -160,14 +160,14 @@ class Run:
             raise ModelFileError(f"The file {self.folder / BEST} is damaged ({error}).") from None
         return found
 
-    def last_words(self) -> str:
+    def resume_point(self) -> str:
         """What an interrupted training can go on from, as a sentence."""
         saved = self.checkpoints()
         return f"The last whole one is {saved[-1].name}." if saved else "There is none yet."
 
     def prune(self) -> None:
         """Remove checkpoints that are neither the best nor among the last two."""
-        best = self.best()
+        best = self.read_best()
         for folder in self.checkpoints()[:-KEPT]:
             if best is None or folder.name != best["checkpoint"]:
                 shutil.rmtree(folder)
@@ -185,7 +185,7 @@ def model_folder(path: Path) -> Path:
     """
     if is_run(path):
         run = Run.open(path)
-        best = run.best()
+        best = run.read_best()
         if best is None:
             raise ModelFileError(
                 f"The run {path} has no validated checkpoint yet.", hint="Go on with --resume."

@@ -20,29 +20,29 @@ class Schedule:
     seed: int
 
     @property
-    def steps_an_epoch(self) -> int:
-        return math.ceil(self.count / self.config.batch)
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.count / self.config.batch_size)
 
     @property
     def total(self) -> int:
         """Steps in all."""
-        every = self.config.epochs * self.steps_an_epoch
+        every = self.config.epochs * self.steps_per_epoch
         return min(every, self.config.max_steps or every)
 
-    def rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine to zero."""
         warm = max(1, round(self.config.warmup * self.total))
         if step < warm:
             return self.config.lr * (step + 1) / warm
         return self.config.lr * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
 
-    def images(self, step: int) -> int:
+    def batch_images(self, step: int) -> int:
         """Images of a step; the last of an epoch may have fewer."""
-        return min(self.config.batch, self.count - step % self.steps_an_epoch * self.config.batch)
+        return min(self.config.batch_size, self.count - step % self.steps_per_epoch * self.config.batch_size)
 
     def rest_of_epoch(self, step: int) -> list[list[int]]:
         """The rows of this step and of those after it in the same epoch."""
-        epoch, position = divmod(step, self.steps_an_epoch)
+        epoch, position = divmod(step, self.steps_per_epoch)
         chance = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(self.count, generator=chance)
-        return [part.tolist() for part in order.split(self.config.batch)[position:]]
+        return [part.tolist() for part in order.split(self.config.batch_size)[position:]]

@@ -23,14 +23,14 @@ NAMES = ("S", "U", "HM", "AUC")
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedRuns:
     """The folder of several runs."""
 
     folder: Path
     seeds: tuple[int, ...]
 
     @classmethod
-    def create(cls, folder: Path, seeds: Sequence[int]) -> Seeds:
+    def create(cls, folder: Path, seeds: Sequence[int]) -> SeedRuns:
         """Raises UsageError if something lies there already."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(
@@ -42,7 +42,7 @@ class Seeds:
         return made
 
     @classmethod
-    def open(cls, folder: Path) -> Seeds:
+    def open(cls, folder: Path) -> SeedRuns:
         """Raises ModelFileError if the folder's file is damaged."""
         file = folder / FILE
         try:
@@ -56,7 +56,7 @@ class Seeds:
 
     def finish(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Mean and sample standard deviation of the best validation metrics; kept in the file, too."""
-        summary = summarise(found)
+        summary = mean_and_deviation(found)
         self._write(summary)
         return summary
 
@@ -64,7 +64,7 @@ class Seeds:
         write_json(self.folder / FILE, {"format": FORMAT, "seeds": list(self.seeds), **summary})
 
 
-def summarise(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def mean_and_deviation(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """``mean`` and ``deviation`` by metric; the deviation divides by n - 1, and of one run it is 0."""
     columns = {name: [float(metrics[name]) for metrics in found] for name in NAMES}
     return {

@@ -1,4 +1,4 @@
-"""From a run directory to a training: load the backbone, build the model, choose the machine."""
+"""From a run directory to a trainer: load the backbone, build the model, choose the device."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import Any
 import open_clip
 import torch
 
-from refiner_cli import __version__
-from refiner_cli.core.models.refiner import Refiner
+from refiner_cli._version import __version__
+from refiner_cli.core.models.base import MemoryOptions
 from refiner_cli.core.models.registry import build_model
-from refiner_cli.core.runtime.device import pick_device, pick_precision, repeat_results
-from refiner_cli.core.runtime.distributed import ALONE, Ranks
-from refiner_cli.core.runtime.loader import pick_workers
+from refiner_cli.core.runtime.device import (
+    RuntimeOptions,
+    pick_device,
+    pick_precision,
+    use_deterministic_kernels,
+)
+from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
+from refiner_cli.core.runtime.loader import pick_num_workers
 from refiner_cli.core.towers.backbone import load_backbone
-from refiner_cli.core.towers.text_chunks import pick_chunk
+from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import ConfigError, DatasetError
-from refiner_cli.evaluation.scoring import Setting
 from refiner_cli.training.run_dir import Run
-from refiner_cli.training.token_cache import TokenCache
-from refiner_cli.training.trainer import Training
+from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
+from refiner_cli.training.trainer import Trainer
 
-Tell = Callable[[str], None]
+LogFn = Callable[[str], None]
 
 
 def environment() -> dict[str, Any]:
@@ -40,67 +44,78 @@ def environment() -> dict[str, Any]:
     }
 
 
-def start(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> Training:
-    """A training at its first step."""
+def build_trainer(
+    run: Run, benchmark: Benchmark, log: LogFn, ranks: DistributedContext = SINGLE_PROCESS
+) -> Trainer:
+    """A trainer at its first step."""
     config = run.config
     device, why_device = pick_device(config.device)
-    if ranks.size > 1:
+    if ranks.world_size > 1:
         if device.type == "cuda":
-            device = torch.device("cuda", ranks.local)
-        tell(f"{ranks.size} processes, {config.train.batch} images of a step shared out over them")
+            device = torch.device("cuda", ranks.local_rank)
+        log(f"{ranks.world_size} processes, {config.train.batch_size} images per step shared between them")
     if config.train.deterministic:
-        repeat_results()
+        use_deterministic_kernels()
     precision, why_precision = pick_precision(config.precision, device)
-    workers, why_workers = pick_workers(config.train.workers, device)
-    tell(f"device {device} ({why_device})")
-    tell(f"precision {str(precision).removeprefix('torch.')} ({why_precision})")
-    tell(f"{workers} decoding processes ({why_workers})")
+    workers, why_workers = pick_num_workers(config.train.num_workers, device)
+    log(f"device {device} ({why_device})")
+    log(f"precision {str(precision).removeprefix('torch.')} ({why_precision})")
+    log(f"{workers} decoding processes ({why_workers})")
     backbone = load_backbone(config.backbone, config.pretrained, config.seed)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
-    model.recompute = config.train.grad_checkpoint
     text = backbone.text
-    prompts, context = len(set(benchmark.pairs["train"])), len(text.tokens.split(config.model.context))
-    text.chunk, why_chunk = pick_chunk(config.train.text_chunk, text, prompts, device, precision, context)
-    tell(f"text chunks of {text.chunk} prompts ({why_chunk})")
-    count = sum(p.numel() for p in model.learned().values())
-    tell(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} learned parameters")
+    prompts = len(set(benchmark.pairs["train"]))
+    context = len(text.tokens.encode(getattr(config.model, "prompt_init", "")))
+    chunk_size, why_chunk = pick_chunk_size(
+        config.train.text_chunk_size, text, prompts, device, precision, context
+    )
+    model.memory = MemoryOptions(chunk_size, config.train.gradient_checkpointing)
+    log(f"text chunks of {chunk_size} prompts ({why_chunk})")
+    count = sum(p.numel() for p in model.trainable_parameters().values())
+    log(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} trainable parameters")
     cache = None
-    if config.train.cache:
-        if not isinstance(model, Refiner) or config.train.augment == "none":
-            raise ConfigError("train.cache needs the method refiner and a train.augment.")
+    if config.train.cached_views:
+        if not isinstance(model, FrozenBlocksModel) or config.train.augment == "none":
+            raise ConfigError(
+                "train.cached_views needs the method refiner, and train.augment other than none."
+            )
         cache = TokenCache(
             folder=run.folder / "tokens",
             model=model,
             files=list(benchmark.paths("train")),
-            views=config.train.cache,
+            views=config.train.cached_views,
             seed=config.seed,
             key=benchmark.fingerprint(),
             precision=precision,
             augment=config.train.augment,
             workers=workers,
         )
-        if ranks.first:
-            cache.fill(tell)
-        ranks.wait()
-        if not ranks.first:  # finds everything there
-            cache.fill(tell)
-    setting = Setting(precision, config.train.batch, workers)
-    return Training(model, benchmark, run, setting, tell, ranks, cache)
+        if ranks.is_main:
+            cache.fill(log)
+        ranks.barrier()
+        if not ranks.is_main:  # finds every file in place
+            cache.fill(log)
+    options = RuntimeOptions(precision, config.train.batch_size, workers)
+    return Trainer(model, benchmark, run, options, log, ranks, cache)
 
 
-def resume(run: Run, benchmark: Benchmark, tell: Tell, ranks: Ranks = ALONE) -> Training:
-    """A training at the last whole checkpoint of its run, or at its first step if there is none yet.
+def resume_trainer(
+    run: Run, benchmark: Benchmark, log: LogFn, ranks: DistributedContext = SINGLE_PROCESS
+) -> Trainer:
+    """A trainer at the last complete checkpoint of its run, or at its first step if there is none yet.
 
     Raises:
-        DatasetError: the dataset is not the one the run began with.
+        DatasetError: the dataset is not the one that the run was started on.
         ModelFileError: the checkpoint is damaged.
     """
     if benchmark.fingerprint() != run.dataset.fingerprint:
-        raise DatasetError(f"The dataset {benchmark.root} changed since the run {run.folder} began.")
-    training = start(run, benchmark, tell, ranks)
+        raise DatasetError(
+            f"The dataset {benchmark.root} has changed since the run {run.folder} was started."
+        )
+    trainer = build_trainer(run, benchmark, log, ranks)
     saved = run.checkpoints()
     if saved:
-        training.restore(saved[-1])
-    tell(f"going on after step {training.step} of {training.total}")
-    return training
+        trainer.restore(saved[-1])
+    log(f"resuming after step {trainer.step} of {trainer.total}")
+    return trainer

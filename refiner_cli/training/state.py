@@ -1,8 +1,8 @@
-"""What it takes to go on with a training, beside the model itself.
+"""What it takes to resume a training, besides the model itself.
 
 ::
 
-    training.json          position, best so far, loss scaler, resolved configuration
+    training.json          progress, loss scaler, resolved configuration
     training.safetensors   the optimizer, as "<parameter>.<name>"
 
 There are no generator states and no scheduler to keep: the random numbers of a step are a function
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from refiner_cli.config import Config, flatten
 from refiner_cli.core.model_io.checkpoint import (
-    LEARNED,
+    TRAINED,
     ModelInfo,
-    put_learned,
+    load_saved_tensors,
     read_config,
     read_tensors,
     write_model,
@@ -36,19 +36,23 @@ from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import Run
 
 STATE, OPTIMIZER = "training.json", "training.safetensors"
-FREE = ("device", "train.workers", "train.save_minutes")  # may change without changing the training
+FREE_KEYS = (
+    "device",
+    "train.num_workers",
+    "train.checkpoint_minutes",
+)  # may change without changing the result
 
 
 @dataclass
-class Position:
-    """Where a training is."""
+class TrainProgress:
+    """How far a training has come."""
 
     step: int = 0  # steps done
-    validated: bool = False  # whether the validation that is due after this step was made
+    validated: bool = False  # whether the validation due after this step was done
     best: dict[str, Any] | None = None  # what best.json says
-    skipped: int = 0  # steps skipped in a row
-    images: int = 0  # computed at once
-    prompts: int = 0  # encoded at once
+    nonfinite_steps: int = 0  # consecutive ones, skipped
+    micro_batch: int = 0  # images computed at once
+    text_chunk_size: int = 0  # prompts encoded at once
 
 
 class NotSavedError(RefinerError):
@@ -56,7 +60,7 @@ class NotSavedError(RefinerError):
 
 
 @dataclass(frozen=True)
-class State:
+class TrainerState:
     """The live objects that a checkpoint is made of, and its way to the run directory and back."""
 
     run: Run
@@ -64,12 +68,12 @@ class State:
     optimizer: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler
 
-    def save(self, position: Position, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, progress: TrainProgress, metrics: dict[str, Any] | None = None) -> None:
         """Write a checkpoint. Raises NotSavedError, for instance when the disk is full."""
-        data, step = self.run.dataset, position.step
+        data, step = self.run.dataset, progress.step
         info = ModelInfo(self.run.config.method, data.name, data.path, data.fingerprint, step, metrics or {})
         content = {
-            "position": asdict(position),
+            "progress": asdict(progress),
             "scaler": self.scaler.state_dict(),
             "config": self.run.config.model_dump(),
         }
@@ -82,41 +86,41 @@ class State:
             reason = error.strerror if isinstance(error, OSError) else error
             raise NotSavedError(
                 f"The checkpoint of step {step} could not be written to {self.run.folder} ({reason}).",
-                hint=f"{self.run.last_words()} Make room, then go on with --resume.",
+                hint=f"{self.run.resume_point()} Free some disk space, then resume with --resume.",
             ) from None
 
-    def restore(self, folder: Path) -> Position:
+    def restore(self, folder: Path) -> TrainProgress:
         """Fill model, optimizer and scaler. Raises ModelFileError if a file is damaged or another's."""
         try:
             content = json.loads((folder / STATE).read_text("utf-8"))
             tensors = load_file(folder / OPTIMIZER)
-            position = Position(**content["position"])
+            progress = TrainProgress(**content["progress"])
             config, scaler = Config.model_validate(content["config"]), content["scaler"]
         except Exception as error:  # noqa: BLE001 - safetensors, JSON, pydantic and the system have their own
             raise ModelFileError(f"The training state in {folder} cannot be read ({error}).") from None
-        now, then = frozen(self.run.config), frozen(config)
+        now, then = result_settings(self.run.config), result_settings(config)
         for key, value in now.items():
             if value != then[key]:
                 raise ModelFileError(
                     f"{key} in {self.run.folder} is {value!r} now and was {then[key]!r} in {folder.name}.",
                     hint="Start another run, or put the old value back into run.json.",
                 )
-        learned = read_tensors(folder).items()
-        put_learned(
-            self.model, {n.removeprefix(LEARNED): v for n, v in learned if n.startswith(LEARNED)}, folder
+        saved = read_tensors(folder).items()
+        load_saved_tensors(
+            self.model, {n.removeprefix(TRAINED): v for n, v in saved if n.startswith(TRAINED)}, folder
         )
         self.model.calibration = Calibration(**read_config(folder)["calibration"])
         if self.scaler.is_enabled() and scaler:
             self.scaler.load_state_dict(scaler)
         self._put(tensors, folder)
-        return position
+        return progress
 
     def _tensors(self) -> dict[str, Tensor]:
         if self.optimizer is None:
             return {}
         return {
             f"{name}.{key}": value.detach().cpu().contiguous().clone()
-            for name, parameter in self.model.learned().items()
+            for name, parameter in self.model.trainable_parameters().items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
 
@@ -124,7 +128,7 @@ class State:
         if self.optimizer is None:
             return
         self.optimizer.state.clear()
-        parameters = self.model.learned()
+        parameters = self.model.trainable_parameters()
         for name, value in tensors.items():
             owner, key = name.rsplit(".", 1)
             parameter = parameters.get(owner)
@@ -135,6 +139,6 @@ class State:
             self.optimizer.state.setdefault(parameter, {})[key] = put
 
 
-def frozen(config: Config) -> dict[str, Any]:
+def result_settings(config: Config) -> dict[str, Any]:
     """Every dotted key that decides what a training computes, and its value."""
-    return {key: value for key, value in flatten(config.model_dump()) if key not in FREE}
+    return {key: value for key, value in flatten(config.model_dump()) if key not in FREE_KEYS}

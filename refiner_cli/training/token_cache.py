@@ -1,9 +1,9 @@
-"""The token cache: what no adapter changes, kept on disk for a few fixed views of every image.
+"""The token cache: activations of the frozen blocks, kept on disk for a few views of every image.
 
-What lies below the adapters and the queries is constant for an image and its augmentation. With ``v`` views
-an image, epoch ``e`` shows view ``e mod v``, and once all are stored an epoch costs the adapted
-blocks alone. A block of images is one file that is either whole or not there; its name carries the
-checksum of its content, so that an interrupted filling goes on and a damaged file is made again.
+The activations below the adapters and the queries are constant for an image and its augmentation. With
+``v`` views per image, epoch ``e`` uses view ``e mod v``, and once all are stored an epoch costs the
+adapted blocks alone. A block of images is one file that is either complete or absent; its name carries
+the checksum of its content, so that interrupted work resumes and a damaged file is made again.
 """
 
 from __future__ import annotations
@@ -13,20 +13,30 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refiner_cli.core.models.refiner import Refiner
-from refiner_cli.core.runtime.device import GIB, computing
-from refiner_cli.core.runtime.loader import Augmented, Batch, batches
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.runtime.device import GIB, autocast
+from refiner_cli.core.runtime.loader import ImageBatch, TrainTransform, load_batches
 from refiner_cli.data.images import AUGMENTS
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import whole_file
 
-BLOCK = 64  # images of one file
-Tell = Callable[[str], None]
+IMAGES_PER_FILE = 64  # images of one file
+LogFn = Callable[[str], None]
+
+
+@runtime_checkable
+class FrozenBlocksModel(Protocol):
+    """A model that can stop after the blocks that training does not change, and start from there."""
+
+    @property
+    def first_trainable_block(self) -> int: ...
+    def encode_frozen_blocks(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -41,7 +51,7 @@ class TokenCache:
     """
 
     folder: Path
-    model: Refiner
+    model: Model
     files: Sequence[Path]
     views: int
     seed: int
@@ -53,52 +63,57 @@ class TokenCache:
     found: dict[tuple[int, int], Path] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = (self.key, self.model.backbone.fingerprint(), str(self.model.backbone.spec.preprocess),
-                 self.model.first, self.seed, str(self.precision), self.augment, BLOCK)  # fmt: skip
+        backbone = self.model.backbone
+        parts = (self.key, backbone.fingerprint(), str(backbone.spec.preprocess),
+                 self.model.first_trainable_block, self.seed, str(self.precision), self.augment,
+                 IMAGES_PER_FILE)  # fmt: skip
         self.place = self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
-    def fill(self, tell: Tell) -> None:
-        """Compute and store what is not there yet.
+    def fill(self, log: LogFn) -> None:
+        """Compute and store what is missing.
 
         Raises:
             RefinerError: the disk has no room for it.
             DatasetError: an image cannot be read.
         """
-        wanted = [(v, start) for v in range(self.views) for start in range(0, len(self.files), BLOCK)]
+        wanted = [
+            (v, start) for v in range(self.views) for start in range(0, len(self.files), IMAGES_PER_FILE)
+        ]
         self.place.mkdir(parents=True, exist_ok=True)
-        self.found = {place: file for place in wanted if (file := self.whole(*place))}
+        self.found = {place: file for place in wanted if (file := self.valid_file(*place))}
         missing = [place for place in wanted if place not in self.found]
-        images = sum(min(BLOCK, len(self.files) - start) for _, start in missing)
-        needed = images * self.bytes_an_image()
+        images = sum(min(IMAGES_PER_FILE, len(self.files) - start) for _, start in missing)
+        needed = images * self.bytes_per_image()
         free = shutil.disk_usage(self.place).free
-        tell(
+        log(
             f"token cache {self.place}: {self.views} views of {len(self.files)} images, "
-            f"{images} to make, {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free"
+            f"{images} missing, {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free"
         )
         if needed > free:
             raise RefinerError(
                 f"The token cache needs {needed / GIB:.2f} GiB; {self.place} has {free / GIB:.2f} GiB left.",
-                hint="Lower train.cache, the number of views, or set it to 0.",
+                hint="Lower train.cached_views, the number of views, or set it to 0.",
             )
         for view, start in missing:
-            self.found[view, start] = self.store(view, start)
+            self.found[view, start] = self.write_block(view, start)
 
-    def bytes_an_image(self) -> int:
-        """Size of one image's tokens, from one pass of a blank image."""
+    def bytes_per_image(self) -> int:
+        """Size of one image's tokens, from one forward pass of a blank image."""
         size = self.model.backbone.spec.preprocess["size"]
         height, width = (size, size) if isinstance(size, int) else size
         blank = torch.zeros(1, 3, height, width, device=self.model.device)
         return self.tokens(blank)[0].numel() * self.precision.itemsize
 
     def tokens(self, images: Tensor) -> Tensor:
-        with computing(self.model.device, self.precision):
-            return self.model.lower(images).to(self.precision)
+        assert isinstance(self.model, FrozenBlocksModel)  # noqa: S101 - checked where the cache is made
+        with autocast(self.model.device, self.precision):
+            return self.model.encode_frozen_blocks(images).to(self.precision)
 
-    def store(self, view: int, start: int) -> Path:
+    def write_block(self, view: int, start: int) -> Path:
         """Compute one block of a view and write it whole."""
-        rows = range(start, min(start + BLOCK, len(self.files)))
-        look = Augmented(AUGMENTS[self.augment](self.model.backbone.spec.preprocess), self.seed, view)
-        (batch,) = batches(self.files, look, [rows], device=self.model.device, workers=self.workers)
+        rows = range(start, min(start + IMAGES_PER_FILE, len(self.files)))
+        look = TrainTransform(AUGMENTS[self.augment](self.model.backbone.spec.preprocess), self.seed, view)
+        (batch,) = load_batches(self.files, look, [rows], device=self.model.device, workers=self.workers)
         part = self.place / f"{view:03d}-{start:08d}.part"
         save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
         file = self.place / f"{view:03d}-{start:08d}-{checksum(part)}.safetensors"
@@ -106,7 +121,7 @@ class TokenCache:
             part.replace(target)
         return file
 
-    def whole(self, view: int, start: int) -> Path | None:
+    def valid_file(self, view: int, start: int) -> Path | None:
         """The file of a block, if its content is what its name promises; damaged ones are removed."""
         for file in self.place.glob(f"{view:03d}-{start:08d}-*.safetensors"):
             if file.stem.endswith(checksum(file)):
@@ -114,15 +129,15 @@ class TokenCache:
             file.unlink()
         return None
 
-    def batches(self, order: Sequence[Sequence[int]], epoch: int) -> Iterator[Batch]:
+    def batches(self, order: Sequence[Sequence[int]], epoch: int) -> Iterator[ImageBatch]:
         """The batches that ``order`` lists, tokens ``B x N x W`` in the place of images."""
         view = epoch % self.views
-        starts = range(0, len(self.files), BLOCK)
+        starts = range(0, len(self.files), IMAGES_PER_FILE)
         # Memory-mapped: only the rows that a batch reads are loaded.
         blocks = {start: load_file(self.found[view, start])["tokens"] for start in starts}
         for rows in order:
-            tokens = torch.stack([blocks[row - row % BLOCK][row % BLOCK] for row in rows])
-            yield Batch(tokens.to(self.model.device, non_blocking=True), torch.tensor(list(rows)))
+            tokens = torch.stack([blocks[row - row % IMAGES_PER_FILE][row % IMAGES_PER_FILE] for row in rows])
+            yield ImageBatch(tokens.to(self.model.device, non_blocking=True), torch.tensor(list(rows)))
 
 
 def checksum(file: Path) -> str:

@@ -1,7 +1,7 @@
-"""The training loop. It yields what happens; it prints nothing.
+"""The training loop. It yields what happens and prints nothing.
 
-A training can end at any moment and go on as if nothing had happened: see ``core/state.py`` for why
-a few numbers are the whole state. Only train and validation are read.
+Training can end at any moment and resume as if nothing had happened: ``training/state.py`` says why a
+few numbers are the whole state. Only the train and validation splits are read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +17,69 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from refiner_cli.config import TrainConfig
-from refiner_cli.core.models.base import Model
-from refiner_cli.core.runtime.distributed import ALONE, Ranks
-from refiner_cli.core.runtime.loader import Augmented, Batch, Plain, batches, worker_error
+from refiner_cli.core.models.base import Model, TextBank
+from refiner_cli.core.runtime.device import RuntimeOptions
+from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
+from refiner_cli.core.runtime.loader import (
+    EvalTransform,
+    ImageBatch,
+    TrainTransform,
+    load_batches,
+    worker_error,
+)
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.data.images import AUGMENTS, Preprocess, seed_of
 from refiner_cli.errors import RefinerError
-from refiner_cli.evaluation.scoring import Setting, calibrate
-from refiner_cli.training import nonfinite as watch
+from refiner_cli.training.calibrate import calibrate
 from refiner_cli.training.curves import write_curves
 from refiner_cli.training.events import Event, StepDone, Stopped, Validated
-from refiner_cli.training.gradient_step import MicroBatches
-from refiner_cli.training.optimizer import optimizer_for, set_rate
+from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.nonfinite import diagnose_nonfinite
+from refiner_cli.training.optimizer import build_optimizer, set_learning_rate
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.schedule import Schedule
-from refiner_cli.training.state import NotSavedError, Position, State
+from refiner_cli.training.state import NotSavedError, TrainerState, TrainProgress
 from refiner_cli.training.token_cache import TokenCache
 
 
-class AskedToStopError(Exception):
-    """Validation was asked to stop; it will be made when the training goes on."""
+class StopRequestedError(Exception):
+    """Validation was interrupted and will be rerun on resume."""
 
 
 @dataclass
-class Training:
-    """One training, fresh or restored. ``run_on`` does the work.
+class Trainer:
+    """One training, new or restored; :meth:`fit` does the work.
 
-    Under several processes every one of them holds such an object; the first alone validates and
-    writes.
+    Under several processes each of them holds such an object; the main one alone validates and writes.
     """
 
     model: Model
     benchmark: Benchmark
     run: Run
-    setting: Setting
-    tell: Callable[[str], None]  # hears what changes on the way
-    ranks: Ranks = ALONE
+    options: RuntimeOptions
+    log: Callable[[str], None]  # receives a line about every change on the way
+    ranks: DistributedContext = SINGLE_PROCESS
     cache: TokenCache | None = None  # filled; else images are decoded
-    position: Position = field(default_factory=Position)
+    progress: TrainProgress = field(default_factory=TrainProgress)
 
     def __post_init__(self) -> None:
         self.config: TrainConfig = self.run.config.train
         self.space = self.benchmark.label_space("train").training()
-        self.share = self.ranks.share(self.space)
+        self.share = self.ranks.shard_pairs(self.space)
         samples = self.benchmark.samples["train"]
         self.truth = torch.from_numpy(self.space.indices([sample.pair for sample in samples]))
         self.files = list(self.benchmark.paths("train"))
         self.schedule = Schedule(self.config, len(self.files), self.run.config.seed)
-        self.parameters = self.model.learned()
+        self.parameters = self.model.trainable_parameters()
         self.total = self.schedule.total if self.parameters else 0
-        self.optimizer = optimizer_for(self.model, self.config)
-        half = self.setting.precision == torch.float16
+        self.optimizer = build_optimizer(self.model, self.config)
+        half = self.options.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
-        self.state = State(self.run, self.model, self.optimizer, self.scaler)
-        self.pieces = MicroBatches(
-            self.model, self.space, self.config, self.setting.precision, tell=self.tell,
+        self.state = TrainerState(self.run, self.model, self.optimizer, self.scaler)
+        self.gradient_step = GradientStep(
+            self.model, self.space, self.config, self.options.precision, log=self.log,
             scale=self.scaler.scale,
-            encode=lambda: self.ranks.whole(self.model.encode_pairs(self.share), self.space),
+            encode=self.encode_pairs,
         )  # fmt: skip
         self.spent = self.waited = 0.0  # seconds since the last validation, and those of them without data
         self.saved_at = time.monotonic()
@@ -81,20 +87,20 @@ class Training:
     @property
     def step(self) -> int:
         """Steps done."""
-        return self.position.step
+        return self.progress.step
 
     @property
     def epoch_over(self) -> bool:
-        """Whether no epoch is half done: before the first step, after an epoch, after the last step."""
-        return self.step % self.schedule.steps_an_epoch == 0 or self.step == self.total
+        """Whether no epoch is unfinished: before the first step, after an epoch, after the last step."""
+        return self.step % self.schedule.steps_per_epoch == 0 or self.step == self.total
 
     @property
     def validation_due(self) -> bool:
-        """Whether a validation belongs here: where an epoch is over, and after the last step."""
-        epoch = self.step // self.schedule.steps_an_epoch
-        return self.epoch_over and (epoch % self.config.val_epochs == 0 or self.step == self.total)
+        """Whether validation belongs here: after ``eval_every`` epochs, and after the last step."""
+        epoch = self.step // self.schedule.steps_per_epoch
+        return self.epoch_over and (epoch % self.config.eval_every == 0 or self.step == self.total)
 
-    def run_on(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    def fit(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the end, or until ``stop`` says so; yield what happens.
 
         An error leaves a checkpoint of the last whole step behind.
@@ -102,18 +108,18 @@ class Training:
         Raises:
             UsageError: another process is training in the same run.
             DatasetError: an image cannot be read.
-            RefinerError: the numbers left the finite, a checkpoint could not be written, or a process
+            RefinerError: too many steps were not finite, a checkpoint could not be written, or a process
                 (one that decodes, or another of this training) ended.
         """
-        if not self.ranks.first:
-            yield from self._run_on(stop)
+        if not self.ranks.is_main:
+            yield from self._fit(stop)
             return
-        with self.run.writing():
-            self.run.tidy(self.step, validated=self.position.validated)
-            if self.position.best:
-                self.run.set_best(self.position.best)
+        with self.run.locked():
+            self.run.discard_after(self.step, validated=self.progress.validated)
+            if self.progress.best:
+                self.run.write_best(self.progress.best)
             try:
-                yield from self._run_on(stop)
+                yield from self._fit(stop)
             except NotSavedError:
                 raise
             except RefinerError:
@@ -123,131 +129,145 @@ class Training:
             except RuntimeError as error:  # in the middle of a step, perhaps: nothing to save
                 raise worker_error(error) from error
 
-    def _run_on(self, stop: Callable[[], bool]) -> Iterator[Event]:
+    def _fit(self, stop: Callable[[], bool]) -> Iterator[Event]:
         while True:
-            if self.validation_due and not self.position.validated:
+            if self.validation_due and not self.progress.validated:
                 try:
-                    if self.ranks.first:
+                    if self.ranks.is_main:
                         yield self.validate(stop)
-                except AskedToStopError:
+                except StopRequestedError:
                     self.save()
                     yield Stopped(self.step)
                     return
-                self.position.validated = True
+                self.progress.validated = True
             if self.step == self.total:
                 return
             for batch in self.rest_of_epoch():
-                done, asked = self.train_step(batch, stop)
+                done, stop_requested = self.train_step(batch, stop)
                 yield done
-                if asked:
+                if stop_requested:
                     self.save()
                     yield Stopped(self.step)
                     return
                 if self.epoch_over:
                     break
-                if time.monotonic() - self.saved_at >= 60 * self.config.save_minutes:
+                if time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes:
                     self.save()
                 self.asked_at = time.perf_counter()
 
-    def rest_of_epoch(self) -> Iterator[Batch]:
+    def rest_of_epoch(self) -> Iterator[ImageBatch]:
         """This process's share of the batches that the current epoch still holds."""
-        rows = [self.ranks.rows(batch) for batch in self.schedule.rest_of_epoch(self.step)]
-        epoch = self.step // self.schedule.steps_an_epoch
+        rows = [self.ranks.shard_rows(batch) for batch in self.schedule.rest_of_epoch(self.step)]
+        epoch = self.step // self.schedule.steps_per_epoch
         config = self.model.backbone.spec.preprocess
         self.asked_at = time.perf_counter()
         if self.cache is not None:
             return self.cache.batches(rows, epoch)
-        transform: Augmented | Plain = Plain(Preprocess(config))
+        transform: TrainTransform | EvalTransform = EvalTransform(Preprocess(config))
         if self.config.augment != "none":
-            transform = Augmented(AUGMENTS[self.config.augment](config), self.run.config.seed, epoch)
-        return batches(self.files, transform, rows, device=self.model.device, workers=self.setting.workers)
+            transform = TrainTransform(AUGMENTS[self.config.augment](config), self.run.config.seed, epoch)
+        return load_batches(
+            self.files, transform, rows, device=self.model.device, workers=self.options.num_workers
+        )
 
-    def train_step(self, batch: Batch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:
-        """One optimizer step, and whether a process was asked to stop."""
+    def encode_pairs(self) -> TextBank:
+        """The text vectors of all training pairs, of which this process encodes its share."""
+        bank = self.model.encode_pairs(self.share)
+        if bank.space is self.space:
+            return bank
+        return replace(
+            bank, space=self.space, pairs=self.ranks.gather_rows(bank.pairs, len(self.space.pairs))
+        )
+
+    def train_step(self, batch: ImageBatch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:
+        """One optimizer step, and whether any process was asked to stop."""
         assert self.optimizer is not None  # noqa: S101 - total is 0 without parameters
         came = time.perf_counter()
-        epoch = self.step // self.schedule.steps_an_epoch
-        images, lr = self.schedule.images(self.step), self.schedule.rate(self.step)
-        set_rate(self.optimizer, lr)
+        epoch = self.step // self.schedule.steps_per_epoch
+        images, lr = self.schedule.batch_images(self.step), self.schedule.learning_rate(self.step)
+        set_learning_rate(self.optimizer, lr)
         self.model.train()
         truth = self.truth[batch.rows].to(self.model.device)
-        seed, weight = seed_of(self.run.config.seed, self.step, 1), self.ranks.weight(images)
-        mine, scores = self.pieces.backward(batch.images, truth, seed, weight=weight)
-        loss, wishes = self.ranks.add_up(list(self.parameters.values()), [mine, float(stop())])
+        seed, weight = seed_of(self.run.config.seed, self.step, 1), self.ranks.shard_weight(images)
+        own_loss, scores = self.gradient_step.backward(batch.images, truth, seed, weight=weight)
+        loss, stop_requests = self.ranks.all_reduce(list(self.parameters.values()), [own_loss, float(stop())])
         self.scaler.unscale_(self.optimizer)
         held = [p for p in self.parameters.values() if p.grad is not None]
         norm = get_total_norm([p.grad for p in held if p.grad is not None])
         problem = None
         if math.isfinite(loss) and bool(norm.isfinite()):
-            clip_grads_with_norm_(held, self.config.clip, norm)
+            clip_grads_with_norm_(held, self.config.max_grad_norm, norm)
             self.scaler.step(self.optimizer)
-            self.position.skipped = 0
+            self.progress.nonfinite_steps = 0
         else:
             files = [self.files[row] for row in batch.rows.tolist()]
-            problem = watch.cause(loss, batch.images, files, scores, self.parameters)
-            self.count_skip(problem, loss)
+            problem = diagnose_nonfinite(loss, batch.images, files, scores, self.parameters)
+            self.count_nonfinite(problem, loss)
         self.scaler.update()
-        self.position.step += 1
-        self.position.validated = False
+        self.progress.step += 1
+        self.progress.validated = False
         now = time.perf_counter()
         seconds, waited = now - self.asked_at, came - self.asked_at
         self.spent, self.waited = self.spent + seconds, self.waited + waited
         done = StepDone(self.step, self.total, epoch, loss, lr, float(norm), images, seconds, waited, problem)
-        if self.ranks.first:
-            self.run.log(done.to_json())
-        return done, wishes > 0
+        if self.ranks.is_main:
+            self.run.append_metrics(done.to_json())
+        return done, stop_requests > 0
 
-    def count_skip(self, problem: str, loss: float) -> None:
-        """Let a step without finite numbers pass, unless it is one too many in a row."""
+    def count_nonfinite(self, problem: str, loss: float) -> None:
+        """Count a non-finite step. Raises RefinerError if there were too many in a row."""
         if math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1:
             return  # fp16 finds its scale this way: too large a one overflows, and is halved
-        self.position.skipped += 1
-        if self.position.skipped > self.config.max_skipped:
+        self.progress.nonfinite_steps += 1
+        if self.progress.nonfinite_steps > self.config.max_nonfinite_steps:
             raise RefinerError(
-                f"Step {self.step + 1} is number {self.position.skipped} in a row to fail: {problem}.",
+                f"{self.progress.nonfinite_steps} consecutive steps were non-finite; "
+                f"last: step {self.step + 1}, {problem}.",
                 hint="Lower train.lr or use --precision fp32.",
             )
 
     def validate(self, stop: Callable[[], bool]) -> Validated:
-        """Choose the inference weights on validation, save, and note the best checkpoint."""
+        """Calibrate on validation, save, and record the best checkpoint."""
         began = time.perf_counter()
 
-        def go_on(_done: int, _all: int) -> None:
-            # Under several processes the others wait in the next step's exchange, which carries the wish.
-            if self.ranks.size == 1 and stop():
-                raise AskedToStopError
+        def check_stop(_done: int, _all: int) -> None:
+            # Under several processes the others wait in the next all-reduce, which carries the request.
+            if self.ranks.world_size == 1 and stop():
+                raise StopRequestedError
 
-        calibration, metrics = calibrate(self.model, self.benchmark, self.setting, go_on)
-        position = self.position
-        best = position.best is None or position.best["val"]["AUC"] < metrics.AUC
+        calibration, metrics = calibrate(self.model, self.benchmark, self.options, check_stop)
+        progress = self.progress
+        best = progress.best is None or progress.best["val"]["AUC"] < metrics.AUC
         if best:
             name = self.run.checkpoint(self.step).name
-            position.best = {"checkpoint": name, "step": self.step, "val": metrics.to_json()}
-        position.validated = True
+            progress.best = {"checkpoint": name, "step": self.step, "val": metrics.to_json()}
+        progress.validated = True
         waiting = self.waited / self.spent if self.spent else 0.0
         self.spent = self.waited = 0.0
-        epoch = math.ceil(self.step / self.schedule.steps_an_epoch)
+        epoch = math.ceil(self.step / self.schedule.steps_per_epoch)
         seconds = time.perf_counter() - began
         done = Validated(self.step, epoch, metrics, calibration, best, seconds, waiting)
-        self.run.log(done.to_json())
+        self.run.append_metrics(done.to_json())
         self.model.calibration = calibration
         self.save(metrics.to_json())
-        if best and position.best:
-            self.run.set_best(position.best)
+        if best and progress.best:
+            self.run.write_best(progress.best)
         self.run.prune()
         write_curves(self.run)
         return done
 
     def save(self, metrics: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint, where this process writes."""
-        if self.ranks.first:
-            # Both follow the free memory, and the last digits of a result follow them.
-            self.position.images, self.position.prompts = self.pieces.size, self.model.backbone.text.chunk
-            self.state.save(self.position, metrics)
+        """Write a checkpoint, in the main process."""
+        if self.ranks.is_main:
+            # Both depend on the free memory, and the last digits of a result depend on them.
+            self.progress.micro_batch = self.gradient_step.micro_batch
+            self.progress.text_chunk_size = self.model.memory.text_chunk_size
+            self.state.save(self.progress, metrics)
             self.run.prune()
         self.saved_at = time.monotonic()
 
     def restore(self, folder: Path) -> None:
-        """Go back to a checkpoint. Raises ModelFileError if it is damaged."""
-        self.position = self.state.restore(folder)
-        self.pieces.size, self.model.backbone.text.chunk = self.position.images, self.position.prompts
+        """Return to a checkpoint. Raises ModelFileError if it is damaged."""
+        self.progress = self.state.restore(folder)
+        self.gradient_step.micro_batch = self.progress.micro_batch
+        self.model.memory = replace(self.model.memory, text_chunk_size=self.progress.text_chunk_size)

@@ -11,7 +11,7 @@ import torch
 
 from refiner_cli.bench.measure import Peak, seconds
 from refiner_cli.bench.spaces import SIZES, label_space
-from refiner_cli.bench.text import Prompts, padded, positions, through_trie
+from refiner_cli.bench.text import Prompts, padded, positions, with_prefix_cache
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import UsageError
 from tests.conftest import Cli
@@ -44,15 +44,15 @@ def test_what_is_compared_computes_the_same() -> None:
     text = load_backbone("tiny", "none").text
     prompts = Prompts.of(text, label_space("ut-zappos"))
     with torch.no_grad():
-        trie = through_trie(text, prompts)
+        trie = with_prefix_cache(text, prompts, 512)
         for length in (8, text.context_length):
-            assert torch.allclose(padded(text, prompts, length), trie, atol=1e-5)
+            assert torch.allclose(padded(text, prompts, length, 512), trie, atol=1e-5)
 
 
 def test_positions_of_a_space_are_two_a_pair_and_the_shared_ones() -> None:
     text = load_backbone("tiny", "none").text
     space = label_space("ut-zappos").open_world()
-    shared = len(text.tokens.head) + len(text.context("a photo of")) + len(space.states)
+    shared = len(text.tokens.prefix_ids) + len(text.embed_context("a photo of")) + len(space.states)
     assert positions(text, space) == 2 * 16 * 12 + shared
 
 
@@ -77,7 +77,7 @@ def test_the_peak_holds_what_was_freed_again() -> None:
 def test_the_command_prints_every_figure_with_its_ratio(cli: Cli) -> None:
     options = ["--spaces", "ut-zappos", "--rounds", "1", "--limit", "8", "--photos", "2"]
     done = cli("-q", "bench", "text", "train", "encode", "decode", "predict", *options,
-               "--set", "train.batch=2", "--json")  # fmt: skip
+               "--set", "train.batch_size=2", "--json")  # fmt: skip
     assert done.code == 0
     result = done.json
     assert result["schema"] == "refiner.bench/1"
@@ -94,7 +94,7 @@ def test_the_command_prints_every_figure_with_its_ratio(cli: Cli) -> None:
 
 
 def test_the_table_names_the_baselines(cli: Cli) -> None:
-    done = cli("bench", "encode", "--spaces", "ut-zappos", "--rounds", "1", "--set", "train.batch=1")
+    done = cli("bench", "encode", "--spaces", "ut-zappos", "--rounds", "1", "--set", "train.batch_size=1")
     assert done.code == 0
     assert "encode_image" in done.out
     assert "times better than" in done.out

@@ -23,7 +23,7 @@ def test_a_score_file_gets_the_same_treatment(cli: Cli, tmp_path: Path, protocol
     assert (result["schema"], result["dataset"], set(result["worlds"])) == (
         "refiner.eval/1", "scores.npz", {"given"})  # fmt: skip
     given = result["worlds"]["given"]
-    expected = sweep(CASE.digest(), CASE.space, protocol).to_json()
+    expected = sweep(CASE.summary(), CASE.space, protocol).to_json()
     assert {name: given[name] for name in expected} == expected
     low, high = given["intervals"]["AUC"]
     assert low <= given["AUC"] <= high

@@ -221,7 +221,7 @@ def test_an_interrupt_ends_with_130_and_what_is_there_stays(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("refiner_cli.cli.predict.Follow.__call__", follow)
+        patch.setattr("refiner_cli.cli.predict.PredictProgress.__call__", follow)
         stopped = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8)
     assert stopped.code == 130
     assert "goes on" in stopped.err

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refiner_cli.data.decode import Crop, Unreadable, read
+from refiner_cli.data.decode import Crop, UnreadableError, read
 from refiner_cli.data.images import Preprocess
 
 
@@ -75,16 +75,16 @@ def test_an_absurdly_large_image_is_refused_before_it_is_decoded(tmp_path: Path)
         for kind, body in chunks
     )
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    with pytest.raises(Unreadable, match="million pixels"):
+    with pytest.raises(UnreadableError, match="million pixels"):
         read(tmp_path / "a.png")
 
 
 def test_a_pipe_and_a_folder_are_no_images(tmp_path: Path) -> None:
-    with pytest.raises(Unreadable, match="folder"):
+    with pytest.raises(UnreadableError, match="folder"):
         read(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "a.jpg")
-        with pytest.raises(Unreadable, match="no regular file"):
+        with pytest.raises(UnreadableError, match="no regular file"):
             read(tmp_path / "a.jpg")
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_file_gives_pixels_or_a_reason(tmp_path: Path) -> None:
             file.write_bytes(mutated(content, dice))
             try:
                 assert crop.load(file).shape == (16, 16, 3)
-            except Unreadable as reason:
+            except UnreadableError as reason:
                 reasons.append(str(reason))
     assert reasons
     assert all(reasons)

@@ -6,7 +6,7 @@ from threading import Event, Thread, Timer
 
 import pytest
 
-from refiner_cli.data.disk import explained, flush, locked, require_room, size
+from refiner_cli.data.disk import flush, format_size, locked, os_errors_as, require_free_space
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
@@ -14,19 +14,19 @@ from tests.data.conftest import Log
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_said_in_words(number: int) -> None:
-    with pytest.raises(FetchError, match="The disk became full while fetching x"), explained("fetching x"):
+    with pytest.raises(FetchError, match="The disk became full while fetching x"), os_errors_as("fetching x"):
         raise OSError(number, "full")
 
 
 def test_other_errors_keep_their_reason() -> None:
-    with pytest.raises(FetchError, match=r"Fetching x failed: .*denied"), explained("fetching x"):
+    with pytest.raises(FetchError, match=r"Fetching x failed: .*denied"), os_errors_as("fetching x"):
         raise PermissionError(errno.EACCES, "denied", "/there")
 
 
 def test_room_is_required_before_it_is_needed(tmp_path: Path) -> None:
-    require_room(tmp_path, 1000, "x")
+    require_free_space(tmp_path, 1000, "x")
     with pytest.raises(FetchError, match=r"Unpacking needs 1000000\.0 TB, but"):
-        require_room(tmp_path, 10**18, "Unpacking")
+        require_free_space(tmp_path, 10**18, "Unpacking")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_room_is_required_before_it_is_needed(tmp_path: Path) -> None:
     [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (862_182_613, "862.2 MB"), (2e12, "2.0 TB")],
 )
 def test_sizes_are_told_as_people_read_them(count: float, text: str) -> None:
-    assert size(count) == text
+    assert format_size(count) == text
 
 
 def test_a_lock_keeps_others_out_and_says_so(tmp_path: Path, log: Log, stop: Event) -> None:

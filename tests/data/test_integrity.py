@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from refiner_cli.data.integrity import Fault, cores, faults
+from refiner_cli.data.integrity import UnreadableImage, cores, find_unreadable
 from refiner_cli.data.progress import StoppedError
 from tests.data.conftest import Log
 from tests.data.download import published
@@ -24,8 +24,8 @@ def folder(tmp_path: Path) -> Path:
 
 def check(
     folder: Path, paths: list[str], log: Log, workers: int = 1, stop: Event | None = None
-) -> list[Fault]:
-    return faults(folder, paths, name="x", workers=workers, report=log, stop=stop or Event())
+) -> list[UnreadableImage]:
+    return find_unreadable(folder, paths, name="x", workers=workers, report=log, stop=stop or Event())
 
 
 def test_whole_images_have_no_fault(folder: Path, log: Log) -> None:
@@ -87,13 +87,14 @@ def test_workers_end_with_a_parent_that_was_killed(folder: Path) -> None:
         "import multiprocessing, os, signal\n"
         "from pathlib import Path\n"
         "from threading import Event\n"
-        "from refiner_cli.data.integrity import faults\n"
+        "from refiner_cli.data.integrity import find_unreadable\n"
         "def report(event):\n"
         "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__':\n"
         "    paths = ['0.jpg'] * 200_000\n"
-        f"    faults(Path({str(folder)!r}), paths, name='x', workers=2, report=report, stop=Event())\n"
+        f"    find_unreadable(Path({str(folder)!r}), paths, name='x', workers=2,\n"
+        "                    report=report, stop=Event())\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     workers = [int(pid) for pid in done.stdout.split()]

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.data.overview import look_over, write_overview
+from refiner_cli.data.overview import split_facts, write_overview
 from tests.conftest import Cli
 
 
 def test_the_rarest_pairs_come_first(small_demo: Path) -> None:
     benchmark = load_benchmark(small_demo)
-    part = look_over(benchmark)["test"]
+    part = split_facts(benchmark)["test"]
     images = Counter(sample.pair for sample in benchmark.samples["test"])
     assert [n for _, n in part.rarest] == sorted(images.values())[: len(part.rarest)]
     assert all(images[pair] == n for pair, n in part.rarest)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
-from refiner_cli.evaluation.metrics.bias_sweep import Digest
+from refiner_cli.evaluation.metrics.bias_sweep import ScoreSummary
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 
 
@@ -21,11 +21,11 @@ class Case:
     truth: IntArray  # N
     allowed: BoolArray  # P
 
-    def digest(self, batch: int = 32) -> Digest:
+    def summary(self, batch: int = 32) -> ScoreSummary:
         stream = ScoreStream(self.space, self.allowed)
         for start in range(0, len(self.truth), batch):
             stream.update(self.scores[start : start + batch], self.truth[start : start + batch])
-        return stream.digest()
+        return stream.summary()
 
 
 def make_case(

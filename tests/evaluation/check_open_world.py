@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig
+from refiner_cli.config import method_section
 from refiner_cli.core.models.base import Calibration, ImageVectors, TextBank
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import load_backbone
@@ -43,7 +43,7 @@ def main() -> None:
     torch.manual_seed(0)
     bank = TextBank(space, unit(len(space.pairs)), unit(STATES), unit(OBJECTS))
     truth = torch.from_numpy(rng.integers(len(space.pairs), size=IMAGES))
-    model = build_model("clip", load_backbone("tiny", "built-in"), ModelConfig(), space.training())
+    model = build_model("clip", load_backbone("tiny", "built-in"), method_section("clip")(), space.training())
     calibration = Calibration(0.5, 0.5, 0.0)
     began, computed = time.perf_counter(), time.process_time()
     stream = ScoreStream(space)
@@ -53,7 +53,7 @@ def main() -> None:
         noise = [F.normalize(right + 0.25 * torch.randn(right.shape), dim=-1) for _ in range(3)]
         scores = model.score(ImageVectors(*noise), bank)
         stream.update(model.combine(scores, space, calibration), truth[rows])
-    metrics = sweep(stream.digest(), space)
+    metrics = sweep(stream.summary(), space)
     seconds, computed = time.perf_counter() - began, time.process_time() - computed
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
     print(  # noqa: T201

@@ -39,7 +39,7 @@ def digest_of(file: Path) -> Any:
     stream = ScoreStream(source.space, source.allowed)
     for rows, truth in source.blocks():
         stream.update(rows, truth)
-    return stream.digest()
+    return stream.summary()
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -49,13 +49,13 @@ def test_a_file_gives_what_the_matrix_gives(
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", block)
     save(tmp_path / "scores.npz", **arrays(CASE))
-    assert sweep(digest_of(tmp_path / "scores.npz"), CASE.space) == sweep(CASE.digest(), CASE.space)
+    assert sweep(digest_of(tmp_path / "scores.npz"), CASE.space) == sweep(CASE.summary(), CASE.space)
 
 
 def test_columns_first_and_other_floats_are_read(tmp_path: Path) -> None:
     for scores in (np.asfortranarray(CASE.scores), CASE.scores.astype(np.float64)):
         assert sweep(digest_of(saved(tmp_path, scores=scores)), CASE.space) == sweep(
-            CASE.digest(), CASE.space
+            CASE.summary(), CASE.space
         )
 
 

@@ -21,72 +21,76 @@ from refiner_cli.experiments.folds import LEFT, PAIRS, fold
 from refiner_cli.experiments.plan import by_choice, by_fold, make_backbone
 from refiner_cli.experiments.pretrain_tiny import Recipe
 from refiner_cli.experiments.tables import tables
-from refiner_cli.experiments.trial import PRIORS, RESULT, Cell, fill, with_clutter
-from refiner_cli.experiments.variants import AMOUNTS, METHODS, PARTS, REFINER, Arm
+from refiner_cli.experiments.trial import PRIORS, RESULT, Trial, run_trial, with_clutter
+from refiner_cli.experiments.variants import AMOUNTS, METHODS, PARTS, REFINER, Variant
 from refiner_cli.training.run_dir import model_folder
 
-SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch": 8}
+SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     folder = tmp_path_factory.mktemp("study")
     make_demo(folder / "data", 3, Size(1, 1, 1))
     make_demo(folder / "clean", 3, Size(1, 1, 1), clutter=0)
-    arm = Arm("refiner", "Refiner", SHORT, priors=True)
-    return Cell(folder / "refiner" / "3", arm, 3, folder / "data", {0: folder / "clean"})
+    arm = Variant("refiner", "Refiner", SHORT, priors=True)
+    return Trial(folder / "refiner" / "3", arm, 3, folder / "data", {0: folder / "clean"})
 
 
-def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Cell) -> None:
+def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Trial) -> None:
     assert cell.found() is None
-    first = fill(cell)
+    first = run_trial(cell)
     assert set(first) == {"closed", "open", "clutter 0", *PRIORS}
     assert 0 < first["closed"]["AUC"] < 100
 
     file = cell.folder / RESULT
     written = file.read_text("utf-8")
-    assert fill(cell) == first
+    assert run_trial(cell) == first
     # The test figures that are kept are read, not measured again: a changed one comes back as it is.
     content = json.loads(written)
     content["test"]["closed"]["AUC"] = -1.0
     file.write_text(json.dumps(content), "utf-8")
-    assert fill(cell)["closed"]["AUC"] == -1.0
+    assert run_trial(cell)["closed"]["AUC"] == -1.0
 
     again = dataclasses.replace(cell, folder=cell.folder.with_name("again"))
-    assert fill(again) == first
+    assert run_trial(again) == first
 
 
-def test_what_was_measured_of_something_else_is_not_taken(cell: Cell) -> None:
-    fill(cell)
+def test_what_was_measured_of_something_else_is_not_taken(cell: Trial) -> None:
+    run_trial(cell)
     other = dataclasses.replace(
-        cell, arm=dataclasses.replace(cell.arm, settings={**SHORT, "model.queries": 2})
+        cell, arm=dataclasses.replace(cell.arm, settings={**SHORT, "model.num_queries": 2})
     )
     before = cell.found()
     assert before is not None
     assert other.found() is None
-    assert fill(other) != before  # its run is not gone on with either
+    assert run_trial(other) != before  # its run is not gone on with either
     assert other.found() is not None
-    fill(cell)
+    run_trial(cell)
     assert dataclasses.replace(cell, seed=4).found() is None
 
 
-@pytest.mark.parametrize("reads", [{"model.grids": 2}, {"model.hubs": False}, {"model.word_share": 1}])
+@pytest.mark.parametrize(
+    "reads", [{"model.tta_shifts": 2}, {"model.hubness_correction": False}, {"model.wise_ft_alpha": 1}]
+)
 def test_what_counts_outside_training_alone_is_measured_on_one_training(
-    cell: Cell, reads: dict[str, Any]
+    cell: Trial, reads: dict[str, Any]
 ) -> None:
-    fill(cell)
+    run_trial(cell)
     base = dataclasses.replace(cell.arm, settings=SHORT, priors=False)
     shared = dataclasses.replace(
         cell,
-        arm=Arm("shared", "", reads, of=base),
+        arm=Variant("shared", "", reads, of=base),
         folder=cell.folder.parents[1] / "shared" / "3",
         cluttered={},
     )
     own = dataclasses.replace(
-        shared, arm=Arm("own", "", {**SHORT, **reads}), folder=cell.folder.parents[1] / "own" / "3"
+        shared, arm=Variant("own", "", {**SHORT, **reads}), folder=cell.folder.parents[1] / "own" / "3"
     )
     assert shared.config() == own.config()
-    assert fill(shared) == fill(own) != {world: fill(cell)[world] for world in ("closed", "open")}
+    assert (
+        run_trial(shared) == run_trial(own) != {world: run_trial(cell)[world] for world in ("closed", "open")}
+    )
     assert shared.trained().folder == cell.folder
     assert not (shared.folder / "run").exists()
     (own.folder / RESULT).unlink()  # the next setting's
@@ -97,7 +101,7 @@ def test_what_counts_outside_training_alone_is_measured_on_one_training(
 def test_every_arm_differs_from_every_other() -> None:
     arms = [*METHODS, *PARTS]
     nowhere = Path()
-    made = [Cell(nowhere, arm, 0, nowhere).config().model_dump_json() for arm in arms]
+    made = [Trial(nowhere, arm, 0, nowhere).config().model_dump_json() for arm in arms]
     assert len(set(made)) == len(arms)
 
 
@@ -145,7 +149,7 @@ def test_without_the_cells_of_a_table_the_table_is_left_out() -> None:
     assert "### Feasibility" not in tables(plain)
 
 
-def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Cell) -> None:
+def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Trial) -> None:
     whole = load_benchmark(cell.data)
     parts = [fold(whole, number) for number in (0, 1)]
     assert fold(whole, 0) == parts[0] != parts[1]
@@ -173,16 +177,16 @@ def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Cell) ->
         fold(few, 0)
 
 
-def test_a_cell_of_a_fold_is_measured_on_it(cell: Cell, tmp_path: Path) -> None:
+def test_a_cell_of_a_fold_is_measured_on_it(cell: Trial, tmp_path: Path) -> None:
     arm = dataclasses.replace(cell.arm, priors=False)
     cells = by_fold(tmp_path, [arm], 2, cell.data)
-    first, second = (fill(c) for c in cells)
+    first, second = (run_trial(c) for c in cells)
     assert set(first) == {"closed", "open"}
     assert first != second
     assert dataclasses.replace(cells[0], fold=1).found() is None
 
 
-def test_on_a_fold_too_an_arm_has_the_training_that_it_shares(cell: Cell, tmp_path: Path) -> None:
+def test_on_a_fold_too_an_arm_has_the_training_that_it_shares(cell: Trial, tmp_path: Path) -> None:
     one_grid = next(arm for arm in PARTS if arm.name == "one-grid")
     whole, other = by_fold(tmp_path, [REFINER, one_grid], 1, cell.data)
     assert other.trained().config() == whole.config() != other.config()
@@ -196,11 +200,11 @@ def test_a_cell_of_a_choice_is_measured_on_other_pairs_with_a_backbone_of_its_ow
     make_demo(tmp_path / "data" / "seed-1", 1, Size(1, 1, 1), choice=1)
     file = tmp_path / "backbones" / "tiny-1.safetensors"
     make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=1))
-    arm = Arm("refiner", "Refiner", SHORT)
+    arm = Variant("refiner", "Refiner", SHORT)
     (cell,) = by_choice(tmp_path, [arm], 1, workers=1)
     assert cell.backbone == file
     assert cell.benchmark().pairs["train"] == split(1).train != split().train
-    fill(cell)
+    run_trial(cell)
     used = read_model(model_folder(cell.folder / "run"))[0].backbone.fingerprint()
     assert used == load_backbone("tiny", str(file)).fingerprint() != load_backbone("tiny", "").fingerprint()
     assert cell.found() is not None

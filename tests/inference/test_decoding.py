@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from refiner_cli.data.decode import Crop
-from refiner_cli.inference.decoding import Outcome, decoded, groups
-from refiner_cli.inference.scan import Found
+from refiner_cli.inference.decoding import Outcome, decode_batches, make_batches
+from refiner_cli.inference.scan import ImageFile
 
 CROP = Crop(8, 8)
 
@@ -25,7 +25,7 @@ class Deadly(Crop):
         return super().load(file)
 
 
-def photos(folder: Path, count: int) -> list[Found]:
+def photos(folder: Path, count: int) -> list[ImageFile]:
     found = []
     for i in range(count):
         file = folder / f"{i:03}.png"
@@ -33,13 +33,13 @@ def photos(folder: Path, count: int) -> list[Found]:
             file.write_bytes(b"nothing")
         else:
             Image.new("RGB", (10, 10), (i, i, i)).save(file)
-        found.append(Found(file, file.name))
+        found.append(ImageFile(file, file.name))
     return found
 
 
 def test_groups_keep_size_and_places_whatever_is_done(tmp_path: Path) -> None:
-    found = [Found(tmp_path / str(i), str(i)) for i in range(11)]
-    some = list(groups(found, 4, lambda one: one.name in {"2", "9", "10"}))
+    found = [ImageFile(tmp_path / str(i), str(i)) for i in range(11)]
+    some = list(make_batches(found, 4, lambda one: one.name in {"2", "9", "10"}))
     assert [(g.number, g.size, [place for place, _ in g.wanted]) for g in some] == [
         (0, 4, [2]),
         (2, 3, [1, 2]),
@@ -50,7 +50,7 @@ def test_groups_keep_size_and_places_whatever_is_done(tmp_path: Path) -> None:
 def test_outcomes_come_in_order_with_reasons_in_their_places(tmp_path: Path, workers: int) -> None:
     found = photos(tmp_path, 50)
     seen = 0
-    for group, outcomes in decoded(groups(found, 12, lambda _: True), CROP, workers):
+    for group, outcomes in decode_batches(make_batches(found, 12, lambda _: True), CROP, workers):
         for (_, one), outcome in zip(group.wanted, outcomes, strict=True):
             number = int(one.file.stem)
             assert number == seen
@@ -71,7 +71,7 @@ def test_files_are_found_only_as_far_ahead_as_the_processes_need(tmp_path: Path)
             asked += 1
             yield one
 
-    stream = decoded(groups(endless(), 8, lambda _: True), CROP, 1)  # type: ignore[arg-type]
+    stream = decode_batches(make_batches(endless(), 8, lambda _: True), CROP, 1)  # type: ignore[arg-type]
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert asked <= 64
@@ -81,7 +81,7 @@ def test_a_file_that_kills_its_decoder_costs_no_other_image(tmp_path: Path) -> N
     found = photos(tmp_path, 3)
     deadly = tmp_path / "deadly.png"
     deadly.touch()
-    found.insert(1, Found(deadly, "deadly"))
-    ((_, outcomes),) = decoded(groups(found, 8, lambda _: True), Deadly(8, 8), 1)
+    found.insert(1, ImageFile(deadly, "deadly"))
+    ((_, outcomes),) = decode_batches(make_batches(found, 8, lambda _: True), Deadly(8, 8), 1)
     assert outcomes[1] == "the process that decoded it died"
     assert not any(isinstance(outcome, str) for outcome in (outcomes[0], outcomes[2], outcomes[3]))

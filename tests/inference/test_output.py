@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.inference.formats import Row, columns, flat, nested, read_values, write_values
+from refiner_cli.inference.formats import Row, columns, flatten_value, nest_value, read_values, write_values
 from refiner_cli.inference.output import Count, Output
-from refiner_cli.inference.recogniser import Composition, Part, Prediction
-from refiner_cli.inference.scan import digest
+from refiner_cli.inference.recogniser import Composition, Prediction, Primitive
+from refiner_cli.inference.scan import name_digest
 
 HEADER = {"model": "m", "vocabulary": "v", "places": ["/photos"], "batch": 8}
 
@@ -25,8 +25,8 @@ def row(name: str, error: str = "") -> Row:
     made = Prediction(
         (Composition("old", "car", 21.25, 0.1 + 0.2, seen=True),
          Composition("new", "car", -3.5, 1e-12, seen=False)),
-        (Part("old", 0.75), Part("new", 0.25)),
-        (Part("car", 1.0),),
+        (Primitive("old", 0.75), Primitive("new", 0.25)),
+        (Primitive("car", 1.0),),
     )  # fmt: skip
     return Row(name, made)
 
@@ -44,8 +44,8 @@ def test_every_kind_gives_the_same_rows_back(tmp_path: Path, kind: str) -> None:
     values = [row('a, "b"\n\u00fc.jpg').to_json(), row("c.jpg", 'It is "torn",\nreally.').to_json()]
     write_values(tmp_path / f"out{kind}", kind, values, 3)
     assert list(read_values(tmp_path / f"out{kind}")) == values
-    assert [nested(flat(value)) for value in values] == values
-    assert set(flat(values[0])) < set(columns(3))
+    assert [nest_value(flatten_value(value)) for value in values] == values
+    assert set(flatten_value(values[0])) < set(columns(3))
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
@@ -54,7 +54,7 @@ def test_a_second_run_adds_what_is_missing(tmp_path: Path, name: str) -> None:
         output = Output(tmp_path / name, 2)
         output.prepare(HEADER, overwrite=False)
         done = output.done()
-        assert not done & {digest(one) for one in names}
+        assert not done & {name_digest(one) for one in names}
         write(output, *map(row, names))
         count = output.finish(HEADER)
     assert count == Count(3, 0)
@@ -109,7 +109,7 @@ def test_journals_of_several_processes_become_one_and_none_counts_twice(tmp_path
     write(team[0], row("a.jpg"))
     write(team[1], row("b.jpg", "torn"))
     journal = team[1].journal.read_bytes()
-    assert team[0].done() == {digest("a.jpg"), digest("b.jpg")}
+    assert team[0].done() == {name_digest("a.jpg"), name_digest("b.jpg")}
     assert team[0].finish(HEADER) == Count(2, 1)
     team[1].journal.write_bytes(journal)  # as if killed before it was removed
     alone = Output(tmp_path / "out.jsonl", 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refiner_cli.errors import UsageError
-from refiner_cli.inference.scan import Filter, listed, locate, origin, scan
+from refiner_cli.inference.scan import PathFilter, list_files, locate, origin, scan
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -18,7 +18,7 @@ def fill(folder: Path, *names: str) -> Path:
     return folder
 
 
-def names(*places: Path, chosen: Filter = Filter()) -> list[str]:  # noqa: B008 - frozen
+def names(*places: Path, chosen: PathFilter = PathFilter()) -> list[str]:  # noqa: B008 - frozen
     return [one.name for one in scan(places, chosen)]
 
 
@@ -29,9 +29,9 @@ def test_a_scan_is_recursive_sorted_and_skips_hidden_and_other_files(tmp_path: P
 
 def test_patterns_choose_files_and_leave_out_folders(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.jpg", "a/1.png", "b/raw/2.jpg", "b/scan.dat")
-    assert names(tmp_path, chosen=Filter(include=["*.jpg"])) == ["a/1.jpg", "b/raw/2.jpg"]
-    assert names(tmp_path, chosen=Filter(exclude=["raw"])) == ["a/1.jpg", "a/1.png"]
-    assert names(tmp_path, chosen=Filter(include=["b/*.dat"])) == ["b/scan.dat"]
+    assert names(tmp_path, chosen=PathFilter(include=["*.jpg"])) == ["a/1.jpg", "b/raw/2.jpg"]
+    assert names(tmp_path, chosen=PathFilter(exclude=["raw"])) == ["a/1.jpg", "a/1.png"]
+    assert names(tmp_path, chosen=PathFilter(include=["b/*.dat"])) == ["b/scan.dat"]
 
 
 def test_links_to_files_count_and_links_to_folders_end_no_circle(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_list_is_read_as_it_comes(tmp_path: Path) -> None:
             asked.append(name)
             yield tmp_path / name
 
-    found = listed(lines())  # type: ignore[arg-type]
+    found = list_files(lines())  # type: ignore[arg-type]
     assert next(found).file == tmp_path / "gone.jpg"
     assert asked == ["gone.jpg"]
     assert len(list(found)) == 1

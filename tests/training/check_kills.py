@@ -24,7 +24,7 @@ def main(kills: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_demo(folder / "demo", size=Size(train=2, val=1, test=1))
-        more = (*SETTINGS, "--set", "train.batch=16", "--set", "train.save_minutes=0",
+        more = (*SETTINGS, "--set", "train.batch_size=16", "--set", "train.checkpoint_minutes=0",
                 "--set", "train.epochs=100", "--set", f"train.max_steps={A_KILL * (kills + 1)}")  # fmt: skip
         whole, parts = folder / "whole", folder / "parts"
         alone = begin(folder / "demo", "--out", whole, *more)

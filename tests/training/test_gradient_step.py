@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_cli.config import ModelConfig, TrainConfig
-from refiner_cli.core.models.base import ImageVectors, Model
+from refiner_cli.config import TrainConfig
+from refiner_cli.core.models.base import ImageVectors, MemoryOptions, Model
+from refiner_cli.core.models.refiner import RefinerConfig
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
-from refiner_cli.training.gradient_step import MicroBatches
+from refiner_cli.training.gradient_step import GradientStep
 from tests.core.towers import check_paths
 
 PAIRS = [("wet", "dog"), ("wet", "cat"), ("old", "dog"), ("old", "car")]
@@ -26,20 +27,20 @@ SPACE = LabelSpace.from_pairs(PAIRS, PAIRS)
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
-    config = ModelConfig(adapter_blocks=1, query_blocks=1)
+    config = RefinerConfig(adapter_blocks=1, query_blocks=1)
     return build_model("refiner", load_backbone("tiny", "none"), config, SPACE).train()
 
 
-def pieces(model: Model, tell: Callable[[str], None] = lambda line: None, **more: object) -> MicroBatches:
-    config = TrainConfig(batch=6, label_smoothing=0.1, **more)  # type: ignore[arg-type]
-    return MicroBatches(
+def pieces(model: Model, log: Callable[[str], None] = lambda line: None, **more: object) -> GradientStep:
+    config = TrainConfig(batch_size=6, label_smoothing=0.1, **more)  # type: ignore[arg-type]
+    return GradientStep(
         model,
         SPACE,
         config,
         torch.float32,
         encode=lambda: model.encode_pairs(SPACE),
         scale=lambda loss: loss,
-        tell=tell,
+        log=log,
     )
 
 
@@ -49,7 +50,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: Model) -> list[Tensor]:
-    return [p.grad for p in model.learned().values() if p.grad is not None]
+    return [p.grad for p in model.trainable_parameters().values() if p.grad is not None]
 
 
 def same(found: list[Tensor], want: list[Tensor]) -> bool:
@@ -83,7 +84,7 @@ def test_the_gradients_are_those_of_the_plain_loss(model: Model) -> None:
     loss.backward()
     want = [grad.clone() for grad in gradients(model)]
     for size in (6, 4, 1):
-        machine.size = size
+        machine.micro_batch = size
         assert machine.backward(images, truth, 7)[0] == pytest.approx(loss.item(), rel=1e-6)
         assert same(gradients(model), want)
 
@@ -102,10 +103,10 @@ def test_out_of_memory_halves_the_pieces_says_so_and_goes_on(
     machine = pieces(model, said.append)
     assert machine.backward(images, truth, 7)[0] == pytest.approx(whole, rel=1e-6)
     assert same(gradients(model), want)
-    assert machine.size == 2
+    assert machine.micro_batch == 2
     assert [line.split(",")[0] for line in said] == [
-        "Out of memory with 6 images at a time: from now on 3",
-        "Out of memory with 3 images at a time: from now on 2",
+        "out of memory with 6 images at a time; from now on 3",
+        "out of memory with 3 images at a time; from now on 2",
     ]
     machine.backward(images, truth, 8)
     assert len(said) == 2  # it stays at what fits
@@ -115,7 +116,7 @@ def test_one_image_that_does_not_fit_is_an_error_with_advice(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory_above(model, monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(RefinerError, match="grad_checkpoint"):
+    with pytest.raises(RefinerError, match="gradient_checkpointing"):
         pieces(model).backward(*batch(), 7)
 
 
@@ -131,7 +132,7 @@ def test_computing_activations_again_changes_no_gradient(
     images, truth = batch()
     want_loss, _ = pieces(model).backward(images, truth, 7)
     want = [grad.clone() for grad in gradients(model)]
-    monkeypatch.setattr(model, "recompute", True)
+    monkeypatch.setattr(model, "memory", MemoryOptions(gradient_checkpointing=True))
     assert pieces(model).backward(images, truth, 7)[0] == want_loss
     assert all(torch.allclose(g, w, rtol=1e-5) for g, w in zip(gradients(model), want, strict=True))
 
@@ -149,14 +150,14 @@ def test_prompts_that_do_not_fit_are_an_error_with_advice(
 
 def test_scores_come_back_for_the_whole_batch(model: Model) -> None:
     machine = pieces(model)
-    machine.size = 4
+    machine.micro_batch = 4
     loss, scores = machine.backward(*batch(), 7, weight=0.5)
     assert scores.composition.shape == (6, len(SPACE.pairs))
     assert not scores.composition.requires_grad
     assert loss == pytest.approx(machine.backward(*batch(), 7)[0] / 2)
 
 
-def test_training_with_trie_and_chunks_has_the_losses_of_the_plain_path(
+def test_training_with_prefix_cache_and_chunks_has_the_losses_of_the_plain_path(
     tmp_path: Path, small_demo: Path
 ) -> None:
     assert check_paths.gap(tmp_path, load_benchmark(small_demo), 4) < 1e-4

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from refiner_cli.training.seeds import summarise
+from refiner_cli.training.seeds import mean_and_deviation
 from tests.conftest import Cli
 from tests.training.processes import SETTINGS, rows
 
-FEW = (*SETTINGS, "--set", "train.max_steps=2", "--set", "train.batch=16")
+FEW = (*SETTINGS, "--set", "train.max_steps=2", "--set", "train.batch_size=16")
 
 
 def test_the_deviation_divides_by_one_less() -> None:
     found = [dict.fromkeys(("S", "U", "HM", "AUC"), value) for value in (1.0, 3.0)]
-    assert summarise(found)["mean"]["AUC"] == 2
-    assert summarise(found)["deviation"]["AUC"] == pytest.approx(2**0.5)
-    assert summarise(found[:1])["deviation"]["AUC"] == 0
+    assert mean_and_deviation(found)["mean"]["AUC"] == 2
+    assert mean_and_deviation(found)["deviation"]["AUC"] == pytest.approx(2**0.5)
+    assert mean_and_deviation(found[:1])["deviation"]["AUC"] == 0
 
 
 def test_seeds_print_mean_and_deviation_and_each_equals_its_own_run(

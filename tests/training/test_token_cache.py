@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from refiner_cli.config import ModelConfig
-from refiner_cli.core.models.refiner import Refiner
-from refiner_cli.core.runtime.loader import Augmented, batches
+from refiner_cli.core.models.refiner import Refiner, RefinerConfig
+from refiner_cli.core.runtime.loader import TrainTransform, load_batches
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.data.images import Published
 from refiner_cli.errors import ConfigError, RefinerError
-from refiner_cli.training import token_cache as cache_module
+from refiner_cli.training import token_cache
 from refiner_cli.training.token_cache import TokenCache
-from refiner_cli.training.trainer import Training
+from refiner_cli.training.trainer import Trainer
 from tests.training.test_trainer import begin, losses
 
 CPU = torch.device("cpu")
@@ -30,7 +29,7 @@ def benchmark(small_demo: Path) -> Benchmark:
 
 @pytest.fixture(scope="module")
 def model(benchmark: Benchmark) -> Refiner:
-    config = ModelConfig(adapter_blocks=1, query_blocks=1)
+    config = RefinerConfig(adapter_blocks=1, query_blocks=1)
     return Refiner.build(load_backbone("tiny", "none"), config, benchmark.vocabulary)
 
 
@@ -38,7 +37,7 @@ def model(benchmark: Benchmark) -> Refiner:
 def cache(
     tmp_path: Path, benchmark: Benchmark, model: Refiner, monkeypatch: pytest.MonkeyPatch
 ) -> TokenCache:
-    monkeypatch.setattr(cache_module, "BLOCK", 4)
+    monkeypatch.setattr(token_cache, "IMAGES_PER_FILE", 4)
     files = list(benchmark.paths("train"))[:10]
     return TokenCache(tmp_path, model, files, views=2, seed=5, key="demo", precision=torch.float32)
 
@@ -46,14 +45,14 @@ def cache(
 def test_tokens_are_those_of_the_augmented_view(cache: TokenCache) -> None:
     said: list[str] = []
     cache.fill(said.append)
-    assert "2 views of 10 images, 20 to make" in said[0]
+    assert "2 views of 10 images, 20 missing" in said[0]
     assert "GiB free" in said[0]
-    transform = Augmented(Published(cache.model.backbone.spec.preprocess), cache.seed, 1)
+    transform = TrainTransform(Published(cache.model.backbone.spec.preprocess), cache.seed, 1)
     order = [[9, 0, 5], [3]]
-    seen = batches(cache.files, transform, order, device=CPU, workers=0)
+    seen = load_batches(cache.files, transform, order, device=CPU, workers=0)
     for ours, theirs in zip(cache.batches(order, epoch=3), seen, strict=True):
         assert ours.rows.tolist() == theirs.rows.tolist()
-        assert torch.allclose(ours.images, cache.model.lower(theirs.images), atol=1e-5)
+        assert torch.allclose(ours.images, cache.model.encode_frozen_blocks(theirs.images), atol=1e-5)
 
 
 def test_damaged_and_missing_files_alone_are_made_again(cache: TokenCache) -> None:
@@ -66,7 +65,7 @@ def test_damaged_and_missing_files_alone_are_made_again(cache: TokenCache) -> No
     (cache.place / "001-00000000.part").write_bytes(b"half")  # what a killed process leaves
     said: list[str] = []
     cache.fill(said.append)
-    assert "8 to make" in said[0]
+    assert "8 missing" in said[0]
     assert first.read_bytes() == content
     assert second.exists()
     assert {file: file.stat().st_mtime_ns for file in others} == times
@@ -84,15 +83,15 @@ def test_a_disk_without_room_is_an_error_before_anything_is_made(
 
 def test_training_from_the_cache_gives_the_same_losses(tmp_path: Path, benchmark: Benchmark) -> None:
     def train(name: str, **more: object) -> list[float]:
-        training: Training = begin(tmp_path / name, benchmark, **{"train.epochs": 1, **more})
-        list(training.run_on())
+        training: Trainer = begin(tmp_path / name, benchmark, **{"train.epochs": 1, **more})
+        list(training.fit())
         return losses(training.run)
 
-    plain, cached = train("plain"), train("cached", **{"train.cache": 1})
+    plain, cached = train("plain"), train("cached", **{"train.cached_views": 1})
     assert cached == pytest.approx(plain, rel=1e-5)
     assert list((tmp_path / "cached" / "tokens").rglob("*.safetensors"))
 
 
 def test_a_baseline_has_no_cache(tmp_path: Path, benchmark: Benchmark) -> None:
     with pytest.raises(ConfigError, match="method refiner"):
-        begin(tmp_path / "run", benchmark, **{"train.cache": 1, "method": "csp"})
+        begin(tmp_path / "run", benchmark, **{"train.cached_views": 1, "method": "csp"})

@@ -15,13 +15,13 @@ from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
 from refiner_cli.training.events import StepDone, Stopped, Validated
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
-from refiner_cli.training.setup import resume, start
-from refiner_cli.training.trainer import Training
+from refiner_cli.training.setup import build_trainer, resume_trainer
+from refiner_cli.training.trainer import Trainer
 
 SETTINGS = {
     "backbone": "tiny",
     "train.epochs": 2,
-    "train.batch": 48,
+    "train.batch_size": 48,
     "train.lr": 2e-3,
     "model.adapter_blocks": 1,
 }
@@ -32,29 +32,29 @@ def benchmark(small_demo: Path) -> Benchmark:
     return load_benchmark(small_demo)
 
 
-def begin(folder: Path, benchmark: Benchmark, **more: object) -> Training:
-    config = resolve([("test", SETTINGS | more)])
+def begin(folder: Path, benchmark: Benchmark, **more: object) -> Trainer:
+    config = resolve([("test", more)], ("defaults", SETTINGS))
     ref = DatasetRef(benchmark.name, str(benchmark.root), benchmark.fingerprint())
-    return start(Run.create(folder, config, ref, {}), benchmark, lambda line: None)
+    return build_trainer(Run.create(folder, config, ref, {}), benchmark, lambda line: None)
 
 
 def losses(run: Run) -> list[float]:
-    return [row["loss"] for row in run.rows() if row["kind"] == "step"]
+    return [row["loss"] for row in run.metrics() if row["kind"] == "step"]
 
 
 def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, benchmark: Benchmark
 ) -> None:
     whole = begin(tmp_path / "whole", benchmark)
-    list(whole.run_on())
+    list(whole.fit())
     assert whole.total == 6
 
     first = begin(tmp_path / "parts", benchmark)
-    events = list(first.run_on(stop=lambda: first.step == 1))  # in the middle of the first epoch
+    events = list(first.fit(stop=lambda: first.step == 1))  # in the middle of the first epoch
     assert isinstance(events[-1], Stopped)
-    second = resume(first.run, benchmark, lambda line: None)
+    second = resume_trainer(first.run, benchmark, lambda line: None)
     assert second.step == 2
-    list(second.run_on())
+    list(second.fit())
 
     assert losses(whole.run) == losses(second.run)
     ours, theirs = (read_tensors(run.run.checkpoints()[-1]) for run in (whole, second))
@@ -64,14 +64,14 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
 
 def test_what_an_interruption_left_behind_is_dropped(tmp_path: Path, benchmark: Benchmark) -> None:
     training = begin(tmp_path / "run", benchmark)
-    list(training.run_on(stop=lambda: training.step == 1))
+    list(training.fit(stop=lambda: training.step == 1))
     # Written, then killed before the checkpoint; and killed while writing one.
-    training.run.log({"kind": "step", "step": 3, "loss": 0.0})
+    training.run.append_metrics({"kind": "step", "step": 3, "loss": 0.0})
     torn = tmp_path / "run" / "checkpoints" / ".step-00000003.abc"
     torn.mkdir()
-    again = resume(training.run, benchmark, lambda line: None)
-    list(again.run_on(stop=lambda: True))
-    lines = [row for row in again.run.rows() if row["kind"] == "step"]
+    again = resume_trainer(training.run, benchmark, lambda line: None)
+    list(again.fit(stop=lambda: True))
+    lines = [row for row in again.run.metrics() if row["kind"] == "step"]
     assert [row["step"] for row in lines] == [1, 2, 3]
     assert lines[-1]["loss"] > 0
     assert not torn.exists()
@@ -79,7 +79,7 @@ def test_what_an_interruption_left_behind_is_dropped(tmp_path: Path, benchmark: 
 
 def test_the_best_checkpoint_is_chosen_by_validation_and_kept(tmp_path: Path, benchmark: Benchmark) -> None:
     training = begin(tmp_path / "run", benchmark)
-    validated = [event for event in training.run_on() if isinstance(event, Validated)]
+    validated = [event for event in training.fit() if isinstance(event, Validated)]
     best = max(validated, key=lambda event: event.metrics.AUC)
     assert model_folder(tmp_path / "run").name == f"step-{best.step:08d}"
     assert len(training.run.checkpoints()) <= 3
@@ -89,12 +89,12 @@ def test_the_best_checkpoint_is_chosen_by_validation_and_kept(tmp_path: Path, be
 
 
 def test_validation_after_every_so_many_epochs_and_at_the_end(tmp_path: Path, benchmark: Benchmark) -> None:
-    settings = {"train.epochs": 3, "train.batch": 144, "train.val_epochs": 2}
+    settings = {"train.epochs": 3, "train.batch_size": 144, "train.eval_every": 2}
     training = begin(tmp_path / "run", benchmark, **settings)
-    events = list(training.run_on(stop=lambda: training.step == 1))
-    assert training.schedule.steps_an_epoch == 1
-    again = resume(training.run, benchmark, lambda line: None)
-    events += again.run_on()
+    events = list(training.fit(stop=lambda: training.step == 1))
+    assert training.schedule.steps_per_epoch == 1
+    again = resume_trainer(training.run, benchmark, lambda line: None)
+    events += again.fit()
     assert [event.epoch for event in events if isinstance(event, Validated)] == [0, 2, 3]
 
 
@@ -105,7 +105,7 @@ def test_the_test_split_is_not_read(tmp_path: Path, small_demo: Path) -> None:
     for path in blind.paths("test"):
         path.unlink()
     training = begin(tmp_path / "run", blind, **{"train.max_steps": 1})
-    assert any(isinstance(event, StepDone) for event in training.run_on())
+    assert any(isinstance(event, StepDone) for event in training.fit())
 
 
 def test_an_image_that_does_not_decode_is_named_and_the_steps_before_it_saved(
@@ -114,7 +114,7 @@ def test_an_image_that_does_not_decode_is_named_and_the_steps_before_it_saved(
     folder = tmp_path / "demo"
     shutil.copytree(small_demo, folder)
     training = begin(tmp_path / "run", load_benchmark(folder))
-    events = training.run_on()
+    events = training.fit()
     assert any(isinstance(event, StepDone) for event in events)  # goes on until the first
     victim = training.files[training.schedule.rest_of_epoch(1)[0][0]]
     victim.write_bytes(victim.read_bytes()[:100])
@@ -125,21 +125,21 @@ def test_an_image_that_does_not_decode_is_named_and_the_steps_before_it_saved(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, benchmark: Benchmark, workers: int) -> None:
-    training = begin(tmp_path / "run", benchmark, **{"train.max_steps": 2, "train.workers": workers})
-    first = next(event.loss for event in training.run_on() if isinstance(event, StepDone))
+    training = begin(tmp_path / "run", benchmark, **{"train.max_steps": 2, "train.num_workers": workers})
+    first = next(event.loss for event in training.fit() if isinstance(event, StepDone))
     again = begin(tmp_path / "again", benchmark, **{"train.max_steps": 2})
-    assert first == next(event.loss for event in again.run_on() if isinstance(event, StepDone))
+    assert first == next(event.loss for event in again.fit() if isinstance(event, StepDone))
 
 
 def test_a_changed_dataset_is_refused_on_resume(tmp_path: Path, small_demo: Path) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(small_demo, folder)
     training = begin(tmp_path / "run", load_benchmark(folder))
-    list(training.run_on(stop=lambda: True))
+    list(training.fit(stop=lambda: True))
     pairs = folder / "compositional-split-natural" / "val_pairs.txt"
     pairs.write_text("\n".join(pairs.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(DatasetError, match="changed since"):
-        resume(training.run, load_benchmark(folder), lambda line: None)
+        resume_trainer(training.run, load_benchmark(folder), lambda line: None)
 
 
 def test_the_environment_is_kept(small_run: Path) -> None:

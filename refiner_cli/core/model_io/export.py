@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refiner_cli import __version__
+from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checkpoint import ModelInfo, write_model
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import PRECISIONS
@@ -51,11 +51,13 @@ def export_model(folder: Path, model: Model, info: ModelInfo, *, dtype: str, wit
         saver = model.backbone.text.tokens.save
         if with_backbone and saver is not None:
             saver(str(part / "tokenizer"))
-        (part / "README.md").write_text(card(model, info, dtype=dtype, with_backbone=with_backbone), "utf-8")
+        (part / "README.md").write_text(
+            model_card(model, info, dtype=dtype, with_backbone=with_backbone), "utf-8"
+        )
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def card(model: Model, info: ModelInfo, *, dtype: str, with_backbone: bool) -> str:
+def model_card(model: Model, info: ModelInfo, *, dtype: str, with_backbone: bool) -> str:
     """The model card."""
     spec, space, chosen = model.backbone.spec, model.space, model.calibration
     return CARD.format(

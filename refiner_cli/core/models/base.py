@@ -1,7 +1,9 @@
 """The interface that Refiner and every baseline implement.
 
-Train, eval, predict and export know nothing else. Shapes: ``B`` images, ``S`` states, ``O``
-objects, ``P`` pairs, ``D`` joint width.
+Training, evaluation, prediction and export know nothing else. A method is one file with a subclass of
+:class:`Model` and its own section of the configuration (:class:`~refiner_cli.config.MethodConfig`).
+
+Shapes: ``B`` images, ``S`` states, ``O`` objects, ``P`` pairs, ``D`` joint embedding width.
 """
 
 from __future__ import annotations
@@ -10,26 +12,28 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig, TrainConfig
-from refiner_cli.core.models.hubness import Hubs
-from refiner_cli.core.models.shifted_views import on_grids
+from refiner_cli.config import MethodConfig, TrainConfig
+from refiner_cli.core.models.hubness import HubnessCorrection
+from refiner_cli.core.models.shifted_views import shifted_views
 from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE
 from refiner_cli.data.labels import LabelSpace
 
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Unit vectors of a batch, each ``B x D`` float32, one a role."""
+    """Unit vectors of a batch of images, one per role, each ``B x D`` float32."""
 
     composition: Tensor
     state: Tensor
     object: Tensor
+    branches: tuple[ImageVectors, ...] = ()  # parts of these vectors that training aligns one by one
 
     def __len__(self) -> int:
         return len(self.composition)
@@ -38,8 +42,8 @@ class ImageVectors:
         return ImageVectors(self.composition[rows], self.state[rows], self.object[rows])
 
     @staticmethod
-    def merged(parts: Sequence[ImageVectors]) -> ImageVectors:
-        """The vectors of the same images, seen in several ways, added."""
+    def average(parts: Sequence[ImageVectors]) -> ImageVectors:
+        """The normalised sum of several vectors of the same images."""
         composition, state, obj = (
             F.normalize(torch.stack([getattr(part, role) for part in parts]).sum(0), dim=-1)
             for role in ("composition", "state", "object")
@@ -49,13 +53,13 @@ class ImageVectors:
 
 @dataclass(frozen=True)
 class TextBank:
-    """Unit vectors of a label space, float32. They do not depend on any image."""
+    """Unit text vectors of a label space, float32. They do not depend on any image."""
 
     space: LabelSpace
     pairs: Tensor  # P x D
     states: Tensor | None  # S x D
     objects: Tensor | None  # O x D
-    levels: Tensor | None = None  # P, what is taken from each pair's logit; None: nothing
+    offsets: Tensor | None = None  # P, subtracted from the pairs' logits; None: nothing
 
 
 @dataclass(frozen=True)
@@ -65,95 +69,131 @@ class Scores:
     composition: Tensor  # B x P
     state: Tensor | None  # B x S
     object: Tensor | None  # B x O
+    branches: tuple[Scores, ...] = ()  # in training, the logits of each branch of the image vectors
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation chose, stored with the model. The weights count in the closed world alone."""
+    """Inference weights and bias fitted on validation; the weights apply in the closed world only."""
 
     state_weight: float = 0.0  # b_s
     object_weight: float = 0.0  # b_o
-    bias: float = 0.0  # what to add to unseen pairs for the best harmonic mean
+    bias: float = 0.0  # added to the scores of unseen pairs, for the best harmonic mean
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-class Model(nn.Module, ABC):
-    """A recogniser of compositions on a frozen backbone."""
+@dataclass(frozen=True)
+class MemoryOptions:
+    """How a model trades computation for memory. Results change in their last digits at most."""
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> None:
+    text_chunk_size: int = DEFAULT_CHUNK_SIZE  # prompts encoded at once
+    gradient_checkpointing: bool = False  # recompute activations inside visual blocks
+
+
+class Model(nn.Module, ABC):
+    """A recogniser of compositions on a frozen backbone.
+
+    Args:
+        backbone: the frozen towers.
+        config: the method's own section, an instance of ``Config``.
+        space: the states, objects and pairs that it is made for.
+    """
+
+    Config: ClassVar[type[MethodConfig]]  # the method's section of the configuration
+    config: MethodConfig
+    has_state_branch = False  # whether Scores.state is weighted in combine()
+    has_object_branch = False
+
+    def __init__(self, backbone: Backbone, config: MethodConfig, space: LabelSpace) -> None:
         super().__init__()
         self.backbone = backbone
         self.clip: Any = backbone.clip  # registered, so that .to(device) moves it
         self.config = config
-        self.space = space  # what it was made for
+        self.space = space
         self.calibration = Calibration()
-        self.hubs: Hubs | None = None
-        self.recompute = False  # keep no activations inside visual blocks, compute them again
+        self.hubness: HubnessCorrection | None = None
+        self.memory = MemoryOptions()
 
-    has_state_branch = False
-    has_object_branch = False
+    @classmethod
+    def build(cls, backbone: Backbone, config: Any, space: LabelSpace) -> Self:
+        """The model at its initial values."""
+        return cls(backbone, config, space)
 
     @property
     def device(self) -> torch.device:
         return next(self.clip.parameters()).device
 
-    def train(self, mode: bool = True) -> Model:  # noqa: FBT001, FBT002 - nn.Module's signature
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - nn.Module's signature
         """Switch to training or evaluation; the frozen towers always stay in evaluation."""
         super().train(mode)
         self.clip.eval()
         return self
 
-    def learned(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that training changes, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def stored(self) -> dict[str, Tensor]:
-        """What a file of the model holds, by name: what was learned, and what was measured afterwards."""
-        stored: dict[str, Tensor] = dict(self.learned())
-        return stored if self.hubs is None else stored | {"hubs.centres": self.hubs.centres}
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a file of the model holds, by name: trained ones, and those fitted afterwards."""
+        saved: dict[str, Tensor] = dict(self.trainable_parameters())
+        return saved if self.hubness is None else saved | {"hubness.centres": self.hubness.centres}
+
+    def forward(self, images: Tensor, bank: TextBank) -> Scores:
+        """Preprocessed images ``B x 3 x H x W`` against all texts of a bank."""
+        return self.score(self.encode_images(images), bank)
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> ImageVectors:
         """Preprocessed images ``B x 3 x H x W`` -> vectors."""
 
-    def read(self, images: Tensor) -> ImageVectors:
-        """Outside training: the vectors of preprocessed images, read on ``model.grids`` patch grids."""
-        moved = on_grids(images, self.backbone.visual.patch, self.config.grids)
-        parts = [self.encode_images(view) for view in moved]
-        return parts[0] if len(parts) == 1 else parts[0].merged(parts)
+    def encode_images_tta(self, images: Tensor) -> ImageVectors:
+        """As :meth:`encode_images`, averaged over ``model.tta_shifts`` shifted views; not for training."""
+        shifted = shifted_views(images, self.backbone.visual.patch_size, self.config.tta_shifts)
+        views = [self.encode_images(view) for view in shifted]
+        return views[0] if len(views) == 1 else views[0].average(views)
 
     @abstractmethod
     def encode_pairs(self, space: LabelSpace) -> TextBank:
         """Text vectors of every candidate."""
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether the model has queries whose attention can be shown."""
+        return False
+
+    def query_attention(self, images: Tensor) -> Tensor:  # noqa: ARG002 - for methods that have queries
+        """What the queries attend to, ``B x K x L`` over the patches. Raises ValueError without queries."""
+        raise ValueError("This model has no queries.")
+
     def score(self, images: ImageVectors, bank: TextBank) -> Scores:
         """Temperature times cosine similarity, in float32 whatever the precision outside."""
         scale, shift = self.backbone.logit_scale, self.backbone.logit_bias
         with torch.autocast(images.composition.device.type, enabled=False):
-            composition = scale * images.composition @ bank.pairs.T
-            if bank.levels is not None:
-                composition = composition - bank.levels
+            composition = scale * images.composition @ bank.pairs.T  # B x P
+            if bank.offsets is not None:
+                composition = composition - bank.offsets
             return Scores(
                 composition + shift if shift else composition,
                 None if bank.states is None else scale * images.state @ bank.states.T,
                 None if bank.objects is None else scale * images.object @ bank.objects.T,
+                tuple(self.score(branch, bank) for branch in images.branches if self.training),
             )
 
     def combine(self, scores: Scores, space: LabelSpace, calibration: Calibration | None = None) -> Tensor:
         """The final scores ``B x P``: composition logits and weighted evidence for state and object.
 
         Where every state competes with every object, the composition decides alone: the evidence does not
-        know what goes together, and lifts pairs that exist nowhere.
+        know which states and objects go together, and raises pairs that do not exist.
         """
-        chosen = calibration or self.calibration
+        weights = calibration or self.calibration
         total = scores.composition
         if space.is_open:
             return total
         for logits, weight, index in (
-            (scores.state, chosen.state_weight, space.pair_state),
-            (scores.object, chosen.object_weight, space.pair_object),
+            (scores.state, weights.state_weight, space.pair_state),
+            (scores.object, weights.object_weight, space.pair_object),
         ):
             if logits is not None and weight:
                 columns = torch.from_numpy(index).to(logits.device)

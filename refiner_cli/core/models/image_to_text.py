@@ -1,8 +1,8 @@
-"""Cross-modal fusion: image-to-text maps that close the gap between the two modalities.
+"""Image-to-text maps that close the gap between the two modalities.
 
-All states and objects are shown in training, so their maps may learn whatever helps. Compositions
-are not: a map behind the joint space fits the seen ones and turns away from the others what CLIP had
-aligned (3 to 7 points of AUC, ``refiner_cli/experiments/NOTES.md``), so theirs is CLIP's own, adapted.
+Training shows every state and every object, so their maps may learn whatever helps. It does not show
+every composition: a map behind the joint space fits the seen pairs and undoes for the others what CLIP
+had aligned (3 to 7 points of AUC on the demo, see the study's notes), so compositions have none.
 """
 
 from __future__ import annotations

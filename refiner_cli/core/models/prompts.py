@@ -1,4 +1,4 @@
-"""Learnable prompts: three contexts, and one shared table of state and object vectors."""
+"""Learnable prompts: one context per role, and one shared table of state and object vectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig
+from refiner_cli.core.models.base import TextBank
 from refiner_cli.core.towers.text import TextTower
 from refiner_cli.data.labels import LabelSpace
 
@@ -18,77 +18,93 @@ ROLES: tuple[Role, ...] = ("composition", "state", "object")
 
 
 class Prompts(nn.Module):
-    """What the text tower reads.
+    """The inputs of the text tower.
 
-    The vectors start as the mean of the name's CLIP token embeddings, the contexts as the token
-    embeddings of ``context``. A word that was not trained keeps CLIP's own embedding, so that any
+    The label vectors start as the mean of the name's CLIP token embeddings, the contexts as the token
+    embeddings of ``context``. A label that was not trained keeps CLIP's own embedding, so that any
     vocabulary can be put into the learned prompts.
 
     Args:
         text: the frozen text tower.
-        states: S names that get a trained vector; ``objects``: O names.
+        space: its S states and O objects get a vector each.
         context: words such as "a photo of", n tokens.
         dropout: share of a vector's entries that is dropped in training.
-        share: how far trained vectors count outside training, on the way from CLIP's own (0) to
-            themselves (1). They serve the seen pairs first; on the way back unseen ones gain, as whole
-            networks do (Wortsman et al., CVPR 2022).
+        wise_ft_alpha: weight of the trained vectors at inference, interpolated with CLIP's own (0: CLIP's,
+            1: trained). Trained vectors fit the seen pairs first; interpolation helps unseen ones, as it
+            does for whole networks (WiSE-FT, Wortsman et al., CVPR 2022).
         roles: which contexts there are.
+        learn_context: whether the contexts are trained.
+        learn_primitives: whether the state and object vectors are trained.
     """
 
-    own_states: Tensor
-    own_objects: Tensor
+    clip_states: Tensor
+    clip_objects: Tensor
 
     def __init__(
         self,
         text: TextTower,
-        states: Sequence[str],
-        objects: Sequence[str],
+        space: LabelSpace,
         *,
         context: str,
         dropout: float,
-        share: float = 1.0,
+        wise_ft_alpha: float = 1.0,
         roles: Sequence[Role] = ROLES,
+        learn_context: bool = True,
+        learn_primitives: bool = True,
     ) -> None:
         super().__init__()
         self.text = text
-        self.dropout, self.share = dropout, share
+        self.dropout, self.wise_ft_alpha = dropout, wise_ft_alpha
         self.index = {
-            "state": {name: i for i, name in enumerate(states)},
-            "object": {name: i for i, name in enumerate(objects)},
+            "state": {name: i for i, name in enumerate(space.states)},
+            "object": {name: i for i, name in enumerate(space.objects)},
         }
-        start = text.context(context)  # n x E
+        start = text.embed_context(context)  # n x E
         self.contexts = nn.ParameterDict({role: nn.Parameter(start.clone()) for role in roles})
-        self.states = nn.Parameter(torch.stack([text.word(name) for name in states]))  # S x E
-        self.objects = nn.Parameter(torch.stack([text.word(name) for name in objects]))  # O x E
-        self.register_buffer("own_states", self.states.detach().clone(), persistent=False)
-        self.register_buffer("own_objects", self.objects.detach().clone(), persistent=False)
+        self.states = nn.Parameter(torch.stack([text.embed_label(name) for name in space.states]))  # S x E
+        self.objects = nn.Parameter(torch.stack([text.embed_label(name) for name in space.objects]))  # O x E
+        self.register_buffer("clip_states", self.states.detach().clone(), persistent=False)
+        self.register_buffer("clip_objects", self.objects.detach().clone(), persistent=False)
+        self.contexts.requires_grad_(learn_context)
+        self.states.requires_grad_(learn_primitives)
+        self.objects.requires_grad_(learn_primitives)
 
-    @classmethod
-    def build(cls, text: TextTower, config: ModelConfig, space: LabelSpace, *, share: float = 1.0) -> Prompts:
-        """All three contexts and both tables, trained where ``config`` says so."""
-        made = cls(
-            text,
-            space.states,
-            space.objects,
-            context=config.context,
-            dropout=config.word_dropout,
-            share=share,
-        )
-        made.contexts.requires_grad_(config.learn_context)
-        made.states.requires_grad_(config.learn_words)
-        made.objects.requires_grad_(config.learn_words)
-        return made
-
-    def words(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
-        """The vectors of ``names`` in their role, ``len(names) x E``: learned where known, else CLIP's."""
+    def embed(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
+        """The vectors of ``names`` in their role, ``len(names) x E``: trained where known, else CLIP's."""
         table: Tensor = self.states if role == "state" else self.objects
-        if not self.training and self.share < 1:
-            table = torch.lerp(self.own_states if role == "state" else self.own_objects, table, self.share)
+        if not self.training and self.wise_ft_alpha < 1:
+            own = self.clip_states if role == "state" else self.clip_objects
+            table = torch.lerp(own, table, self.wise_ft_alpha)
         index = self.index[role]
         unknown = [name for name in names if name not in index]
         if unknown:
-            fresh = torch.stack([self.text.word(name) for name in unknown]).to(table)
-            table = torch.cat([table, fresh])
+            new = torch.stack([self.text.embed_label(name) for name in unknown]).to(table)
+            table = torch.cat([table, new])
             index = index | {name: len(index) + i for i, name in enumerate(unknown)}
         rows = table[torch.tensor([index[name] for name in names], device=table.device)]
         return F.dropout(rows, self.dropout, self.training)
+
+    def encode(
+        self, space: LabelSpace, *, chunk_size: int, with_states: bool = True, with_objects: bool = True
+    ) -> TextBank:
+        """The text vectors of a label space.
+
+        Args:
+            chunk_size: prompts encoded at once.
+            with_states: whether the bank has vectors of the states alone; likewise ``with_objects``.
+        """
+        states, objects = self.embed("state", space.states), self.embed("object", space.objects)
+        state, obj = (torch.from_numpy(i).to(states.device) for i in (space.pair_state, space.pair_object))
+        pairs = self.text.encode_pairs(
+            self.contexts["composition"], states, objects[obj], state, chunk_size=chunk_size
+        )
+
+        def alone(role: Role, labels: Tensor) -> Tensor:
+            return F.normalize(self.text.encode(self.contexts[role], labels, chunk_size=chunk_size), dim=-1)
+
+        return TextBank(
+            space,
+            F.normalize(pairs, dim=-1),
+            alone("state", states) if with_states else None,
+            alone("object", objects) if with_objects else None,
+        )

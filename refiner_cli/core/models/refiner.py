@@ -1,185 +1,215 @@
-"""The Refiner model: wiring only; reads like the method.
+"""The Refiner model: :meth:`Refiner.encode_images` reads like the method's figure.
 
-Concept queries refine the class token with regional semantics, image-to-text maps bring the result
-into text space, and learned prompts give the text vectors of states, objects and compositions.
-With maps and adapters at their start the class token and the text are those of CLIP zero-shot.
+Learnable queries pick region-specific semantics out of the image tower (visual refinement),
+image-to-text maps bring the class token into text space, and learned prompts give the text vectors of
+states, objects and compositions. Without queries, and with maps and adapters at their initial values,
+the model is CLIP zero-shot.
 
-In training class token and concepts are aligned each on its own; afterwards their vectors are added.
-Aligned as a sum, one of them does the work and the other learns little
-(``refiner_cli/experiments/NOTES.md``).
+Training aligns class token and regions each on their own; inference adds their vectors. Aligned as a
+sum, one of them does the work and the other learns little (see the study's notes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig, TrainConfig
-from refiner_cli.core.models.adapters import BlockAdapter
+from refiner_cli.config import MethodConfig, TrainConfig
+from refiner_cli.core.models.adapters import AdapterStack
 from refiner_cli.core.models.base import ImageVectors, Model, Scores, TextBank
-from refiner_cli.core.models.hubness import Hubs
+from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.image_to_text import ImageToText
 from refiner_cli.core.models.prompts import ROLES, Prompts
-from refiner_cli.core.models.visual_refinement import Concepts
+from refiner_cli.core.models.visual_refinement import VisualRefinement
 from refiner_cli.core.towers.backbone import Backbone
-from refiner_cli.core.towers.image import Beside, run
+from refiner_cli.core.towers.image import run_blocks
 from refiner_cli.data.labels import LabelSpace
 
 
-@dataclass(frozen=True)
-class RefinedVectors(ImageVectors):
-    """What the class token says, and what the concepts say."""
+class RefinerConfig(MethodConfig):
+    """Settings of ``refiner``; every part can be switched off."""
 
-    concepts: ImageVectors
-
-
-@dataclass(frozen=True)
-class RefinedScores(Scores):
-    """The scores of the class token, and those of the concepts."""
-
-    concepts: Scores
+    adapters: bool = Field(default=True, description="bottleneck adapters in the last visual blocks")
+    adapter_dim: int = Field(64, ge=1, description="r, the adapters' inner width")
+    adapter_blocks: int = Field(0, ge=0, description="m, how many last blocks carry adapters; 0: half")
+    num_queries: int = Field(8, ge=0, description="K, learnable queries; 0 switches them off")
+    query_blocks: int = Field(1, ge=1, description="last visual blocks that the queries pass through")
+    image_to_text: bool = Field(default=True, description="image-to-text maps of states and objects")
+    image_to_text_dim: int = Field(0, ge=0, description="hidden width of the maps; 0: the joint width")
+    align_state: bool = Field(default=True, description="alignment of images with states")
+    align_object: bool = Field(default=True, description="alignment of images with objects")
+    prompt_init: str = Field("a photo of", min_length=1, description="words that the contexts start from")
+    learn_context: bool = Field(default=True, description="whether the contexts are trained")
+    learn_primitives: bool = Field(default=True, description="whether state and object vectors are trained")
+    primitive_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
+    wise_ft_alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="weight of the learned state and object vectors at inference (0: CLIP's, 1: learned)",
+    )
+    hubness_correction: bool = Field(
+        default=True, description="subtract a pair's typical similarity to training images"
+    )
 
 
 class Refiner(Model):
-    """Built from parts; see ``core/build.py`` for how a configuration becomes parts."""
+    """Built from parts; :meth:`build` makes them from a configuration."""
+
+    Config = RefinerConfig
+    config: RefinerConfig
 
     def __init__(
         self,
         backbone: Backbone,
-        config: ModelConfig,
+        config: RefinerConfig,
         space: LabelSpace,
         *,
-        adapters: Sequence[BlockAdapter],
-        concepts: Concepts | None,
-        fusion: nn.ModuleDict,
+        adapters: AdapterStack,
+        visual_refinement: VisualRefinement | None,
+        image_to_text: Mapping[str, ImageToText],
         prompts: Prompts,
-        hubs: Hubs | None = None,
+        hubness: HubnessCorrection | None = None,
     ) -> None:
         super().__init__(backbone, config, space)
-        self.adapters = nn.ModuleList(adapters)
-        self.concepts = concepts
-        self.fusion = fusion
+        self.adapters = adapters
+        self.visual_refinement = visual_refinement
+        self.image_to_text = nn.ModuleDict(dict(image_to_text))
         self.prompts = prompts
-        self.hubs = hubs
+        self.hubness = hubness
         self.has_state_branch, self.has_object_branch = config.align_state, config.align_object
 
     @classmethod
-    def build(cls, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> Refiner:
-        """Make the parts that ``config`` asks for, at their initial values."""
-        W, D, depth = backbone.visual.width, backbone.embed_dim, backbone.visual.depth
-        adapted = min(config.adapter_blocks or (depth + 1) // 2, depth) if config.adapters else 0
-        concepts = None
-        if config.queries:
-            concepts = Concepts(
-                queries=config.queries,
-                blocks=min(config.query_blocks, depth),
-                width=W,
-                inner=config.adapter_width,
+    def build(cls, backbone: Backbone, config: RefinerConfig, space: LabelSpace) -> Self:
+        """The parts that ``config`` names, at their initial values."""
+        tower, D = backbone.visual, backbone.embed_dim
+        adapted = min(config.adapter_blocks or (tower.depth + 1) // 2, tower.depth)
+        refinement = None
+        if config.num_queries:
+            refinement = VisualRefinement(
+                num_queries=config.num_queries,
+                blocks=min(config.query_blocks, tower.depth),
+                width=tower.width,
+                adapter_dim=config.adapter_dim,
                 joint=D,
             )
-        maps: dict[str, nn.Module] = {
-            role: ImageToText(D, config.fusion_width or D) for role in ROLES[1:] if config.fusion
+        maps: dict[str, ImageToText] = {
+            role: ImageToText(D, config.image_to_text_dim or D) for role in ROLES[1:]
         }
         return cls(
             backbone,
             config,
             space,
-            adapters=[BlockAdapter(W, config.adapter_width) for _ in range(adapted)],
-            concepts=concepts,
-            fusion=nn.ModuleDict(maps),
-            prompts=Prompts.build(backbone.text, config, space, share=config.word_share),
-            hubs=Hubs(len(space.seen_pairs), D) if config.hubs else None,
+            visual_refinement=refinement,
+            image_to_text=maps if config.image_to_text else {},
+            adapters=AdapterStack(tower, adapted if config.adapters else 0, config.adapter_dim),
+            prompts=Prompts(
+                backbone.text,
+                space,
+                context=config.prompt_init,
+                dropout=config.primitive_dropout,
+                wise_ft_alpha=config.wise_ft_alpha,
+                learn_context=config.learn_context,
+                learn_primitives=config.learn_primitives,
+            ),
+            hubness=HubnessCorrection(len(space.seen_pairs), D) if config.hubness_correction else None,
         )
-
-    @property
-    def asked(self) -> int:
-        """The first block that the concept queries go through."""
-        return self.backbone.visual.depth - (0 if self.concepts is None else len(self.concepts.adapters))
-
-    @property
-    def first(self) -> int:
-        """The first block that something learned takes part in."""
-        return min(self.backbone.visual.depth - len(self.adapters), self.asked)
-
-    @property
-    def beside(self) -> list[Beside]:
-        """The adapters of the class token and the patches, in the tower's last blocks."""
-        return [cast("BlockAdapter", adapter) for adapter in self.adapters]
-
-    @torch.no_grad()
-    def lower(self, images: Tensor) -> Tensor:
-        """Below all that training changes: ``B x 3 x H x W`` -> ``B x N x W``."""
-        tower = self.backbone.visual
-        return run(tower, tower.embed(images), range(self.first), ())
-
-    def enter(self, images: Tensor, until: int, rows: int | None = None) -> Tensor:
-        """Through the image tower's blocks below ``until``.
-
-        Args:
-            images: ``B x 3 x H x W``, or the tokens ``B x N x W`` that :meth:`lower` gave.
-            rows: how many tokens are needed after the tower's last block; None: all.
-        """
-        tower = self.backbone.visual
-        x = images if images.ndim == 3 else self.lower(images)
-        return run(tower, x, range(self.first, until), self.beside, rows=rows, recompute=self.recompute)
 
     def encode_images(self, images: Tensor) -> ImageVectors:
-        tower, concepts = self.backbone.visual, self.concepts
-        if concepts is None:
-            pooled, _ = tower.finish(self.enter(images, tower.depth, tower.pooled))
-            return self.mapped(F.normalize(pooled.float(), dim=-1))
-        x = self.enter(images, self.asked)
-        x = concepts.join(tower, x, tower.depth, self.beside, rows=tower.pooled, recompute=self.recompute)
-        pooled, _ = tower.finish(x[:, len(concepts) :])
-        whole = self.mapped(F.normalize(pooled.float(), dim=-1))
-        found = ImageVectors(**concepts(tower, x[:, : len(concepts)]))
-        if self.training:
-            return RefinedVectors(whole.composition, whole.state, whole.object, found)
-        return ImageVectors.merged([whole, found])
-
-    def mapped(self, v: Tensor) -> ImageVectors:
-        """The class token ``B x D``, a unit vector, through the image-to-text maps."""
-        return ImageVectors(*(self.fusion[role](v) if role in self.fusion else v for role in ROLES))
-
-    def score(self, images: ImageVectors, bank: TextBank) -> Scores:
-        scores = super().score(images, bank)
-        if not isinstance(images, RefinedVectors):
-            return scores
-        alone = super().score(images.concepts, bank)
-        return RefinedScores(scores.composition, scores.state, scores.object, alone)
-
-    def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:
-        loss = super().loss(scores, truth, space, train)
-        if isinstance(scores, RefinedScores):
-            loss = loss + train.concept_weight * super().loss(scores.concepts, truth, space, train)
-        return loss
+        """Preprocessed images ``B x 3 x H x W``, or tokens of :meth:`encode_frozen_blocks` -> vectors."""
+        tokens = self.encode_upper_blocks(images)  # B x N x W, below the blocks of the queries
+        class_token, queries = self.pass_query_blocks(tokens)  # B x D, B x K x W
+        whole = self.map_to_text_space(class_token)
+        if self.visual_refinement is None:
+            return whole
+        regions = self.visual_refinement(self.backbone.visual, queries)
+        return replace(ImageVectors.average([whole, regions]), branches=(whole, regions))
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
-        text, prompts = self.backbone.text, self.prompts
-        states, objects = prompts.words("state", space.states), prompts.words("object", space.objects)
-        parent, leaf = (torch.from_numpy(i).to(self.device) for i in (space.pair_state, space.pair_object))
-        contexts = prompts.contexts
-        pairs = text.encode_pairs(contexts["composition"], states, objects[leaf], parent)
-        pairs = F.normalize(pairs, dim=-1)
-        return TextBank(
+        bank = self.prompts.encode(
             space,
-            pairs,
-            F.normalize(text.encode(contexts["state"], states), dim=-1) if self.config.align_state else None,
-            F.normalize(text.encode(contexts["object"], objects), dim=-1)
-            if self.config.align_object
-            else None,
-            None if self.hubs is None or self.training else self.hubs(pairs, self.backbone.logit_scale),
+            chunk_size=self.memory.text_chunk_size,
+            with_states=self.config.align_state,
+            with_objects=self.config.align_object,
         )
+        if self.hubness is None or self.training:
+            return bank
+        return replace(bank, offsets=self.hubness(bank.pairs, self.backbone.logit_scale))
+
+    def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:
+        if not scores.branches:
+            return super().loss(scores, truth, space, train)
+        whole, regions = scores.branches
+        loss = super().loss(whole, truth, space, train)
+        return loss + train.concept_weight * super().loss(regions, truth, space, train)
+
+    @property
+    def first_query_block(self) -> int:
+        """Index of the first block that also processes the queries."""
+        blocks = 0 if self.visual_refinement is None else len(self.visual_refinement.adapters)
+        return self.backbone.visual.depth - blocks
+
+    @property
+    def first_trainable_block(self) -> int:
+        """Index of the first block that contains anything trainable."""
+        return min(self.adapters.first_block, self.first_query_block)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Tensor:
-        """What the concept queries look at, ``B x K x L`` over the patches, row by row of the image."""
-        if self.concepts is None:
-            raise ValueError("This model has no concept queries.")
-        x = self.enter(images, self.asked)
-        return self.concepts.attention(self.backbone.visual, x, self.beside)
+    def encode_frozen_blocks(self, images: Tensor) -> Tensor:
+        """The blocks that training does not change: ``B x 3 x H x W`` -> ``B x N x W``."""
+        tower = self.backbone.visual
+        return run_blocks(tower, tower.embed(images), range(self.first_trainable_block), ())
+
+    def encode_upper_blocks(self, images: Tensor) -> Tensor:
+        """Images, or their tokens after the frozen blocks, up to the first query block: ``B x N x W``."""
+        tower = self.backbone.visual
+        x = images if images.ndim == 3 else self.encode_frozen_blocks(images)
+        blocks = range(self.first_trainable_block, self.first_query_block)
+        rows = tower.num_pooled_tokens if self.visual_refinement is None else None
+        return self.adapters.encode(
+            tower, x, blocks, rows=rows, gradient_checkpointing=self.memory.gradient_checkpointing
+        )
+
+    def pass_query_blocks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens through the query blocks: the class token as a unit vector ``B x D``, and the queries."""
+        tower, queries = self.backbone.visual, None
+        if self.visual_refinement is not None:
+            x, queries = self.visual_refinement.run_with_queries(
+                tower,
+                x,
+                tower.depth,
+                self.adapters.blocks(),
+                rows=tower.num_pooled_tokens,
+                gradient_checkpointing=self.memory.gradient_checkpointing,
+            )
+        pooled, _ = tower.pool_and_project(x)
+        return F.normalize(pooled.float(), dim=-1), queries
+
+    def map_to_text_space(self, v: Tensor) -> ImageVectors:
+        """The class token, a unit vector ``B x D``, through the image-to-text maps."""
+        composition, state, obj = (
+            self.image_to_text[role](v) if role in self.image_to_text else v for role in ROLES
+        )
+        return ImageVectors(composition, state, obj)
+
+    @property
+    def has_queries(self) -> bool:
+        return self.visual_refinement is not None
+
+    @torch.no_grad()
+    def query_attention(self, images: Tensor) -> Tensor:
+        """What the queries attend to, ``B x K x L`` over the patches, row by row of the image.
+
+        Raises:
+            ValueError: the model has no queries.
+        """
+        if self.visual_refinement is None:
+            raise ValueError("This model has no queries.")
+        x = self.encode_upper_blocks(images)
+        return self.visual_refinement.attention_weights(self.backbone.visual, x, self.adapters.blocks())

@@ -1,15 +1,16 @@
-"""Fine-grained refinement: concept queries read the patches and pick up regional semantics.
+"""Fine-grained visual refinement: learnable queries read the patches and pick up regional semantics.
 
-The queries go through the last blocks of CLIP's own image tower as if each were another class token:
-they talk to each other, read all tokens of the picture and end in the joint space, where CLIP
-already aligned what its blocks read with words. Decoder blocks that start from nothing know no word
-at first, and learned too little in the time that prompts and adapters need. Class token and patches
-do not see the queries.
+The queries pass through the last blocks of CLIP's own image tower as if each were another class token:
+they attend to each other and to all tokens of the image and end in the joint space, where CLIP has
+already aligned what its blocks read with words. Newly initialised decoder blocks know no word at
+first, and learned too little in the time that prompts and adapters need. The class token and the
+patches do not attend to the queries.
 
-For the composition the concepts speak as they are. A learned map after the joint space fits the seen
-pairs and leads the unseen ones astray.
+The composition read-out has no learned projection: a learned map behind the joint space fits the seen
+pairs and misleads the unseen ones.
 
-Shapes: ``B`` images, ``N`` visual tokens, ``K`` queries, ``W`` visual width, ``D`` joint width.
+Shapes: ``B`` images, ``N`` visual tokens, ``L`` patches, ``K`` queries, ``W`` visual width, ``D`` joint
+width.
 """
 
 from __future__ import annotations
@@ -23,42 +24,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refiner_cli.core.models.adapters import BlockAdapter
-from refiner_cli.core.models.prompts import ROLES, Role
-from refiner_cli.core.towers.image import Beside, Tower, run
+from refiner_cli.core.models.base import ImageVectors
+from refiner_cli.core.models.prompts import ROLES
+from refiner_cli.core.towers.image import ImageTower, ParallelAdapter, run_blocks
 
-SPREAD = 0.5  # standard deviation of the queries around the class token
+QUERY_STD = 0.5  # standard deviation of the queries around the class token
 
 
-class ReadOut(nn.Module):
-    """Attention-pool the concepts into one joint-space vector.
+class AttentionPool(nn.Module):
+    """Attention-pool the queries into one joint-space vector.
 
     Args:
         joint: D.
-        direct: the pooled vector as it is, without a learned projection.
+        project: whether a learned projection follows, which starts as the identity.
     """
 
-    def __init__(self, joint: int, *, direct: bool) -> None:
+    def __init__(self, joint: int, *, project: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(joint)
         self.probe = nn.Parameter(torch.randn(joint) * joint**-0.5)
-        self.project = nn.Identity() if direct else nn.Linear(joint, joint)
+        self.project = nn.Linear(joint, joint) if project else nn.Identity()
         if isinstance(self.project, nn.Linear):
             nn.init.eye_(self.project.weight)
             nn.init.zeros_(self.project.bias)
 
-    def forward(self, concepts: Tensor) -> Tensor:
+    def forward(self, queries: Tensor) -> Tensor:
         """Unit vectors ``B x K x D`` -> unit vectors ``B x D``."""
-        share = (self.norm(concepts) @ self.probe).softmax(-1)  # B x K
-        return F.normalize(self.project((share[..., None] * concepts).sum(1)).float(), dim=-1)
+        weights = (self.norm(queries) @ self.probe).softmax(-1)  # B x K
+        return F.normalize(self.project((weights[..., None] * queries).sum(1)).float(), dim=-1)
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The adapters of a block where the first ``count`` tokens are queries and have their own."""
+class RoutedAdapter:
+    """The adapters of a block whose first ``count`` tokens are queries with adapters of their own."""
 
     count: int
-    queries: Beside
-    others: Beside
+    queries: ParallelAdapter
+    others: ParallelAdapter
 
     def attention(self, x: Tensor) -> Tensor:
         first, rest = x[:, : self.count], x[:, self.count :]
@@ -69,76 +71,94 @@ class Joined:
         return torch.cat([self.queries.mlp(first), self.others.mlp(rest)], 1)
 
 
-class Nothing:
-    """Beside a block that carries no adapter."""
+class NullAdapter:
+    """Stands for the adapters of a block that has none."""
 
     attention = mlp = staticmethod(torch.zeros_like)
 
 
-class Concepts(nn.Module):
-    """K concept queries and their three read-outs.
+class VisualRefinement(nn.Module):
+    """K queries, their adapters in the tower's last blocks, and a read-out per role.
 
     Args:
-        queries: K.
-        blocks: how many of the tower's last blocks they go through, each with adapters of their own.
+        num_queries: K.
+        blocks: how many of the tower's last blocks the queries pass through.
         width: W.
-        inner: r, the adapters' inner width.
+        adapter_dim: r, the adapters' inner width.
         joint: D.
     """
 
-    def __init__(self, *, queries: int, blocks: int, width: int, inner: int, joint: int) -> None:
+    def __init__(self, *, num_queries: int, blocks: int, width: int, adapter_dim: int, joint: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(queries, width) * SPREAD)
-        self.adapters = nn.ModuleList([BlockAdapter(width, inner) for _ in range(blocks)])
-        self.read_outs = nn.ModuleDict({role: ReadOut(joint, direct=role == "composition") for role in ROLES})
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * QUERY_STD)
+        self.adapters = nn.ModuleList([BlockAdapter(width, adapter_dim) for _ in range(blocks)])
+        self.pools = nn.ModuleDict(
+            {role: AttentionPool(joint, project=role != "composition") for role in ROLES}
+        )
 
-    def __len__(self) -> int:
+    @property
+    def num_queries(self) -> int:
         return len(self.queries)
 
-    def join(
+    def run_with_queries(
         self,
-        tower: Tower,
+        tower: ImageTower,
         x: Tensor,
         until: int,
-        beside: Sequence[Beside],
+        adapters: Sequence[ParallelAdapter],
         *,
         rows: int | None = None,
-        recompute: bool = False,
-    ) -> Tensor:
-        """Tokens ``B x N x W`` and the queries in front of them, through the blocks below ``until``.
+        gradient_checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens ``B x N x W`` and the queries through the query blocks below ``until``.
 
         The queries start around the class token.
 
         Args:
-            beside: the adapters of the other tokens in the tower's last blocks.
+            adapters: those of the other tokens, in the tower's last blocks.
             rows: how many of the other tokens are needed after the tower's last block; None: all.
 
         Returns:
-            ``B x (K + N) x W``; after the last block ``B x (K + rows) x W``.
+            The other tokens, ``B x N x W`` (after the last block ``B x rows x W``), and the queries,
+            ``B x K x W``.
         """
-        K = len(self)
-        start = x[:, :1] if tower.prefix else x.mean(1, keepdim=True)
-        x = torch.cat([start + self.queries, x], 1)
+        K = self.num_queries
+        start = x[:, :1] if tower.num_prefix_tokens else x.mean(1, keepdim=True)  # B x 1 x W
+        x = torch.cat([start + self.queries, x], 1)  # B x (K + N) x W
         mask = torch.zeros(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype)
         mask[K:, :K] = -torch.inf
-        joined = []
-        for i, own in enumerate(self.adapters, tower.depth - len(self.adapters)):
-            at = i - (tower.depth - len(beside))
-            joined.append(Joined(K, cast("BlockAdapter", own), beside[at] if at >= 0 else Nothing()))
-        blocks = range(tower.depth - len(joined), until)
-        wanted = None if rows is None else K + rows
-        return run(tower, x, blocks, joined, rows=wanted, mask=mask, recompute=recompute)
+        first, first_adapted = tower.depth - len(self.adapters), tower.depth - len(adapters)
+        routed = [
+            RoutedAdapter(
+                K,
+                cast("BlockAdapter", own),
+                adapters[block - first_adapted] if block >= first_adapted else NullAdapter(),
+            )
+            for block, own in enumerate(self.adapters, first)
+        ]
+        x = run_blocks(
+            tower,
+            x,
+            range(first, until),
+            routed,
+            rows=None if rows is None else K + rows,
+            mask=mask,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        return x[:, K:], x[:, :K]
 
-    def forward(self, tower: Tower, found: Tensor) -> dict[Role, Tensor]:
-        """Queries after the last block ``B x K x W`` -> what they say, a unit vector a role, ``B x D``."""
-        _, read = tower.finish(found)
-        concepts = F.normalize(tower.project(read), dim=-1)  # B x K x D
-        return {role: self.read_outs[role](concepts) for role in ROLES}
+    def forward(self, tower: ImageTower, queries: Tensor) -> ImageVectors:
+        """Queries after the last block ``B x K x W`` -> a unit vector per role, ``B x D``."""
+        _, tokens = tower.pool_and_project(queries)
+        joint = F.normalize(tower.project_tokens(tokens), dim=-1)  # B x K x D
+        composition, state, obj = (self.pools[role](joint) for role in ROLES)
+        return ImageVectors(composition, state, obj)
 
     @torch.no_grad()
-    def attention(self, tower: Tower, x: Tensor, beside: Sequence[Beside]) -> Tensor:
-        """What each query looks at in the last block, ``B x K x L`` over the patches; rows sum to 1."""
+    def attention_weights(self, tower: ImageTower, x: Tensor, adapters: Sequence[ParallelAdapter]) -> Tensor:
+        """How much each query attends to each patch in the last block, ``B x K x L``; rows sum to 1."""
         last = tower.depth - 1
-        weights = tower.attention(last, self.join(tower, x, last, beside))
-        weights = weights[:, : len(self), len(self) + tower.prefix :]
+        others, queries = self.run_with_queries(tower, x, last, adapters)
+        weights = tower.attention_weights(last, torch.cat([queries, others], 1))
+        weights = weights[:, : self.num_queries, self.num_queries + tower.num_prefix_tokens :]
         return weights / weights.sum(-1, keepdim=True)

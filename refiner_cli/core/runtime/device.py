@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,43 +16,54 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 GIB = 2**30
 
 
-def pick_device(wanted: str = "auto") -> tuple[torch.device, str]:
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How to run. Nothing here changes a result but the precision."""
+
+    precision: torch.dtype = torch.float32
+    batch_size: int = 64
+    num_workers: int = 0
+
+
+def pick_device(requested: str = "auto") -> tuple[torch.device, str]:
     """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, and why.
 
-    Raises EnvironmentLacksError where the device is not there, UsageError for another name.
+    Raises EnvironmentLacksError where the device is not available, UsageError for an unknown
+    name.
     """
-    if wanted == "auto":
+    if requested == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "auto: Apple GPU"
         return torch.device("cpu"), "auto: no GPU found"
-    kind, _, number = wanted.partition(":")
+    kind, _, number = requested.partition(":")
     if kind not in {"cpu", "cuda", "mps"} or (number and not (kind == "cuda" and number.isdecimal())):
-        raise UsageError(f"The device {wanted!r} is unknown.", hint="Use auto, cpu, cuda, cuda:N or mps.")
+        raise UsageError(f"The device {requested!r} is unknown.", hint="Use auto, cpu, cuda, cuda:N or mps.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise EnvironmentLacksError(
-            f"The device {wanted} is not there: PyTorch {torch.__version__} sees {found} CUDA devices.",
+            f"The device {requested} is not available: "
+            f"PyTorch {torch.__version__} sees {found} CUDA devices.",
             hint="Use --device auto, or install a driver and a PyTorch built for CUDA.",
         )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise EnvironmentLacksError(
-            "The device mps is not there: PyTorch sees no Apple GPU.", hint="Use --device auto."
+            "The device mps is not available: PyTorch sees no Apple GPU.", hint="Use --device auto."
         )
-    return torch.device(wanted), "asked for"
+    return torch.device(requested), "requested"
 
 
-def pick_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def pick_precision(requested: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The autocast type for ``auto``, ``fp32``, ``bf16`` or ``fp16`` on a device, and why."""
-    if wanted != "auto":
-        if wanted not in PRECISIONS:
-            raise UsageError(f"The precision {wanted!r} is unknown.", hint="Use auto, fp32, bf16 or fp16.")
-        if wanted == "fp16" and device.type == "cpu":
+    if requested != "auto":
+        if requested not in PRECISIONS:
+            raise UsageError(f"The precision {requested!r} is unknown.", hint="Use auto, fp32, bf16 or fp16.")
+        if requested == "fp16" and device.type == "cpu":
             raise EnvironmentLacksError(
                 "fp16 is not supported on the CPU.", hint="Use --precision fp32 or bf16."
             )
-        return PRECISIONS[wanted], "asked for"
+        return PRECISIONS[requested], "requested"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "auto: the GPU computes bf16"
@@ -60,8 +72,8 @@ def pick_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, precision: torch.dtype) -> Iterator[None]:
-    """Autocast in ``precision`` for a forward pass."""
+def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
+    """Mixed precision for a forward pass."""
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         yield
 
@@ -80,7 +92,7 @@ def attention_kernels(device: torch.device) -> Iterator[None]:
         yield
 
 
-def repeat_results() -> None:
+def use_deterministic_kernels() -> None:
     """Let this process use only kernels whose results repeat bit by bit; torch refuses any other."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(mode=True)

@@ -1,12 +1,12 @@
-"""The processes of one training: who computes which rows, and the sums they share.
+"""The processes of one training: which rows each computes, and the sums they share.
 
-Every process holds the whole model. Of each batch a process takes its share of the rows and of the
-pairs to encode; one flat all-reduce a step then adds up the gradients of all trainable parameters,
-the loss and the wish to stop, so that all processes stay equal and stop together. With one process
-nothing is exchanged.
+Every process holds the whole model. It takes its share of each batch's rows and of the pairs to
+encode; one flat all-reduce per step then sums the gradients of all trainable parameters, the loss and
+the requests to stop, so that all processes stay equal and stop together. With one process nothing is
+exchanged.
 
-A process that ends breaks the others' connections, which Gloo notices at once. One that hangs, or
-whose machine is gone, is noticed by its silence: every process says every few seconds that it lives.
+A process that ends breaks the others' connections, which Gloo notices at once. One that hangs, or whose
+machine is gone, is noticed by its silence: every process sends a heartbeat every few seconds.
 """
 
 from __future__ import annotations
@@ -26,104 +26,96 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from refiner_cli.core.models.base import TextBank
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import EnvironmentLacksError, RefinerError
 
-BEAT = 3.0  # seconds between signs of life
-PATIENCE = 30.0  # seconds of silence after which a process counts as gone
-LONGEST = timedelta(hours=12)  # of one exchange: the others wait while the first process validates
+HEARTBEAT_SECONDS = 3.0  # between heartbeats
+SILENCE_SECONDS = 30.0  # without a heartbeat, after which a process counts as lost
+COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the others wait while the main process validates
 
 
 class LostProcessError(RefinerError):
-    """Another process of the training is gone."""
+    """Another process of the training was lost."""
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """This process among all of one training."""
 
     rank: int = 0
-    size: int = 1
-    local: int = 0  # number on this machine: which GPU it takes
+    world_size: int = 1
+    local_rank: int = 0  # on this machine: which GPU it uses
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and validates."""
+    def is_main(self) -> bool:
+        """Whether this process writes and validates."""
         return self.rank == 0
 
-    def rows(self, batch: Sequence[int]) -> list[int]:
+    def shard_rows(self, batch: Sequence[int]) -> list[int]:
         """The rows of a batch that this process computes.
 
         A batch with fewer rows than processes leaves some without any; they compute its first row
-        with weight 0 (see :meth:`weight`), for the exchange needs everyone.
+        with weight 0 (see :meth:`shard_weight`), because every process must join the all-reduce.
         """
-        return list(batch[self.rank :: self.size]) or [batch[0]]
+        return list(batch[self.rank :: self.world_size]) or [batch[0]]
 
-    def weight(self, batch: int) -> float:
+    def shard_weight(self, batch: int) -> float:
         """This process's share of a batch of so many rows."""
-        return len(range(self.rank, batch, self.size)) / batch
+        return len(range(self.rank, batch, self.world_size)) / batch
 
-    def share(self, space: LabelSpace) -> LabelSpace:
+    def shard_pairs(self, space: LabelSpace) -> LabelSpace:
         """The pairs that this process encodes; all of them where there are too few to share out."""
         P = len(space.pairs)
-        if self.size == 1 or self.size > P:
+        if self.world_size == 1 or self.world_size > P:
             return space
-        start, stop = (P * rank // self.size for rank in (self.rank, self.rank + 1))
+        start, stop = (P * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return dataclasses.replace(space, pairs=space.pairs[start:stop])
 
-    def whole(self, bank: TextBank, space: LabelSpace) -> TextBank:
-        """The bank of ``space`` from every process's bank of its share."""
-        P = len(space.pairs)
-        if bank.space is space:
-            return bank
-        return dataclasses.replace(bank, space=space, pairs=gather(bank.pairs, P * self.rank // self.size, P))
+    def gather_rows(self, rows: Tensor, total: int) -> Tensor:
+        """All ``total`` rows from every process's share of them, as :meth:`shard_pairs` cut it."""
+        return all_gather(rows, total * self.rank // self.world_size, total)
 
-    def add_up(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
+    def all_reduce(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
         """Sum gradients, in place, and a few numbers over all processes: one flat exchange."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(numbers)
         grads = [p.grad for p in parameters if p.grad is not None]
         device = parameters[0].device
         extra = torch.tensor(numbers, dtype=torch.float32, device=device)
         flat = torch.cat([*(grad.flatten().float() for grad in grads), extra])
-        with naming_the_lost():
+        with lost_rank_errors():
             dist.all_reduce(flat)
             *sums, extra = flat.split([*(grad.numel() for grad in grads), len(numbers)])
             for grad, total in zip(grads, sums, strict=True):
                 grad.copy_(total.view_as(grad))
             return [float(number) for number in extra.tolist()]
 
-    def wait(self) -> None:
-        """Go on when every process has come here."""
-        if self.size > 1:
-            with naming_the_lost():
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            with lost_rank_errors():
                 dist.barrier()
 
-    def agree(self, text: str) -> str:
-        """The first process's text, on every process."""
-        if self.size == 1:
+    def broadcast(self, text: str) -> str:
+        """The main process's text, in every process."""
+        if self.world_size == 1:
             return text
-        box = torch.zeros(4096, dtype=torch.uint8)
-        raw = text.encode()
-        box[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        device = torch.device("cuda", self.local) if dist.get_backend() == "nccl" else torch.device("cpu")
-        box = box.to(device)
-        with naming_the_lost():
-            dist.broadcast(box, 0)
-        return bytes(box.tolist()).rstrip(b"\0").decode()
+        box = [text]
+        with lost_rank_errors():
+            dist.broadcast_object_list(box, 0)
+        return box[0]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = DistributedContext()
 
 
-def gather(part: Tensor, start: int, total: int) -> Tensor:
+def all_gather(part: Tensor, start: int, total: int) -> Tensor:
     """Rows that begin at ``start`` in one process -> all ``total`` rows in every process; differentiable."""
-    whole: Tensor = Gather.apply(part, start, total)
+    whole: Tensor = AllGather.apply(part, start, total)
     return whole
 
 
-class Gather(torch.autograd.Function):
+class AllGather(torch.autograd.Function):
     """Forward each process fills its rows; backward it gets what all processes want of them."""
 
     @staticmethod
@@ -131,33 +123,35 @@ class Gather(torch.autograd.Function):
         context.rows = slice(start, start + len(part))
         whole = part.new_zeros(total, *part.shape[1:])
         whole[context.rows] = part
-        with naming_the_lost():
+        with lost_rank_errors():
             dist.all_reduce(whole)
         return whole
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         grad = grad.contiguous().clone()
-        with naming_the_lost():
+        with lost_rank_errors():
             dist.all_reduce(grad)
         return grad[context.rows], None, None
 
 
 @contextlib.contextmanager
-def naming_the_lost() -> Iterator[None]:
-    """Turn a broken exchange into one sentence."""
+def lost_rank_errors() -> Iterator[None]:
+    """Turn a broken collective operation into one sentence."""
     try:
         yield
     except RuntimeError as error:  # torch's DistError is one
         reason = str(error).splitlines()[0].split("] ")[-1]
         raise LostProcessError(
             f"Another process of this training ended or cannot be reached ({reason}).",
-            hint="Its own message says why; go on with --resume.",
+            hint="Its own message says why; resume with --resume.",
         ) from None
 
 
 @contextlib.contextmanager
-def joined(environment: Mapping[str, str], *, gpu: bool, lost: Callable[[str], None]) -> Iterator[Ranks]:
+def process_group(
+    environment: Mapping[str, str], *, gpu: bool, lost: Callable[[str], None]
+) -> Iterator[DistributedContext]:
     """Join the processes that ``torchrun`` started, if it did.
 
     Args:
@@ -167,67 +161,69 @@ def joined(environment: Mapping[str, str], *, gpu: bool, lost: Callable[[str], N
     """
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    ranks = Ranks(int(environment["RANK"]), size, int(environment.get("LOCAL_RANK", "0")))
+    ranks = DistributedContext(int(environment["RANK"]), size, int(environment.get("LOCAL_RANK", "0")))
     if gpu:
-        if ranks.local >= torch.cuda.device_count():
+        if ranks.local_rank >= torch.cuda.device_count():
             raise EnvironmentLacksError(
-                f"Process {ranks.local} of this machine finds no GPU of its own: "
+                f"Process {ranks.local_rank} of this machine finds no GPU of its own: "
                 f"there are {torch.cuda.device_count()}.",
-                hint="Start fewer processes a machine, or use --device cpu.",
+                hint="Start fewer processes per machine, or use --device cpu.",
             )
-        torch.cuda.set_device(ranks.local)
+        torch.cuda.set_device(ranks.local_rank)
     store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
     dist.init_process_group(
         "nccl" if gpu else "gloo",
         store=PrefixStore("exchange", store),
         rank=ranks.rank,
         world_size=size,
-        timeout=LONGEST,
+        timeout=COLLECTIVE_TIMEOUT,
     )
-    pulse = Pulse(PrefixStore("pulse", store), ranks, lost)
-    pulse.start()
+    heartbeat = Heartbeat(PrefixStore("heartbeat", store), ranks, lost)
+    heartbeat.start()
     try:
         yield ranks
     finally:
-        pulse.leave()
+        heartbeat.leave()
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 
 
-class Pulse(threading.Thread):
-    """Says that this process lives, and listens to the others."""
+class Heartbeat(threading.Thread):
+    """Sends this process's heartbeat and watches those of the others."""
 
-    def __init__(self, store: Store, ranks: Ranks, lost: Callable[[str], None]) -> None:
-        super().__init__(daemon=True, name="pulse")
+    def __init__(self, store: Store, ranks: DistributedContext, lost: Callable[[str], None]) -> None:
+        super().__init__(daemon=True, name="heartbeat")
         self.store, self.ranks, self.lost = store, ranks, lost
         self.over = threading.Event()
 
     def run(self) -> None:
         heard: dict[int, tuple[bytes, float]] = {}  # last sign of each process, and when it was new
         beats = 0
-        while not self.over.wait(BEAT):
+        while not self.over.wait(HEARTBEAT_SECONDS):
             beats += 1
             now = time.monotonic()
             try:
                 self.store.set(str(self.ranks.rank), str(beats))
-                for other in range(self.ranks.size):
+                for other in range(self.ranks.world_size):
                     sign = self.store.get(str(other)) if self.store.check([str(other)]) else b""
                     if sign != heard.get(other, (None,))[0]:
                         heard[other] = (sign, now)
             except RuntimeError:  # the store lives in the first process or in its torchrun
                 if not self.over.is_set():
-                    self.lost("The process that the others of this training meet at is gone.")
+                    self.lost("The rendezvous host (rank 0) is unreachable.")
                 return
-            silent = [r for r, (sign, at) in heard.items() if sign != b"left" and now - at > PATIENCE]
+            silent = [r for r, (sign, at) in heard.items() if sign != b"left" and now - at > SILENCE_SECONDS]
             if silent and not self.over.is_set():
-                self.lost(f"Process {silent[0]} of this training has been silent for {PATIENCE:.0f} s.")
+                self.lost(
+                    f"Process {silent[0]} of this training has been silent for {SILENCE_SECONDS:.0f} s."
+                )
                 return
 
     def leave(self) -> None:
-        """Say that this process ended as it should."""
+        """Announce that this process ended normally."""
         self.over.set()
-        self.join(2 * BEAT)
+        self.join(2 * HEARTBEAT_SECONDS)
         with contextlib.suppress(RuntimeError):
             self.store.set(str(self.ranks.rank), "left")

@@ -21,7 +21,7 @@ from refiner_cli.errors import DatasetError, RefinerError
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Images and which rows of the list they are."""
 
     images: Tensor  # B x 3 x H x W float32
@@ -46,7 +46,7 @@ class ImageFiles(Dataset[tuple[Tensor | DatasetError, int]]):
 
 
 @dataclass(frozen=True)
-class Plain:
+class EvalTransform:
     """Evaluation: the backbone's preprocessing."""
 
     preprocess: Preprocess
@@ -56,7 +56,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Augmented:
+class TrainTransform:
     """Training: random, but a function of (seed, epoch, row)."""
 
     augment: Callable[[Any, int], Tensor]
@@ -67,14 +67,14 @@ class Augmented:
         return self.augment(image, seed_of(self.seed, self.epoch, row))
 
 
-def collate(items: list[tuple[Tensor | DatasetError, int]]) -> Batch | DatasetError:
+def collate(items: list[tuple[Tensor | DatasetError, int]]) -> ImageBatch | DatasetError:
     """Stack a batch, or hand on its first error."""
     pixels = []
     for item, _ in items:
         if isinstance(item, DatasetError):
             return item
         pixels.append(item)
-    return Batch(torch.stack(pixels), torch.tensor([row for _, row in items]))
+    return ImageBatch(torch.stack(pixels), torch.tensor([row for _, row in items]))
 
 
 def single_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader's signature
@@ -82,7 +82,7 @@ def single_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader's signature
     torch.set_num_threads(1)
 
 
-def begin_worker(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """A signal to the whole process group is the loop's to answer: its workers end when it does."""
     single_thread(worker)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -101,18 +101,18 @@ def worker_error(error: RuntimeError) -> Exception:
 def worker_ended(error: Exception) -> RefinerError:
     return RefinerError(
         f"A process that decodes images ended unexpectedly ({str(error).strip().rstrip('.')}).",
-        hint="Often the memory is too small: try fewer with --set train.workers=N, or 0.",
+        hint="Often the memory is too small: try fewer with --set train.num_workers=N, or 0.",
     )
 
 
-def batches(
+def load_batches(
     files: Sequence[Path],
     transform: Callable[[Any, int], Tensor],
     order: Sequence[Sequence[int]],
     *,
     device: torch.device,
     workers: int,
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     """Yield the batches that ``order`` lists, each a sequence of rows, on the device.
 
     Raises:
@@ -124,7 +124,7 @@ def batches(
         batch_sampler=order,  # type: ignore[arg-type]  # any iterable of row lists will do
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=begin_worker,
+        worker_init_fn=init_worker,
         pin_memory=device.type == "cuda",
     )
     arriving = iter(loader)
@@ -139,15 +139,15 @@ def batches(
             raise (worker_ended(error) if workers else error) from None
         if isinstance(batch, DatasetError):
             raise batch
-        yield Batch(batch.images.to(device, non_blocking=True), batch.rows)
+        yield ImageBatch(batch.images.to(device, non_blocking=True), batch.rows)
 
 
-def in_order(count: int, size: int) -> list[range]:
+def sequential_batches(count: int, size: int) -> list[range]:
     """Batches of ``size`` rows, first to last."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def pick_workers(wanted: int, device: torch.device) -> tuple[int, str]:
+def pick_num_workers(wanted: int, device: torch.device) -> tuple[int, str]:
     """How many processes decode, and why; ``-1`` leaves it to the machine."""
     if wanted >= 0:
         return wanted, "asked for"

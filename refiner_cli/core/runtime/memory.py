@@ -1,54 +1,51 @@
-"""How many images go through the model at once: found by the machine, halved when memory runs out."""
+"""Out of memory: how it is recognised, and how work is retried in smaller pieces."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from refiner_cli.core.runtime.device import free_memory
 from refiner_cli.errors import RefinerError
-from refiner_cli.inference.recogniser import Recogniser
 
-LARGEST = {"cuda": 256, "mps": 64, "cpu": 32}  # more gains nothing (on a CPU the caches lose)
-SHARE = 0.5  # of the free memory
-TEXT_COPIES = 6  # of the scores, in float64: total, softmax, and what sorting takes
-TOKEN_COPIES = 16  # of a layer's float32 activations
-PATCH = 14  # pixels; larger patches take less
+# PyTorch raises OutOfMemoryError on CUDA alone; elsewhere it is a RuntimeError with one of these texts.
+OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 T = TypeVar("T")
 
 
-def pick_batch(wanted: int, recogniser: Recogniser) -> tuple[int, str]:
-    """Images encoded at once, and why; 0 leaves it to the machine."""
-    if wanted:
-        return wanted, "asked for"
-    model, crop = recogniser.model, recogniser.preprocess.crop
-    tokens = crop.height * crop.width // PATCH**2 + 1
-    image = tokens * model.backbone.visual.width * 4 * TOKEN_COPIES
-    image += len(recogniser.space.pairs) * 8 * TEXT_COPIES
-    fits = max(1, int(SHARE * free_memory(model.device) / image))
-    batch = min(LARGEST.get(model.device.type, 32), 1 << (fits.bit_length() - 1))
-    return batch, f"auto: about {image / 2**20:.0f} MiB an image"
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch said so; on a CPU it has no exception of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
+    """Whether PyTorch or Python ran out of memory, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(message in text for message in OOM_MESSAGES)
 
 
-class Pieces:
-    """Runs batches whole as long as they fit, and in ever smaller pieces once they do not."""
+def release_memory(device: torch.device) -> None:
+    """Return unused memory to the device. Call it after the exception is gone: it holds tensors."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
+
+class OomRetry:
+    """Computes batches whole as long as they fit, and in smaller and smaller pieces once they do not.
+
+    Args:
+        log: receives a line when the pieces become smaller.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log = log
         self.limit: int | None = None
 
     def run(self, compute: Callable[[Tensor], list[T]], images: Tensor) -> list[T]:
-        """``compute`` over ``B x ...``, one result an image.
+        """``compute`` over ``B x ...``, one result per image.
 
         Raises:
             RefinerError: not even one image fits.
@@ -68,9 +65,8 @@ class Pieces:
                         hint="Use --device cpu, fewer candidates, or a smaller backbone.",
                     ) from None
                 self.limit = size // 2
-                self.tell(f"out of memory with {size} images at once: going on with {self.limit}")
+                self.log(f"out of memory with {size} images at once; continuing with {self.limit}")
             else:
                 continue
-            if images.device.type == "cuda":  # after the traceback has let go of its tensors
-                torch.cuda.empty_cache()
+            release_memory(images.device)
         return results

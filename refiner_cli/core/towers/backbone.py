@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from refiner_cli.core.towers import tiny
-from refiner_cli.core.towers.image import Tower, open_tower
-from refiner_cli.core.towers.text import TextTower, Tokens
+from refiner_cli.core.towers.image import ImageTower, open_image_tower
+from refiner_cli.core.towers.text import PromptTokenizer, TextTower
 from refiner_cli.errors import ConfigError, EnvironmentLacksError, FetchError, ModelFileError
 
-RANDOM = "none"
-State = dict[str, Tensor]
+RANDOM_WEIGHTS = "none"
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Backbone:
 
     spec: BackboneSpec
     clip: Any  # open_clip.CLIP or open_clip.CustomTextCLIP
-    visual: Tower
+    visual: ImageTower
     text: TextTower
 
     @property
@@ -89,16 +89,20 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
         ModelFileError: a weights file that does not fit.
     """
     config = model_config(name)
-    if pretrained == RANDOM:
-        return build_backbone(BackboneSpec(name, RANDOM, config, preprocess_of(config, {}), seed), None)
+    if pretrained == RANDOM_WEIGHTS:
+        return build_backbone(
+            BackboneSpec(name, RANDOM_WEIGHTS, config, preprocess_config(config, {}), seed), None
+        )
     if name == tiny.NAME and not Path(pretrained).is_file():
-        return build_backbone(BackboneSpec(name, "built-in", config, preprocess_of(config, {})), tiny.load())
+        return build_backbone(
+            BackboneSpec(name, "built-in", config, preprocess_config(config, {})), tiny.load()
+        )
     tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
-    weights: str | State
+    weights: str | StateDict
     if tag:
         # The tag decides the activation: OpenAI's weights need QuickGELU under every model name.
         config["quick_gelu"] = bool(tag.get("quick_gelu", False))
-        weights = fetch(name, pretrained, tag)
+        weights = download_weights(name, pretrained, tag)
     elif Path(pretrained).is_file():
         small = name == tiny.NAME and tiny.is_small(Path(pretrained))
         weights = tiny.load(Path(pretrained)) if small else pretrained
@@ -107,7 +111,7 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
         raise ConfigError(
             f"{pretrained!r} is neither a weights file nor a tag of {name}.", hint=f"Its tags: {tags}."
         )
-    spec = BackboneSpec(name, pretrained, config, preprocess_of(config, tag))
+    spec = BackboneSpec(name, pretrained, config, preprocess_config(config, tag))
     return build_backbone(spec, weights)
 
 
@@ -130,7 +134,7 @@ def model_config(name: str) -> dict[str, Any]:
     return dict(config)
 
 
-def preprocess_of(config: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]:
+def preprocess_config(config: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]:
     """open_clip's preprocessing for a model and a tag's own mean, deviation and resizing."""
     chosen: dict[str, Any] = open_clip.transform.merge_preprocess_dict(
         open_clip.transform.PreprocessCfg().__dict__, tag
@@ -139,9 +143,9 @@ def preprocess_of(config: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]
     return chosen
 
 
-def fetch(name: str, pretrained: str, tag: dict[str, Any]) -> str:
+def download_weights(name: str, pretrained: str, tag: dict[str, Any]) -> str:
     """Path of the weights of a tag, downloaded once into the usual model cache."""
-    with quiet():
+    with quiet_libraries():
         try:
             return str(open_clip.download_pretrained(tag))
         except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
@@ -153,7 +157,7 @@ def fetch(name: str, pretrained: str, tag: dict[str, Any]) -> str:
 
 
 def build_backbone(
-    spec: BackboneSpec, weights: str | State | None, tokenizer: Path | None = None
+    spec: BackboneSpec, weights: str | StateDict | None, tokenizer: Path | None = None
 ) -> Backbone:
     """Build from a description and weights: a file, a state dict, or None for random ones.
 
@@ -168,19 +172,21 @@ def build_backbone(
             f"The backbone {spec.name} has a text tower that is not open_clip's own transformer.",
             hint="Use an open_clip ViT such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
         )
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         try:
             clip = kind(**config)
         except (TypeError, KeyError, ValueError, RuntimeError) as error:
             raise ConfigError(f"The backbone {spec.name} cannot be built ({error}).") from None
         if weights is not None:
-            put_weights(clip, spec, weights)
+            load_weights(clip, spec, weights)
     clip.eval().requires_grad_(False)  # noqa: FBT003
-    return Backbone(spec, clip, open_tower(clip.visual), TextTower(clip, tokens_of(spec, tokenizer)))
+    return Backbone(
+        spec, clip, open_image_tower(clip.visual), TextTower(clip, tokenizer_for(spec, tokenizer))
+    )
 
 
-def put_weights(clip: nn.Module, spec: BackboneSpec, weights: str | State) -> None:
+def load_weights(clip: nn.Module, spec: BackboneSpec, weights: str | StateDict) -> None:
     """Load a weights file or a state dict into a model."""
     source = weights if isinstance(weights, str) else "the given tensors"
     try:
@@ -193,7 +199,7 @@ def put_weights(clip: nn.Module, spec: BackboneSpec, weights: str | State) -> No
         raise ModelFileError(f"The weights {source} do not fit the backbone {spec.name} ({reason})") from None
 
 
-def tokens_of(spec: BackboneSpec, folder: Path | None) -> Tokens:
+def tokenizer_for(spec: BackboneSpec, folder: Path | None) -> PromptTokenizer:
     """The tokenizer that belongs to a text tower.
 
     Random weights have no vocabulary of their own: there CLIP's tokens are folded into the table.
@@ -201,24 +207,24 @@ def tokens_of(spec: BackboneSpec, folder: Path | None) -> Tokens:
     text = spec.model["text_cfg"]
     length, size = text.get("context_length", 77), text.get("vocab_size", 49408)
     options = dict(text.get("tokenizer_kwargs") or {})
-    if "hf_tokenizer_name" not in text or spec.pretrained == RANDOM:
+    if "hf_tokenizer_name" not in text or spec.pretrained == RANDOM_WEIGHTS:
         clip_bpe = open_clip.SimpleTokenizer(context_length=length)
-        plain = Tokens.of(clip_bpe, length, clip_bpe.encode)
-        return Tokens(
-            split=lambda words: [i % size for i in plain.split(words)],
-            head=tuple(i % size for i in plain.head),
-            end=plain.end % size,
-            pad=plain.pad % size,
+        plain = PromptTokenizer.wrap(clip_bpe, length, clip_bpe.encode)
+        return PromptTokenizer(
+            encode=lambda words: [i % size for i in plain.encode(words)],
+            prefix_ids=tuple(i % size for i in plain.prefix_ids),
+            eos_id=plain.eos_id % size,
+            pad_id=plain.pad_id % size,
         )
-    hugging = hugging_tokenizer(spec, str(folder) if folder else text["hf_tokenizer_name"], length, options)
+    hugging = hf_tokenizer(spec, str(folder) if folder else text["hf_tokenizer_name"], length, options)
 
     def split(words: str) -> list[int]:
         return list(hugging.tokenizer(hugging.clean_fn(words), add_special_tokens=False)["input_ids"])
 
-    return Tokens.of(hugging, length, split)
+    return PromptTokenizer.wrap(hugging, length, split)
 
 
-def hugging_tokenizer(spec: BackboneSpec, source: str, length: int, options: dict[str, Any]) -> Any:
+def hf_tokenizer(spec: BackboneSpec, source: str, length: int, options: dict[str, Any]) -> Any:
     """A tokenizer of the transformers library, from the hub or a folder."""
     mode = spec.model["text_cfg"].get("tokenizer_mode")
     try:
@@ -233,7 +239,7 @@ def hugging_tokenizer(spec: BackboneSpec, source: str, length: int, options: dic
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep the libraries' own log lines and warnings off the terminal; errors come as exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

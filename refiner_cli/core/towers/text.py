@@ -1,16 +1,17 @@
-"""The frozen text tower, opened up: prompts of word vectors in, text vectors out.
+"""The frozen text tower, opened up: word vectors in, text vectors out.
 
-A prompt reads ``head context word.. [EOS]`` where the context and the words are free vectors.
-Causal towers go through the prompt trie; others take the plain path. Text vectors for many pairs
-are computed in chunks whose activations are thrown away and computed again in the backward pass,
-so memory depends on the chunk and not on the number of pairs.
+A prompt reads ``prefix context label.. [EOS]`` where the context and the labels are free vectors.
+Causal towers share the encoding of prompt prefixes (:mod:`~refiner_cli.core.towers.prefix_cache`);
+others encode every prompt in full. Text vectors of many pairs are computed in chunks whose activations
+are discarded and recomputed in the backward pass, so memory depends on the chunk and not on the number
+of pairs.
 
-Shapes: ``E`` text width, ``D`` joint width, ``n`` context tokens, ``N`` prompts.
+Shapes: ``E`` text width, ``D`` joint width, ``n`` context tokens, ``N`` prompts, ``S`` states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,34 +21,34 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from refiner_cli.core.towers import prefix_cache as trie
+from refiner_cli.core.towers import prefix_cache
 from refiner_cli.errors import ConfigError
 
-CHUNK = 512  # prompts of one chunk where nobody says otherwise; see core/chunk.py
+DEFAULT_CHUNK_SIZE = 512  # prompts; training fits it to the free memory (text_chunks.py)
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PromptTokenizer:
     """What a tokenizer puts around a text, and how it splits one."""
 
-    split: Callable[[str], list[int]]  # text -> ids without special tokens
-    head: tuple[int, ...]  # before the text
-    end: int  # right after it
-    pad: int  # up to the context length
+    encode: Callable[[str], list[int]]  # text -> ids without special tokens
+    prefix_ids: tuple[int, ...]  # before the text
+    eos_id: int  # right after it
+    pad_id: int  # up to the context length
     save: Callable[[str], object] | None = None  # writes the tokenizer to a folder, if it is not CLIP's
 
     @classmethod
-    def of(cls, tokenizer: Any, context_length: int, split: Callable[[str], list[int]]) -> Tokens:
+    def wrap(cls, tokenizer: Any, context_length: int, split: Callable[[str], list[int]]) -> PromptTokenizer:
         """Find head, end and padding by looking at how ``tokenizer`` wraps one word."""
         ids = tokenizer(["apple"], context_length=context_length)[0].tolist()
         word = split("apple")
         start = next(i for i in range(len(ids)) if ids[i : i + len(word)] == word)
         tail = ids[start + len(word) :]
         return cls(
-            split=split,
-            head=tuple(ids[:start]),
-            end=tail[0],
-            pad=tail[-1],
+            encode=split,
+            prefix_ids=tuple(ids[:start]),
+            eos_id=tail[0],
+            pad_id=tail[-1],
             save=getattr(tokenizer, "save_pretrained", None),
         )
 
@@ -55,7 +56,7 @@ class Tokens:
 class TextTower:
     """open_clip's own text transformer, in a CLIP or a CustomTextCLIP."""
 
-    def __init__(self, clip: nn.Module, tokens: Tokens) -> None:
+    def __init__(self, clip: nn.Module, tokens: PromptTokenizer) -> None:
         text = getattr(clip, "text", clip)
         if not isinstance(text, open_clip.CLIP | open_clip.transformer.TextTransformer):
             raise ConfigError(
@@ -67,136 +68,142 @@ class TextTower:
         self.text = text
         self.tokens = tokens
         self.context_length: int = text.context_length
-        self.chunk = CHUNK  # prompts encoded at once
         self.width: int = text.token_embedding.embedding_dim
         self.blocks: list[nn.Module] = list(text.transformer.resblocks)
         self.pool = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
         self.causal = text.attn_mask is not None and self.pool in {"argmax", "eos"}
-        self.shares = self.causal and all(
+        self.uses_prefix_cache = self.causal and all(
             isinstance(b, ResidualAttentionBlock) and isinstance(b.attn, nn.MultiheadAttention)
             for b in self.blocks
         )
 
-    def token_rows(self, ids: list[int]) -> Tensor:
+    def embed_tokens(self, ids: list[int]) -> Tensor:
         """Token embeddings, ``len(ids) x E``."""
         table: Tensor = self.text.token_embedding.weight
         return table[torch.tensor(ids, device=table.device)].float()
 
-    def context(self, words: str) -> Tensor:
+    def embed_context(self, words: str) -> Tensor:
         """Token embeddings of a context such as "a photo of", ``n x E``."""
-        return self.token_rows(self.tokens.split(words))
+        return self.embed_tokens(self.tokens.encode(words))
 
-    def word(self, name: str) -> Tensor:
+    def embed_label(self, name: str) -> Tensor:
         """One vector for a state or an object, ``E``: the mean of its token embeddings."""
-        ids = self.tokens.split(spoken(name))
+        ids = self.tokens.encode(label_to_text(name))
         if not ids:
             raise ConfigError(f"The name {name!r} holds no word that the text tower can read.")
-        return self.token_rows(ids).mean(0)
+        return self.embed_tokens(ids).mean(0)
 
-    def encode_texts(self, texts: list[str]) -> Tensor:
-        """Plain texts, token by token -> ``N x D`` float32, not normalised. No gradients, nothing learned."""
-        found = []
-        for start in range(0, len(texts), self.chunk):
-            ids = [self._ids(text) for text in texts[start : start + self.chunk]]
+    def encode_texts(self, texts: list[str], *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+        """Plain texts, token by token -> ``N x D`` float32, not normalised, without learned parts."""
+        encoded = []
+        for start in range(0, len(texts), chunk_size):
+            ids = [self._token_ids(text) for text in texts[start : start + chunk_size]]
             length = max(map(len, ids)) if self.causal else self.context_length
-            padded = [row + [self.tokens.pad] * (length - len(row)) for row in ids]
-            x = (
-                torch.stack([self.token_rows(row) for row in padded])
-                + self.text.positional_embedding[:length]
+            padded = [row + [self.tokens.pad_id] * (length - len(row)) for row in ids]
+            x = torch.stack([self.embed_tokens(row) for row in padded])  # N x T x E
+            x = x + self.text.positional_embedding[:length]
+            encoded.append(
+                self.run_transformer(x, torch.tensor([len(row) - 1 for row in ids], device=x.device))
             )
-            found.append(self.finish(x, torch.tensor([len(row) - 1 for row in ids], device=x.device)))
-        return torch.cat(found)
+        return torch.cat(encoded)
 
-    def _ids(self, text: str) -> list[int]:
-        ids = [*self.tokens.head, *self.tokens.split(text), self.tokens.end]
+    def _token_ids(self, text: str) -> list[int]:
+        ids = [*self.tokens.prefix_ids, *self.tokens.encode(text), self.tokens.eos_id]
         if len(ids) > self.context_length:
             raise ConfigError(
                 f"The prompt {text!r} needs {len(ids)} tokens; the text tower takes {self.context_length}."
             )
         return ids
 
-    def encode(self, context: Tensor, words: Tensor) -> Tensor:
-        """Prompts ``context word``: ``n x E`` and ``N x E`` -> ``N x D`` float32, not normalised."""
-        return self._encode(context, None, words, None)
+    def encode(self, context: Tensor, labels: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+        """Prompts ``context label``: ``n x E`` and ``N x E`` -> ``N x D`` float32, not normalised."""
+        return self._encode(context, None, labels, None, chunk_size)
 
-    def encode_pairs(self, context: Tensor, parents: Tensor, words: Tensor, parent: Tensor) -> Tensor:
-        """Prompts ``context state object``, one a pair.
+    def encode_pairs(
+        self,
+        context: Tensor,
+        states: Tensor,
+        objects: Tensor,
+        state: Tensor,
+        *,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+    ) -> Tensor:
+        """Prompts ``context state object``, one per pair.
 
         Args:
             context: ``n x E``.
-            parents: ``S x E``, the state vectors.
-            words: ``P x E``, the object vector of each pair.
-            parent: ``P`` int64, the state of each pair.
+            states: ``S x E``, the state vectors.
+            objects: ``P x E``, the object vector of each pair.
+            state: ``P`` int64, the state of each pair.
+            chunk_size: prompts encoded at once.
 
         Returns:
             ``P x D`` float32, not normalised.
         """
-        return self._encode(context, parents, words, parent)
+        return self._encode(context, states, objects, state, chunk_size)
 
     def _encode(
-        self, context: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None
+        self, context: Tensor, states: Tensor | None, labels: Tensor, state: Tensor | None, chunk_size: int
     ) -> Tensor:
-        length = len(self.tokens.head) + len(context) + (1 if parents is None else 2) + 1
+        length = len(self.tokens.prefix_ids) + len(context) + (1 if states is None else 2) + 1
         if length > self.context_length:
             raise ConfigError(
                 f"A prompt needs {length} tokens and the text tower takes {self.context_length}.",
-                hint="Shorten model.context.",
+                hint="Shorten model.prompt_init.",
             )
-        prefix = torch.cat([self.token_rows(list(self.tokens.head)), context])
-        run = self._through_trie if self.shares else self._in_full
-        return run(prefix, parents, words, parent)
+        prefix = torch.cat([self.embed_tokens(list(self.tokens.prefix_ids)), context])
+        run = self._encode_with_prefix_cache if self.uses_prefix_cache else self._encode_full
+        return run(prefix, states, labels, state, chunk_size)
 
-    def _through_trie(
-        self, prefix: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None
+    def _encode_with_prefix_cache(
+        self, prefix: Tensor, states: Tensor | None, labels: Tensor, state: Tensor | None, chunk_size: int
     ) -> Tensor:
-        at = self.text.positional_embedding
-        depth = len(prefix)
-        stem = trie.grow(self.blocks, prefix + at[:depth], None if parents is None else parents + at[depth])
-        first = depth + (parents is not None)
-        end = self.token_rows([self.tokens.end])[0] + at[first + 1]
+        position = self.text.positional_embedding
+        n = len(prefix)
+        cache = prefix_cache.encode_prefix(
+            self.blocks, prefix + position[:n], None if states is None else states + position[n]
+        )
+        first = n + (states is not None)
+        end = self.embed_tokens([self.tokens.eos_id])[0] + position[first + 1]
 
-        def leaves(
+        def suffixes(
             keys: Tensor,
             values: Tensor,
-            keys1: Tensor | None,
-            values1: Tensor | None,
-            rows: Tensor,
-            up: Tensor | None,
+            state_keys: Tensor | None,
+            state_values: Tensor | None,
+            labels: Tensor,
+            state: Tensor | None,
         ) -> Tensor:
-            grown = trie.Stem(keys, values, keys1, values1)
-            return self._project(trie.leaves(self.blocks, grown, rows + at[first], end, up))
-
-        fixed = (stem.prefix_keys, stem.prefix_values, stem.parent_keys, stem.parent_values)
-        parts = chunked(words, parent, self.chunk)
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([leaves(*fixed, *part) for part in parts])
-        return torch.cat([checkpoint(leaves, *fixed, *part, use_reentrant=False) for part in parts])
-
-    def _in_full(
-        self, prefix: Tensor, parents: Tensor | None, words: Tensor, parent: Tensor | None
-    ) -> Tensor:
-        """Every prompt whole. A tower that is not causal also reads the padding, so none is cut off."""
-        ends = [self.tokens.end]
-        length = len(prefix) + (1 if parents is None else 2) + 1
-        if not self.causal:
-            ends += [self.tokens.pad] * (self.context_length - length)
-        tail = self.token_rows(ends)
-
-        def whole(rows: Tensor, up: Tensor | None) -> Tensor:
-            N = len(rows)
-            middle = (
-                [rows[:, None]] if parents is None or up is None else [parents[up][:, None], rows[:, None]]
+            kv = prefix_cache.PrefixKV(keys, values, state_keys, state_values)
+            return self._project(
+                prefix_cache.encode_suffixes(self.blocks, kv, labels + position[first], end, state)
             )
+
+        fixed = (cache.prefix_keys, cache.prefix_values, cache.state_keys, cache.state_values)
+        return in_chunks(suffixes, fixed, labels, state, chunk_size)
+
+    def _encode_full(
+        self, prefix: Tensor, states: Tensor | None, labels: Tensor, state: Tensor | None, chunk_size: int
+    ) -> Tensor:
+        """Every prompt in full. A tower that is not causal also reads the padding, so it is kept."""
+        ends = [self.tokens.eos_id]
+        length = len(prefix) + (1 if states is None else 2) + 1
+        if not self.causal:
+            ends += [self.tokens.pad_id] * (self.context_length - length)
+        tail = self.embed_tokens(ends)
+
+        def prompts(labels: Tensor, state: Tensor | None) -> Tensor:
+            N = len(labels)
+            middle = [labels[:, None]]
+            if states is not None and state is not None:
+                middle = [states[state][:, None], *middle]
             x = torch.cat([prefix.expand(N, -1, -1), *middle, tail.expand(N, -1, -1)], 1)  # N x T x E
             x = x + self.text.positional_embedding[: x.shape[1]]
-            return self.finish(x, torch.full((N,), length - 1, device=x.device))
+            return self.run_transformer(x, torch.full((N,), length - 1, device=x.device))
 
-        parts = chunked(words, parent, self.chunk)
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([whole(*part) for part in parts])
-        return torch.cat([checkpoint(whole, *part, use_reentrant=False) for part in parts])
+        return in_chunks(prompts, (), labels, state, chunk_size)
 
-    def finish(self, x: Tensor, end: Tensor) -> Tensor:
+    def run_transformer(self, x: Tensor, end: Tensor) -> Tensor:
         """Embedded prompts ``N x T x E`` and where each ends (``N``) -> ``N x D``."""
         mask = self.text.attn_mask
         x = self.text.transformer(x, attn_mask=None if mask is None else mask[: x.shape[1], : x.shape[1]])
@@ -215,13 +222,25 @@ class TextTower:
         return x.float()
 
 
-def chunked(words: Tensor, parent: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Cut ``N x E`` words and their parents into pieces of at most ``size`` rows."""
-    rows = words.split(size)
-    ups: list[Tensor | None] = [None] * len(rows) if parent is None else list(parent.split(size))
-    return list(zip(rows, ups, strict=True))
+def in_chunks(
+    encode: Callable[..., Tensor],
+    fixed: Sequence[Tensor | None],
+    labels: Tensor,
+    state: Tensor | None,
+    size: int,
+) -> Tensor:
+    """``encode(*fixed, labels, state)`` over chunks of at most ``size`` prompts.
+
+    With more than one chunk the backward pass recomputes each chunk's activations.
+    """
+    rows = labels.split(size)
+    states: Sequence[Tensor | None] = [None] * len(rows) if state is None else state.split(size)
+    chunks = list(zip(rows, states, strict=True))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        return torch.cat([encode(*fixed, *chunk) for chunk in chunks])
+    return torch.cat([checkpoint(encode, *fixed, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def spoken(name: str) -> str:
-    """A label as a prompt says it: "Faux.Leather" -> "faux leather", "ancient_city" -> "ancient city"."""
+def label_to_text(name: str) -> str:
+    """A label as a prompt spells it: "Faux.Leather" -> "faux leather", "ancient_city" -> "ancient city"."""
     return name.replace(".", " ").replace("_", " ").lower()

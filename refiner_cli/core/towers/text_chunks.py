@@ -7,9 +7,9 @@ import torch
 from refiner_cli.core.runtime.device import GIB, free_memory
 from refiner_cli.core.towers.text import TextTower
 
-SHARE = 4  # a chunk may take one part in so many of the free memory
-MOST = 2 * GIB  # more pays little: a second pass is saved only where everything fits
-LEAST, LARGEST = 32, 8192  # prompts
+MEMORY_DIVISOR = 4  # a chunk may take this fraction (1/N) of the free memory
+MAX_BYTES = 2 * GIB  # more gains little: recomputation is saved only where everything fits
+MIN_PROMPTS, MAX_PROMPTS = 32, 8192  # prompts
 
 
 def prompt_bytes(text: TextTower, tokens: int, precision: torch.dtype) -> int:
@@ -19,27 +19,27 @@ def prompt_bytes(text: TextTower, tokens: int, precision: torch.dtype) -> int:
     the inputs of two norms, query, key and value, the attended heads, and the MLP's 4 E around its
     activation (twice for QuickGELU); and keys and values of every token that it attends to.
     """
-    own = 2 if text.shares else tokens  # the trie encodes the word and [EOS] only
+    own = 2 if text.uses_prefix_cache else tokens  # the prefix cache leaves the word and [EOS] only
     vectors = 14 * own + 2 * tokens
     return vectors * text.width * len(text.blocks) * precision.itemsize
 
 
-def pick_chunk(
-    wanted: int, text: TextTower, prompts: int, device: torch.device, precision: torch.dtype, context: int
+def pick_chunk_size(
+    requested: int, text: TextTower, prompts: int, device: torch.device, precision: torch.dtype, context: int
 ) -> tuple[int, str]:
-    """Prompts of one chunk, and why; ``wanted`` 0 leaves it to the free memory.
+    """Prompts of one chunk, and why; ``requested`` 0: chosen from the free memory.
 
     Args:
         prompts: how many there are, the pairs of the label space.
         context: tokens of the learned context.
     """
-    if wanted:
-        return wanted, "asked for"
-    tokens = len(text.tokens.head) + context + 3 if text.causal else text.context_length
+    if requested:
+        return requested, "requested"
+    tokens = len(text.tokens.prefix_ids) + context + 3 if text.causal else text.context_length
     each = prompt_bytes(text, tokens, precision)
     free = free_memory(device)
-    fit = min(free // SHARE, MOST) // each
-    told = f"{prompts} prompts keep about {prompts * each / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
+    fit = min(free // MEMORY_DIVISOR, MAX_BYTES) // each
+    estimate = f"{prompts} prompts keep about {prompts * each / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
     if fit >= prompts:
-        return prompts, f"auto: all at once, {told}"
-    return max(LEAST, min(fit, LARGEST)), f"auto: in chunks, {told}"
+        return prompts, f"auto: all at once, {estimate}"
+    return max(MIN_PROMPTS, min(fit, MAX_PROMPTS)), f"auto: in chunks, {estimate}"

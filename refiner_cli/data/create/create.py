@@ -22,10 +22,10 @@ from refiner_cli.data.benchmark import (
     write_pairs,
 )
 from refiner_cli.data.create.photos import Photo
-from refiner_cli.data.create.splits import choose_unseen, name_unseen, require_cover, share_out
+from refiner_cli.data.create.splits import assign_images, choose_unseen, name_unseen, require_cover
 from refiner_cli.data.disk import flush
 from refiner_cli.data.download.verify import Verification, verify
-from refiner_cli.data.integrity import Fault, faults
+from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.labels import Pair
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.errors import DatasetError
@@ -34,7 +34,7 @@ Placing = Literal["link", "copy"]
 
 
 @dataclass(frozen=True)
-class Wish:
+class SplitOptions:
     """How pairs and images are to be split, where the photos do not say.
 
     Attributes:
@@ -52,15 +52,15 @@ class Created:
     """A new benchmark. ``left_out``: images that cannot be decoded and are not in it."""
 
     verification: Verification
-    left_out: tuple[Fault, ...]
+    left_out: tuple[UnreadableImage, ...]
     copied: int
     linked: int
 
 
-def create(
+def create_dataset(
     photos: Sequence[Photo],
     out: Path,
-    wish: Wish,
+    wish: SplitOptions,
     *,
     placing: Placing,
     workers: int,
@@ -81,12 +81,12 @@ def create(
         raise DatasetError(f"{out} is there already.", hint="Choose another folder, or remove it.")
     require_distinct(photos)
     files = [str(photo.file.absolute()) for photo in photos]
-    bad = faults(Path(), files, name="photos", workers=workers, report=report, stop=stop)
+    bad = find_unreadable(Path(), files, name="photos", workers=workers, report=report, stop=stop)
     if missing := [fault.path for fault in bad if fault.missing]:
         raise DatasetError(f"{len(missing)} of the listed images are not there, {missing[0]} for one.")
     unreadable = {fault.path for fault in bad}
     good = [photo for photo, file in zip(photos, files, strict=True) if file not in unreadable]
-    parts = split(good, wish)
+    parts = split_photos(good, wish)
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)  # links and copies are quickly made again
     try:
@@ -106,7 +106,7 @@ def create(
     return Created(verification, tuple(bad), copied=len(good) - linked, linked=linked)
 
 
-def split(photos: Sequence[Photo], wish: Wish) -> dict[Split, list[tuple[Photo, Pair]]]:
+def split_photos(photos: Sequence[Photo], wish: SplitOptions) -> dict[Split, list[tuple[Photo, Pair]]]:
     """Photos to splits, as they say or else as wished. Raises DatasetError naming what prevents it."""
     by_pair: dict[Pair, list[Photo]] = {}
     for photo in sorted(photos, key=lambda photo: photo.file):
@@ -123,7 +123,7 @@ def split(photos: Sequence[Photo], wish: Wish) -> dict[Split, list[tuple[Photo, 
             unseen = choose_unseen(by_pair, wish.unseen_fraction, wish.seed)
         else:
             unseen = name_unseen(by_pair, wish.unseen, wish.seed)
-        parts = share_out(by_pair, unseen, wish.seed)
+        parts = assign_images(by_pair, unseen, wish.seed)
     for name, part in parts.items():
         if not part:
             raise DatasetError(

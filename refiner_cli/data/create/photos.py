@@ -62,10 +62,10 @@ def read_photos(source: Path) -> list[Photo]:
 
 def read_unseen(file: Path) -> tuple[Pair, ...]:
     """Pairs from a list of ``state object`` lines, as pair lists spell them. Raises DatasetError."""
-    return tuple((clean(state), clean(obj)) for state, obj in read_pairs(file))
+    return tuple((clean_name(state), clean_name(obj)) for state, obj in read_pairs(file))
 
 
-def clean(name: str) -> str:
+def clean_name(name: str) -> str:
     """A state or object as it stands in pair lists."""
     return re.sub(r"[\s_.]+", ".", name).strip(".")
 
@@ -85,7 +85,9 @@ def _from_folders(source: Path) -> Iterator[Photo]:
         )
     pairs = _read_names([top.name for top in flat])
     labelled = [(top, pairs[top.name]) for top in flat]
-    labelled += [(inner, (clean(top.name), clean(inner.name))) for top in deep for inner in _folders(top)]
+    labelled += [
+        (inner, (clean_name(top.name), clean_name(inner.name))) for top in deep for inner in _folders(top)
+    ]
     for folder, pair in labelled:
         for file in _below(folder):
             yield Photo(file, pair)
@@ -118,7 +120,7 @@ def _read_names(names: Iterable[str]) -> dict[str, Pair]:
                 hint="Use state/object folders, or a CSV file, or a dot inside a name: red_bell.pepper.",
             )
         pairs[name] = best[0]
-    return {name: (clean(state), clean(obj)) for name, (state, obj) in pairs.items()}
+    return {name: (clean_name(state), clean_name(obj)) for name, (state, obj) in pairs.items()}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -157,7 +159,7 @@ def _from_table(source: Path) -> Iterator[Photo]:
             raise DatasetError(
                 f"{where}: {values['split']!r} is no split.", hint=f"Those are {', '.join(SPLITS)}."
             )
-        pair = (clean(values["state"]), clean(values["object"]))
+        pair = (clean_name(values["state"]), clean_name(values["object"]))
         if not all(pair):
             raise DatasetError(f"{where}: a state and an object need a letter or a digit.")
         yield Photo(source.parent / values["path"], pair, split)

@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Unseen:
+class HeldOutPairs:
     """The pairs without training images, each list sorted."""
 
     val: tuple[Pair, ...]
     test: tuple[Pair, ...]
 
 
-def choose_unseen(pairs: Iterable[Pair], fraction: float, seed: int) -> Unseen:
+def choose_unseen(pairs: Iterable[Pair], fraction: float, seed: int) -> HeldOutPairs:
     """Hold out a fraction of the pairs, half of them for val and half, the larger, for test.
 
     Raises:
@@ -55,7 +55,7 @@ def choose_unseen(pairs: Iterable[Pair], fraction: float, seed: int) -> Unseen:
     return _halve(rng.sample(free, wanted))
 
 
-def name_unseen(pairs: Iterable[Pair], unseen: Sequence[Pair], seed: int) -> Unseen:
+def name_unseen(pairs: Iterable[Pair], unseen: Sequence[Pair], seed: int) -> HeldOutPairs:
     """Hold out exactly the given pairs, half of them for val and half, the larger, for test.
 
     Raises:
@@ -113,8 +113,8 @@ def minimum_cover(pairs: Sequence[Pair], rng: random.Random) -> set[Pair]:
     return cover
 
 
-def share_out(
-    items: Mapping[Pair, Sequence[T]], unseen: Unseen, seed: int
+def assign_images(
+    items: Mapping[Pair, Sequence[T]], unseen: HeldOutPairs, seed: int
 ) -> dict[Split, list[tuple[T, Pair]]]:
     """Images to splits: those of an unseen pair to its split, of a seen pair at least one to training.
 
@@ -143,9 +143,9 @@ def share_out(
     return parts
 
 
-def _halve(chosen: Sequence[Pair]) -> Unseen:
+def _halve(chosen: Sequence[Pair]) -> HeldOutPairs:
     half = len(chosen) // 2
-    return Unseen(tuple(sorted(chosen[:half])), tuple(sorted(chosen[half:])))
+    return HeldOutPairs(tuple(sorted(chosen[:half])), tuple(sorted(chosen[half:])))
 
 
 def _why(pairs: Sequence[Pair], cover: set[Pair]) -> str:

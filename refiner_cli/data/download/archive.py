@@ -23,8 +23,8 @@ from pathlib import Path
 from threading import Event
 from typing import IO, BinaryIO, Self
 
-from refiner_cli.data.disk import explained, size
-from refiner_cli.data.download.content import foreign_content
+from refiner_cli.data.disk import format_size, os_errors_as
+from refiner_cli.data.download.content import sniff_content
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import FetchError
@@ -106,8 +106,8 @@ class Archive(ABC):
         if expanded > self._limit:
             raise ArchiveError(
                 self.path,
-                f"is refused: its {size(self.path.stat().st_size)} would expand to more than "
-                f"{size(self._limit)}",
+                f"is refused: its {format_size(self.path.stat().st_size)} would expand to more than "
+                f"{format_size(self._limit)}",
                 _ELSEWHERE,
             )
 
@@ -122,7 +122,7 @@ class Archive(ABC):
 class ZipArchive(Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with self._reading(), explained(f"reading {path}"):
+        with self._reading(), os_errors_as(f"reading {path}"):
             self._zip = zipfile.ZipFile(path)
         self._infos: dict[str, zipfile.ZipInfo] = {}
         try:
@@ -162,7 +162,7 @@ class ZipArchive(Archive):
             if not _is_there(target, info.file_size, info.CRC):
                 with (
                     self._reading(),
-                    explained(f"unpacking {self.path.name} to {target}"),
+                    os_errors_as(f"unpacking {self.path.name} to {target}"),
                     self._zip.open(info) as source,
                 ):
                     _copy(source, target)
@@ -212,7 +212,7 @@ class TarArchive(Archive):
             if not info.isreg() or relative(info.name) not in targets:
                 continue
             first, *others = targets[relative(info.name)]
-            with self._reading(), explained(f"unpacking {self.path.name} to {first}"):
+            with self._reading(), os_errors_as(f"unpacking {self.path.name} to {first}"):
                 _copy(_file(tar, info), first)
                 for other in others:
                     shutil.copyfile(first, other)
@@ -223,7 +223,7 @@ class TarArchive(Archive):
         """Nothing stays open between calls."""
 
     def _walk(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-        with explained(f"reading {self.path}"):
+        with os_errors_as(f"reading {self.path}"):
             stream = self.path.open("rb")
         with stream, self._reading():
             gzipped = stream.read(2) == b"\x1f\x8b"
@@ -254,9 +254,9 @@ def open_archive(path: Path) -> Archive:
         ArchiveError: it is no archive (an error page that was saved as one is named), damaged, or refused.
         FetchError: it cannot be read.
     """
-    with explained(f"reading {path}"), path.open("rb") as stream:
+    with os_errors_as(f"reading {path}"), path.open("rb") as stream:
         head = stream.read(4096)
-    if kind := foreign_content(head):
+    if kind := sniff_content(head):
         raise ArchiveError(path, f"is no archive but {kind}", "Fetch it again, or by hand in a browser.")
     return ZipArchive(path) if head.startswith(b"PK") else TarArchive(path)
 

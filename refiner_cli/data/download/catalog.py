@@ -73,7 +73,7 @@ class Source(Entry):
     sha256: str | None = None
 
 
-class Refused(Entry):
+class WithdrawnRelease(Entry):
     """A release that must not be used, recognised by its counts."""
 
     name: str
@@ -103,7 +103,7 @@ class Dataset(Entry):
     citation: tuple[str, ...]
     expected: Counts = Counts()
     split_sha256: dict[Split, str] = Field(default_factory=dict)
-    refused: tuple[Refused, ...] = ()
+    refused: tuple[WithdrawnRelease, ...] = ()
     vectors: Vectors | None = None
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 
-def foreign_content(head: bytes) -> str | None:
+def sniff_content(head: bytes) -> str | None:
     """What a file is, in words, if its first 512 bytes are not those of a zip or tar archive."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b")) or head[257:262] == b"ustar":
         return None

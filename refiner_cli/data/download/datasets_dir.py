@@ -18,12 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.data.disk import explained, flush
+from refiner_cli.data.disk import flush, os_errors_as
 from refiner_cli.data.download.catalog import Dataset
 from refiner_cli.data.download.verify import Verification
 from refiner_cli.files import write_json
 
-SEAL = "refiner.json"
+VERIFIED_FILE = "refiner.json"
 SCHEMA = "refiner.dataset/1"
 
 
@@ -46,7 +46,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Store:
+class DatasetsDir:
     """A folder of datasets."""
 
     root: Path
@@ -77,24 +77,24 @@ class Store:
             fetched=sum(file.stat().st_size for file in files if file.suffix != ".json"),
         )
 
-    def seal(self, folder: Path, verification: Verification | None, name: str) -> None:
+    def mark_verified(self, folder: Path, verification: Verification | None, name: str) -> None:
         """Note in a folder that it was verified just now."""
         told = verification.to_json() if verification else {"name": name}
         kept = {key: told[key] for key in ("name", "counts", "fingerprint", "unreadable") if key in told}
-        with explained(f"writing {folder / SEAL}"):
+        with os_errors_as(f"writing {folder / VERIFIED_FILE}"):
             write_json(
-                folder / SEAL,
+                folder / VERIFIED_FILE,
                 {"schema": SCHEMA, "verified": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", **kept},
             )
 
-    def unseal(self, folder: Path) -> None:
+    def unmark_verified(self, folder: Path) -> None:
         """Take the note back: the folder was found wanting."""
-        (folder / SEAL).unlink(missing_ok=True)
+        (folder / VERIFIED_FILE).unlink(missing_ok=True)
 
     def publish(self, dataset: Dataset) -> Path:
         """Let a finished dataset appear, in one rename."""
         work, folder = self.work(dataset), self.folder(dataset)
-        with explained(f"moving {work} to {folder}"):
+        with os_errors_as(f"moving {work} to {folder}"):
             flush(work)
             work.rename(folder)
             flush(self.root)
@@ -106,7 +106,7 @@ class Store:
 
     def _seal(self, folder: Path) -> dict[str, Any]:
         try:
-            seal = json.loads((folder / SEAL).read_text("utf-8"))
+            seal = json.loads((folder / VERIFIED_FILE).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return seal if isinstance(seal, dict) and seal.get("schema") == SCHEMA else {}

@@ -16,21 +16,21 @@ from threading import Event
 
 import httpx2 as httpx
 
-from refiner_cli.data.disk import explained, locked, require_room
+from refiner_cli.data.disk import locked, os_errors_as, require_free_space
 from refiner_cli.data.download.archive import Archive, ArchiveError, open_archive
 from refiner_cli.data.download.catalog import Catalogue, Dataset, Source
-from refiner_cli.data.download.datasets_dir import Store
-from refiner_cli.data.download.fetch import Patience, fetch, fetched_already
-from refiner_cli.data.download.lockfile import Pins
-from refiner_cli.data.download.manual import ByHand, recognise
+from refiner_cli.data.download.datasets_dir import DatasetsDir
+from refiner_cli.data.download.fetch import RetryPolicy, fetch, fetched_already
+from refiner_cli.data.download.lockfile import Lockfile
+from refiner_cli.data.download.manual import ManualArchives, recognise
 from refiner_cli.data.download.prepare import prepare
 from refiner_cli.data.download.remote import client, probe
 from refiner_cli.data.download.verify import Verification, verify, verify_vectors
 from refiner_cli.data.progress import Report, silent
 from refiner_cli.errors import FetchError, RefinerError, UsageError
 
-Maker = Callable[[Path], object]  # draws a dataset of the kind 'made' into a folder that it creates
-AT_ONCE = 4  # files fetched at the same time
+Generator = Callable[[Path], object]  # draws a dataset of the kind 'made' into a folder that it creates
+PARALLEL_DOWNLOADS = 4  # files fetched at the same time
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,18 @@ class Downloader:
         stop: set it from another thread to end early; everything is kept.
     """
 
-    store: Store
+    store: DatasetsDir
     catalogue: Catalogue
-    makers: Mapping[str, Maker] = field(default_factory=dict)
+    makers: Mapping[str, Generator] = field(default_factory=dict)
     workers: int = 1
     report: Report = silent
     stop: Event = field(default_factory=Event)
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
 
-    def plan(self, datasets: Sequence[Dataset], by_hand: ByHand | None = None) -> list[PlannedFile]:
+    def plan(self, datasets: Sequence[Dataset], by_hand: ManualArchives | None = None) -> list[PlannedFile]:
         """What :meth:`download` would fetch, with the sizes that servers tell. Nothing is written."""
         with client() as web:
-            return self._plan(web, datasets, by_hand or ByHand())
+            return self._plan(web, datasets, by_hand or ManualArchives())
 
     def download(self, datasets: Sequence[Dataset], given: Sequence[Path] = ()) -> list[Outcome]:
         """Bring every dataset, or find it there already. One that fails does not keep the others back.
@@ -102,9 +102,9 @@ class Downloader:
         """
         if given and len(datasets) != 1:
             raise UsageError("Archives given by hand belong to one dataset.", hint="Name just one.")
-        with explained(f"creating {self.store.root}"):
+        with os_errors_as(f"creating {self.store.root}"):
             self.store.archives.mkdir(parents=True, exist_ok=True)
-        by_hand = recognise(datasets[0], given, self._pins()) if given else ByHand()
+        by_hand = recognise(datasets[0], given, self._pins()) if given else ManualArchives()
         failed = self._fetch(datasets, by_hand)
         outcomes: list[Outcome] = []
         errors: list[RefinerError] = []
@@ -122,7 +122,7 @@ class Downloader:
             raise errors[0]
         return outcomes
 
-    def again(self, dataset: Dataset) -> Outcome:
+    def reverify(self, dataset: Dataset) -> Outcome:
         """Like :meth:`download` for what is there already: only :meth:`verify` it."""
         return Outcome(dataset, self.store.folder(dataset), already=True, verification=self.verify(dataset))
 
@@ -139,9 +139,9 @@ class Downloader:
         try:
             verification = self._inspect(dataset, folder)
         except RefinerError:
-            self.store.unseal(folder)
+            self.store.unmark_verified(folder)
             raise
-        self.store.seal(folder, verification, dataset.name)
+        self.store.mark_verified(folder, verification, dataset.name)
         return verification
 
     def delete_archives(self, datasets: Sequence[Dataset]) -> list[Path]:
@@ -155,7 +155,9 @@ class Downloader:
 
     # --- fetching --------------------------------------------------------------------------------
 
-    def _plan(self, web: httpx.Client, datasets: Sequence[Dataset], by_hand: ByHand) -> list[PlannedFile]:
+    def _plan(
+        self, web: httpx.Client, datasets: Sequence[Dataset], by_hand: ManualArchives
+    ) -> list[PlannedFile]:
         wanted: dict[str, tuple[Source, Dataset]] = {}
         for dataset in datasets:
             if not self.store.folder(dataset).is_dir() and not (dataset.by_hand and by_hand.archives):
@@ -173,17 +175,17 @@ class Downloader:
                 source, dataset, remote.length if remote else None, have, remote.url if remote else ""
             )
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
             return list(pool.map(lambda pair: one(*pair), wanted.values()))
 
-    def _fetch(self, datasets: Sequence[Dataset], by_hand: ByHand) -> dict[str, RefinerError]:
+    def _fetch(self, datasets: Sequence[Dataset], by_hand: ManualArchives) -> dict[str, RefinerError]:
         """Fetch what is needed, several files at once. Returns an error for each file that did not come."""
         failed: dict[str, RefinerError] = {}
         with client() as web:
             planned = self._plan(web, datasets, by_hand)
             # What comes out of an archive of photos is about as large as the archive.
             needed = sum(2 * file.size - file.have for file in planned if file.size is not None)
-            require_room(
+            require_free_space(
                 self.store.root, needed, f"Fetching and unpacking {', '.join(d.name for d in datasets)}"
             )
 
@@ -193,7 +195,7 @@ class Downloader:
                 except RefinerError as error:
                     failed[file.source.file] = error
 
-            with ThreadPoolExecutor(AT_ONCE) as pool:
+            with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
                 try:
                     list(pool.map(one, planned))
                 except BaseException:  # above all Ctrl-C, which reaches only this thread
@@ -225,7 +227,7 @@ class Downloader:
 
     # --- making a folder of it -------------------------------------------------------------------
 
-    def _bring(self, dataset: Dataset, by_hand: ByHand) -> Outcome:
+    def _bring(self, dataset: Dataset, by_hand: ManualArchives) -> Outcome:
         folder = self.store.folder(dataset)
         with locked(self.store.lock(dataset.name), dataset.name, self.report, self.stop):
             if folder.is_dir():
@@ -245,14 +247,14 @@ class Downloader:
             except RefinerError:
                 self.store.discard(dataset)
                 raise
-            self.store.seal(work, verification, dataset.name)
+            self.store.mark_verified(work, verification, dataset.name)
             self.store.publish(dataset)
         if verification:
             verification = replace(verification, root=folder)
         return Outcome(dataset, folder, already=False, verification=verification)
 
     @contextmanager
-    def _archives(self, dataset: Dataset, by_hand: ByHand) -> Iterator[list[Archive]]:
+    def _archives(self, dataset: Dataset, by_hand: ManualArchives) -> Iterator[list[Archive]]:
         """All archives of a dataset, open. A damaged one of ours is removed, to be fetched anew."""
         ours = [
             self.store.archives / source.file
@@ -290,5 +292,5 @@ class Downloader:
             )
         return verification
 
-    def _pins(self) -> Pins:
-        return Pins(self.store.root, self.report, self.stop)
+    def _pins(self) -> Lockfile:
+        return Lockfile(self.store.root, self.report, self.stop)

@@ -18,11 +18,11 @@ from threading import Event
 
 import httpx2 as httpx
 
-from refiner_cli.data.disk import explained
+from refiner_cli.data.disk import os_errors_as
 from refiner_cli.data.download.catalog import Source
-from refiner_cli.data.download.content import foreign_content
-from refiner_cli.data.download.partial_download import Part
-from refiner_cli.data.download.remote import Remote, is_page, retry_after, status
+from refiner_cli.data.download.content import sniff_content
+from refiner_cli.data.download.partial_download import PartialDownload
+from refiner_cli.data.download.remote import HttpMetadata, is_page, retry_after, status
 from refiner_cli.data.progress import Notice, Progress, Report, StoppedError
 from refiner_cli.errors import FetchError
 
@@ -34,7 +34,7 @@ class MirrorError(Exception):
     """This address does not have the file; the message says what it has."""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """Something that may be over in a moment."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
@@ -43,7 +43,7 @@ class PassingError(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often one address is tried without any progress, and the first pause, which doubles."""
 
     attempts: int = 5
@@ -56,7 +56,7 @@ class Patience:
 
 def fetched_already(target: Path, urls: Sequence[str]) -> int:
     """Bytes of the largest part that an earlier run left."""
-    parts = [Part(target, url).path for url in urls]
+    parts = [PartialDownload(target, url).path for url in urls]
     return max((part.stat().st_size for part in parts if part.is_file()), default=0)
 
 
@@ -69,7 +69,7 @@ def fetch(
     accept: Callable[[Source, Path, str], None],
     report: Report,
     stop: Event,
-    patience: Patience,
+    patience: RetryPolicy,
 ) -> None:
     """Bring a file to ``target``.
 
@@ -85,14 +85,14 @@ def fetch(
     """
     failures: list[str] = []
     for url in source.urls:
-        part = Part(target, url)
+        part = PartialDownload(target, url)
         try:
-            with explained(f"fetching {target.name} to {target.parent}"):
+            with os_errors_as(f"fetching {target.name} to {target.parent}"):
                 _fetch_from(web, part, report, stop, patience)
                 accept(source, part.path, url)
                 part.finish()
                 for other in source.urls:
-                    Part(target, other).drop()
+                    PartialDownload(target, other).drop()
                 return
         except MirrorError as error:
             part.drop_if_empty()
@@ -104,7 +104,9 @@ def fetch(
     )
 
 
-def _fetch_from(web: httpx.Client, part: Part, report: Report, stop: Event, patience: Patience) -> None:
+def _fetch_from(
+    web: httpx.Client, part: PartialDownload, report: Report, stop: Event, patience: RetryPolicy
+) -> None:
     """Fill a part. Raises MirrorError when this address is to be given up."""
     failures = 0
     while True:
@@ -113,19 +115,19 @@ def _fetch_from(web: httpx.Client, part: Part, report: Report, stop: Event, pati
             return _attempt(web, part, report, stop)
         except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
             raise MirrorError(str(error)) from None
-        except (httpx.TransportError, PassingError) as error:
+        except (httpx.TransportError, TransientError) as error:
             reason = str(error) or type(error).__name__
             failures = 1 if part.remote() and part.size() > before else failures + 1
             if failures >= patience.attempts:
                 raise MirrorError(f"given up after {patience.attempts} attempts: {reason}") from None
-            asked = error.wait if isinstance(error, PassingError) else None
+            asked = error.wait if isinstance(error, TransientError) else None
             wait = patience.wait(failures) if asked is None else min(asked, _LONGEST_WAIT)
             report(Notice(f"{part.target.name}: {reason}; another attempt in {wait:.0f} s."))
             if stop.wait(wait):
                 raise StoppedError from None
 
 
-def _attempt(web: httpx.Client, part: Part, report: Report, stop: Event) -> None:
+def _attempt(web: httpx.Client, part: PartialDownload, report: Report, stop: Event) -> None:
     """One request, and all bytes it brings."""
     known = part.remote()
     have = part.size() if known else 0
@@ -135,7 +137,7 @@ def _attempt(web: httpx.Client, part: Part, report: Report, stop: Event) -> None
     if known and have and known.condition:
         headers["If-Range"] = known.condition
     with web.stream("GET", part.url, headers=headers) as response:
-        remote = Remote.of(part.url, response)
+        remote = HttpMetadata.of(part.url, response)
         if (
             response.status_code == 416
             and known
@@ -147,14 +149,14 @@ def _attempt(web: httpx.Client, part: Part, report: Report, stop: Event) -> None
             response.status_code == 206 and not _continues(response, known, have)
         ):
             part.drop()
-            raise PassingError("the file has changed on the server", wait=0)
+            raise TransientError("the file has changed on the server", wait=0)
         if response.status_code in _PASSING:
-            raise PassingError(f"the server answers {status(response)}", retry_after(response))
+            raise TransientError(f"the server answers {status(response)}", retry_after(response))
         if response.status_code not in {200, 206}:
             raise MirrorError(f"the server answers {status(response)}")
         if is_page(response):
             head = next(response.iter_bytes(), b"")
-            raise MirrorError(f"the server sends {foreign_content(head) or 'a web page'} instead of the file")
+            raise MirrorError(f"the server sends {sniff_content(head) or 'a web page'} instead of the file")
         if response.status_code == 200:
             blocks = _checked(response.iter_raw())
             have = 0
@@ -170,14 +172,14 @@ def _attempt(web: httpx.Client, part: Part, report: Report, stop: Event) -> None
                 if stop.is_set():
                     raise StoppedError
         if remote.length is not None and have != remote.length:
-            raise PassingError(f"the connection ended after {have} of {remote.length} bytes")
+            raise TransientError(f"the connection ended after {have} of {remote.length} bytes")
 
 
-def _continues(response: httpx.Response, known: Remote | None, have: int) -> bool:
+def _continues(response: httpx.Response, known: HttpMetadata | None, have: int) -> bool:
     """Whether a partial answer holds exactly the bytes that come next of the same file."""
     begins = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
     return bool(
-        known and begins and int(begins[1]) == have and Remote.of(known.url, response).same_file(known)
+        known and begins and int(begins[1]) == have and HttpMetadata.of(known.url, response).same_file(known)
     )
 
 
@@ -188,7 +190,7 @@ def _checked(blocks: Iterator[bytes]) -> Iterator[bytes]:
         head += block
         if len(head) >= 512:
             break
-    if kind := foreign_content(head):
+    if kind := sniff_content(head):
         raise MirrorError(f"the server sends {kind} instead of the file")
     yield head
     yield from blocks

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 
-from refiner_cli.data.disk import explained, locked
+from refiner_cli.data.disk import locked, os_errors_as
 from refiner_cli.data.download.catalog import Source
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.errors import FetchError
@@ -24,7 +24,7 @@ SCHEMA = "refiner.lock/1"
 _BLOCK = 1 << 20
 
 
-class Pins:
+class Lockfile:
     """The lock file of one folder of datasets, read anew by every call: other processes write it, too."""
 
     def __init__(self, root: Path, report: Report, stop: Event) -> None:
@@ -67,7 +67,7 @@ class Pins:
     def _change(self, change: Callable[[dict[str, dict[str, str]]], object]) -> None:
         with (
             locked(self.file.with_name(".locks") / f"{LOCK_FILE}.lock", LOCK_FILE, self._report, self._stop),
-            explained(f"writing {self.file}"),
+            os_errors_as(f"writing {self.file}"),
         ):
             archives = self._read()
             change(archives)
@@ -94,7 +94,7 @@ class Pins:
 def hash_file(path: Path, name: str, report: Report, stop: Event) -> str:
     """SHA-256 of a file in hex, with progress. Raises StoppedError if asked to stop."""
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with explained(f"reading {path}"), path.open("rb") as stream:
+    with os_errors_as(f"reading {path}"), path.open("rb") as stream:
         while block := stream.read(_BLOCK):
             if stop.is_set():
                 raise StoppedError

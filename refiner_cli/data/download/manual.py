@@ -10,19 +10,19 @@ from pathlib import Path
 
 from refiner_cli.data.download.archive import open_archive
 from refiner_cli.data.download.catalog import Dataset, Source
-from refiner_cli.data.download.lockfile import Pins
+from refiner_cli.data.download.lockfile import Lockfile
 from refiner_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
-class ByHand:
+class ManualArchives:
     """Files given by hand, and the names of the sources that they stand for."""
 
     archives: tuple[Path, ...] = ()
     sources: frozenset[str] = frozenset()
 
 
-def recognise(dataset: Dataset, given: Sequence[Path], pins: Pins) -> ByHand:
+def recognise(dataset: Dataset, given: Sequence[Path], pins: Lockfile) -> ManualArchives:
     """Match files to a dataset's sources, by name or else by content, and pin their hashes.
 
     A dataset that only comes by hand may come in any number of files: file-sharing sites cut
@@ -46,7 +46,7 @@ def recognise(dataset: Dataset, given: Sequence[Path], pins: Pins) -> ByHand:
             raise UsageError(
                 f"{path} is none of the archives of {dataset.title}.", hint=f"Those are {wanted}."
             )
-    return ByHand(tuple(given), frozenset(sources))
+    return ManualArchives(tuple(given), frozenset(sources))
 
 
 def _source(dataset: Dataset, path: Path) -> Source | None:

@@ -8,11 +8,11 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from refiner_cli.data.download.remote import Remote
+from refiner_cli.data.download.remote import HttpMetadata
 from refiner_cli.files import write_json
 
 
-class Part:
+class PartialDownload:
     """The bytes of a file so far, from one address, and the note of what they belong to."""
 
     def __init__(self, target: Path, url: str) -> None:
@@ -21,15 +21,15 @@ class Part:
         self.path = target.with_name(f"{target.name}.{mirror}.part")
         self.note = target.with_name(f"{target.name}.{mirror}.json")
 
-    def remote(self) -> Remote | None:
+    def remote(self) -> HttpMetadata | None:
         """What the bytes belong to; None if there are none, or nobody knows."""
         try:
-            remote = Remote(**json.loads(self.note.read_text("utf-8")))
+            remote = HttpMetadata(**json.loads(self.note.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return None
         return remote if self.path.is_file() else None
 
-    def start(self, remote: Remote) -> None:
+    def start(self, remote: HttpMetadata) -> None:
         """Begin anew. The note comes first, so that no byte is ever taken for another file's."""
         self.drop()
         write_json(self.note, asdict(remote))

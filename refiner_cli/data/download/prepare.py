@@ -31,7 +31,7 @@ from refiner_cli.data.benchmark import (
     used_rows,
     write_pairs,
 )
-from refiner_cli.data.disk import explained, require_room
+from refiner_cli.data.disk import os_errors_as, require_free_space
 from refiner_cli.data.download.archive import Archive
 from refiner_cli.data.download.catalog import Counts, Dataset
 from refiner_cli.data.labels import Pair
@@ -72,7 +72,7 @@ def prepare(
         DatasetError: the metadata is malformed or hostile, or the release is one to refuse.
         StoppedError: ``stop`` was set; the next call goes on.
     """
-    with explained(f"preparing {work}"):
+    with os_errors_as(f"preparing {work}"):
         work.mkdir(parents=True, exist_ok=True)
         if dataset.kind == "vectors":
             wanted = {work / file: _find_file(dataset, archives, file) for file in dataset.files}
@@ -225,7 +225,7 @@ def _make_room(wanted: dict[Path, Place], work: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     total = sum(place.archive.members[place.name] for place in wanted.values())
     there = sum(file.stat().st_size for file in _files(work / IMAGES))
-    require_room(work, max(0, total - there), f"Unpacking to {work}")
+    require_free_space(work, max(0, total - there), f"Unpacking to {work}")
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -10,11 +10,11 @@ from email.utils import parsedate_to_datetime
 
 import httpx2 as httpx
 
-from refiner_cli import __version__
+from refiner_cli._version import __version__
 
 
 @dataclass(frozen=True)
-class Remote:
+class HttpMetadata:
     """What a server says about a file. An empty text: it does not say."""
 
     url: str
@@ -23,7 +23,7 @@ class Remote:
     modified: str = ""
 
     @classmethod
-    def of(cls, url: str, response: httpx.Response) -> Remote:
+    def of(cls, url: str, response: httpx.Response) -> HttpMetadata:
         """From the head of an answer to a request for the whole file or for a part of it."""
         whole = re.fullmatch(r"bytes .*/(\d+)", response.headers.get("content-range", ""))
         length = (
@@ -45,7 +45,7 @@ class Remote:
         """For If-Range: only a strong entity tag may be used there, or the date."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
-    def same_file(self, other: Remote) -> bool:
+    def same_file(self, other: HttpMetadata) -> bool:
         """Whether nothing that both state differs, and they state at least one thing both."""
         mine, others = (asdict(remote) for remote in (self, other))
         both = [key for key in ("length", "etag", "modified") if mine[key] and others[key]]
@@ -61,14 +61,14 @@ def client() -> httpx.Client:
     )
 
 
-def probe(web: httpx.Client, urls: Sequence[str]) -> Remote | None:
+def probe(web: httpx.Client, urls: Sequence[str]) -> HttpMetadata | None:
     """What the first address that answers says about the file, without fetching it; None if none answers."""
     for url in urls:
         for method in ("HEAD", "GET"):  # some servers know no HEAD; of an answer to GET only the head is read
             try:
                 with web.stream(method, url) as response:
                     if response.status_code == 200 and not is_page(response):
-                        return Remote.of(url, response)
+                        return HttpMetadata.of(url, response)
             except (httpx.HTTPError, httpx.InvalidURL):
                 break
     return None

@@ -12,7 +12,7 @@ from typing import Any
 from refiner_cli.data.benchmark import SPLIT_FOLDER, SPLITS, Benchmark, load_benchmark
 from refiner_cli.data.download.catalog import Counts, Dataset, Vectors
 from refiner_cli.data.download.prepare import refuse_withdrawn
-from refiner_cli.data.integrity import Fault, faults
+from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.progress import Progress, Report
 
 
@@ -34,7 +34,7 @@ class Verification:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    unreadable: tuple[Fault, ...] = ()
+    unreadable: tuple[UnreadableImage, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -81,12 +81,12 @@ def verify(
         problems += _split_files(root, dataset)
     paths = [sample.path for split in SPLITS for sample in benchmark.samples[split]]
     if decode:
-        found = faults(
+        found = find_unreadable(
             benchmark.images, paths, name=benchmark.name, workers=workers, report=report, stop=stop
         )
     else:
         found = [
-            Fault(path, "not there", missing=True)
+            UnreadableImage(path, "not there", missing=True)
             for path in paths
             if not (benchmark.images / path).is_file()
         ]

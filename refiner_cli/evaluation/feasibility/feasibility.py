@@ -27,11 +27,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_cli.core.towers.backbone import Backbone
-from refiner_cli.core.towers.text import spoken
+from refiner_cli.core.towers.text import label_to_text
 from refiner_cli.data.labels import BoolArray, LabelSpace
 from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, Protocol
 
-Kind = Literal["none", "mask", "soft"]
+FeasibilityMode = Literal["none", "mask", "soft"]
 THRESHOLDS = 50
 LAMBDAS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # in logits per standard deviation of feasibility
 
@@ -46,7 +46,7 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Prior:
+class FeasibilityAdjustment:
     """What happens to scores ``B x P`` before they compete: ``scores * factor + offset``, then the mask."""
 
     allowed: BoolArray | None = None  # P
@@ -60,11 +60,11 @@ class Prior:
 
 
 @torch.no_grad()
-def by_text_tower(backbone: Backbone, space: LabelSpace) -> Similarity:
+def text_tower_similarity(backbone: Backbone, space: LabelSpace) -> Similarity:
     """Similarity of the names as the frozen text tower reads them."""
 
     def cosines(names: Sequence[str]) -> FloatArray:
-        vectors = F.normalize(backbone.text.encode_texts([spoken(name) for name in names]), dim=-1)
+        vectors = F.normalize(backbone.text.encode_texts([label_to_text(name) for name in names]), dim=-1)
         table: FloatArray = (vectors @ vectors.T).double().cpu().numpy()
         return table
 
@@ -72,10 +72,10 @@ def by_text_tower(backbone: Backbone, space: LabelSpace) -> Similarity:
     return Similarity(source, cosines(space.states), cosines(space.objects))
 
 
-def feasibility(space: LabelSpace, similarity: Similarity) -> FloatArray:
+def pair_feasibility(space: LabelSpace, similarity: Similarity) -> FloatArray:
     """P float64 in -1..1 for unseen pairs, 0 for seen ones."""
-    by_object = _nearest(space.shown, similarity.objects)  # S x O
-    by_state = _nearest(space.shown.T, similarity.states).T
+    by_object = _nearest(space.seen_table, similarity.objects)  # S x O
+    by_state = _nearest(space.seen_table.T, similarity.states).T
     table = (by_object + by_state) / 2
     return np.where(space.seen, 0.0, table[space.pair_state, space.pair_object])
 
@@ -87,7 +87,7 @@ def _nearest(shown: BoolArray, similarity: FloatArray) -> FloatArray:
     return np.stack([others[:, row].max(1, initial=-1.0) for row in shown])
 
 
-def grid(kind: Kind, space: LabelSpace, feasible: FloatArray) -> list[float]:
+def candidate_values(kind: FeasibilityMode, space: LabelSpace, feasible: FloatArray) -> list[float]:
     """The values that a choice is made from, smallest first; thresholds span the unseen pairs."""
     unseen = feasible[~space.seen]
     if kind == "none" or not len(unseen):
@@ -99,14 +99,18 @@ def grid(kind: Kind, space: LabelSpace, feasible: FloatArray) -> list[float]:
     )
 
 
-def prior(kind: Kind, value: float, space: LabelSpace, feasible: FloatArray, protocol: Protocol) -> Prior:
+def make_adjustment(
+    kind: FeasibilityMode, value: float, space: LabelSpace, feasible: FloatArray, protocol: Protocol
+) -> FeasibilityAdjustment:
     """A threshold (mask) or a lambda (soft) put to work on the candidates of ``space``."""
     if kind == "soft":
         unseen = feasible[~space.seen]
         spread = max(float(unseen.std()), 1e-12)
         offset = np.where(space.seen, 0.0, value * (feasible - unseen.mean()) / spread)
-        return Prior(offset=torch.from_numpy(offset.astype(np.float32)))
+        return FeasibilityAdjustment(offset=torch.from_numpy(offset.astype(np.float32)))
     passes = feasible >= value
     if protocol == "legacy":  # seen pairs hold 0, and pass a threshold below that
-        return Prior(factor=torch.from_numpy((passes.astype(np.float32) + space.seen).astype(np.float32)))
-    return Prior(allowed=passes | space.seen)
+        return FeasibilityAdjustment(
+            factor=torch.from_numpy((passes.astype(np.float32) + space.seen).astype(np.float32))
+        )
+    return FeasibilityAdjustment(allowed=passes | space.seen)

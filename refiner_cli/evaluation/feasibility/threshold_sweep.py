@@ -46,7 +46,7 @@ class ThresholdStream:
         self._seen, self._unseen = torch.from_numpy(np.flatnonzero(seen)), torch.from_numpy(unseen)
 
     @torch.no_grad()
-    def take(self, scores: Tensor, truth: Tensor) -> None:
+    def update(self, scores: Tensor, truth: Tensor) -> None:
         """Scores ``B x P`` float32 and the true pair of each image, ``B`` int64."""
         rows = max(BLOCK_ELEMENTS // scores.shape[1], 1)
         for part, true in zip(scores.split(rows), truth.split(rows), strict=True):

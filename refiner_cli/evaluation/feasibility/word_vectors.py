@@ -18,7 +18,7 @@ from refiner_cli.evaluation.feasibility.feasibility import Similarity
 from refiner_cli.evaluation.metrics.bias_sweep import FloatArray
 
 # Names of UT-Zappos and C-GQA without a vector of their own, as published work reads them.
-PUBLISHED = {
+PUBLISHED_NAMES = {
     "Faux.Fur": "fake fur",
     "Faux.Leather": "fake leather",
     "Full.grain.leather": "thick leather",
@@ -41,7 +41,7 @@ PUBLISHED = {
 }
 
 
-def by_vectors(file: Path, space: LabelSpace) -> Similarity:
+def word_vector_similarity(file: Path, space: LabelSpace) -> Similarity:
     """Similarity of states and of objects as a table of word vectors has it.
 
     Raises:
@@ -59,7 +59,7 @@ def by_vectors(file: Path, space: LabelSpace) -> Similarity:
 
 
 def words_of(name: str) -> list[str]:
-    return re.split(r"[_.\s]+", PUBLISHED.get(name, name).lower().strip("_. "))
+    return re.split(r"[_.\s]+", PUBLISHED_NAMES.get(name, name).lower().strip("_. "))
 
 
 def spellings(name: str) -> set[str]:

@@ -45,7 +45,7 @@ LEGACY_POINTS = 20
 
 
 @dataclass(frozen=True)
-class Digest:
+class ScoreSummary:
     """What N images leave behind after their scores are gone; every field has length N.
 
     Candidates are the pairs that may compete. Among equal scores an index is the lowest one.
@@ -83,9 +83,9 @@ class Digest:
     def __len__(self) -> int:
         return len(self.truth)
 
-    def take(self, images: IntArray | BoolArray) -> Digest:
+    def select(self, images: IntArray | BoolArray) -> ScoreSummary:
         """The digest of the chosen images, repeated ones as often as they are given."""
-        return Digest(**{field.name: getattr(self, field.name)[images] for field in fields(self)})
+        return ScoreSummary(**{field.name: getattr(self, field.name)[images] for field in fields(self)})
 
     def predictions(self, bias: float = 0.0) -> IntArray:
         """N int64: the predicted pair of each image; the seen one where both sides are equal."""
@@ -176,7 +176,7 @@ def harmonic_mean(seen: FloatArray, unseen: FloatArray) -> FloatArray:
     return np.divide(2 * seen * unseen, total, out=np.zeros_like(total), where=total > 0)
 
 
-def sweep(digest: Digest, space: LabelSpace, protocol: Protocol = "exact") -> Metrics:
+def sweep(digest: ScoreSummary, space: LabelSpace, protocol: Protocol = "exact") -> Metrics:
     """All scalar metrics of one split in one world.
 
     Args:
@@ -204,7 +204,7 @@ def sweep(digest: Digest, space: LabelSpace, protocol: Protocol = "exact") -> Me
     )
 
 
-def curve(digest: Digest, protocol: Protocol = "exact") -> Curve:
+def curve(digest: ScoreSummary, protocol: Protocol = "exact") -> Curve:
     """The seen-unseen curve: every operating point (exact), or the published sample of them (legacy)."""
     if protocol == "exact":
         return step_curve(digest.breakpoints(), digest.truth_seen)
@@ -231,7 +231,7 @@ def step_curve(change: FloatArray, seen: BoolArray) -> Curve:
     )
 
 
-def _legacy_curve(digest: Digest) -> Curve:
+def _legacy_curve(digest: ScoreSummary) -> Curve:
     seen = digest.truth_seen
     usable = ~seen & _legacy_correct(digest, LEGACY_MAX_BIAS) & np.isfinite(digest.best_train)
     gaps = np.sort((digest.best_train[usable] - digest.truth_score[usable]) - LEGACY_MARGIN)  # float32
@@ -245,7 +245,7 @@ def _legacy_curve(digest: Digest) -> Curve:
     )
 
 
-def _legacy_correct(digest: Digest, bias: np.float32) -> BoolArray:
+def _legacy_correct(digest: ScoreSummary, bias: np.float32) -> BoolArray:
     """N bool: whether the first of the highest scores is the truth's after the float32 addition of a bias.
 
     Rounding can make different scores equal, but never swaps two, so maxima are enough: the truth must reach
@@ -262,7 +262,7 @@ def _legacy_correct(digest: Digest, bias: np.float32) -> BoolArray:
     return right
 
 
-def _legacy_top(digest: Digest) -> IntArray:
+def _legacy_top(digest: ScoreSummary) -> IntArray:
     """N int64: the unbiased prediction; of equals the one with the lowest index."""
     tie = (digest.best_unseen == digest.best_seen) & (digest.best_unseen_index < digest.best_seen_index)
     return np.where(

@@ -14,11 +14,11 @@ import numpy as np
 
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import ScoresError
-from refiner_cli.evaluation.metrics.bias_sweep import Digest, FloatArray, Protocol, sweep
+from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, Protocol, ScoreSummary, sweep
 from refiner_cli.evaluation.metrics.breakdown import top_k
 
-NAMES = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
-DRAWS = 1000
+METRIC_NAMES = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
+BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
 Samples = dict[str, FloatArray]  # metric -> one value a draw
 
@@ -40,18 +40,23 @@ class Interval:
 
 
 def resample(
-    digest: Digest, space: LabelSpace, protocol: Protocol = "exact", *, draws: int = DRAWS, seed: int = 0
+    digest: ScoreSummary,
+    space: LabelSpace,
+    protocol: Protocol = "exact",
+    *,
+    draws: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
 ) -> Samples:
     """Every metric of :data:`NAMES`, and the bias of HM, on ``draws`` resampled sets of images."""
-    names = (*NAMES, "bias")
+    names = (*METRIC_NAMES, "bias")
     rows: list[list[float]] = []
-    for images in drawn(len(digest), draws, seed):
-        metrics = sweep(digest.take(images), space, protocol)
+    for images in bootstrap_indices(len(digest), draws, seed):
+        metrics = sweep(digest.select(images), space, protocol)
         rows.append([getattr(metrics, name) for name in names])
     return dict(zip(names, np.array(rows).T, strict=True))
 
 
-def drawn(images: int, draws: int, seed: int) -> Iterator[IntArray]:
+def bootstrap_indices(images: int, draws: int, seed: int) -> Iterator[IntArray]:
     """The images of each draw; the same ones whenever the three numbers are the same."""
     rng = np.random.default_rng(seed)
     for _ in range(draws):
@@ -59,10 +64,10 @@ def drawn(images: int, draws: int, seed: int) -> Iterator[IntArray]:
 
 
 def top_k_intervals(
-    digest: Digest, ks: Sequence[int], *, draws: int = DRAWS, seed: int = 0
+    digest: ScoreSummary, ks: Sequence[int], *, draws: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[int, dict[str, Interval]]:
     """95 % interval of every share that :func:`~refiner_cli.evaluation.metrics.breakdown.top_k` gives."""
-    found = [top_k(digest.take(images), ks) for images in drawn(len(digest), draws, seed)]
+    found = [top_k(digest.select(images), ks) for images in bootstrap_indices(len(digest), draws, seed)]
     return {
         k: {group: Interval.of(np.array([shares[k][group] for shares in found])) for group in found[0][k]}
         for k in ks
@@ -90,35 +95,40 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSplit:
     """One method on one split in one world: its digest over its candidates."""
 
-    digest: Digest
+    summary: ScoreSummary
     space: LabelSpace
 
 
 def differences(
-    first: Measured, second: Measured, protocol: Protocol = "exact", *, draws: int = DRAWS, seed: int = 0
+    first: MeasuredSplit,
+    second: MeasuredSplit,
+    protocol: Protocol = "exact",
+    *,
+    draws: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
 ) -> dict[str, Difference]:
     """Paired bootstrap of ``second - first`` for every metric.
 
     Raises ScoresError unless both hold the same images in the same order.
     """
-    if len(first.digest) != len(second.digest):
-        raise ScoresError(f"One side has {len(first.digest)} images, the other {len(second.digest)}.")
-    truths = [[side.space.pairs[t] for t in side.digest.truth] for side in (first, second)]
+    if len(first.summary) != len(second.summary):
+        raise ScoresError(f"One side has {len(first.summary)} images, the other {len(second.summary)}.")
+    truths = [[side.space.pairs[t] for t in side.summary.truth] for side in (first, second)]
     if truths[0] != truths[1]:
         row = next(i for i, (a, b) in enumerate(zip(*truths, strict=True)) if a != b)
         raise ScoresError(
             f"Image {row} is {truths[0][row]} on one side and {truths[1][row]} on the other.",
             hint="Only results on the same images in the same order can be compared.",
         )
-    samples = [resample(s.digest, s.space, protocol, draws=draws, seed=seed) for s in (first, second)]
-    values = [sweep(s.digest, s.space, protocol) for s in (first, second)]
+    samples = [resample(s.summary, s.space, protocol, draws=draws, seed=seed) for s in (first, second)]
+    values = [sweep(s.summary, s.space, protocol) for s in (first, second)]
     return {
         name: Difference(
             getattr(values[1], name) - getattr(values[0], name),
             Interval.of(samples[1][name] - samples[0][name]),
         )
-        for name in NAMES
+        for name in METRIC_NAMES
     }

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
-from refiner_cli.evaluation.metrics.bias_sweep import Digest, FloatArray
+from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, ScoreSummary
 from refiner_cli.files import whole_file
 
-Part = Literal["state", "object"]
+PrimitiveKind = Literal["state", "object"]
 
 
-def top_k(digest: Digest, ks: Sequence[int] = (1, 3, 5, 10)) -> dict[int, dict[str, float]]:
+def top_k(digest: ScoreSummary, ks: Sequence[int] = (1, 3, 5, 10)) -> dict[int, dict[str, float]]:
     """Share of images, in percent, whose truth is among the k best candidates, without any bias.
 
     Candidates with the truth's own score count as better. Keys of each entry: all, seen, unseen.
@@ -34,7 +34,7 @@ def top_k(digest: Digest, ks: Sequence[int] = (1, 3, 5, 10)) -> dict[int, dict[s
 
 
 @dataclass(frozen=True)
-class Row:
+class BreakdownRow:
     """One pair, state or object: how many of its images were right, and what it was taken for."""
 
     name: str
@@ -49,28 +49,30 @@ class Row:
         return dict(self.__dict__)
 
 
-def per_pair(digest: Digest, space: LabelSpace, bias: float = 0.0) -> list[Row]:
+def per_pair(digest: ScoreSummary, space: LabelSpace, bias: float = 0.0) -> list[BreakdownRow]:
     """A row for each pair with images, in candidate order."""
     names = [" ".join(pair) for pair in space.pairs]
     right, margin = digest.correct(bias), margins(digest, bias)
     return _rows(names, digest.truth, digest.predictions(bias), right, margin, space.seen)
 
 
-def per_part(digest: Digest, space: LabelSpace, part: Part, bias: float = 0.0) -> list[Row]:
+def per_primitive(
+    digest: ScoreSummary, space: LabelSpace, part: PrimitiveKind, bias: float = 0.0
+) -> list[BreakdownRow]:
     """A row for each state (object) with images; right where the predicted pair has it."""
-    names, index = parts_of(space, part)
+    names, index = primitive_labels(space, part)
     truth, found = index[digest.truth], index[digest.predictions(bias)]
     return _rows(list(names), truth, found, truth == found, margins(digest, bias), None)
 
 
-def hardest_unseen(rows: Sequence[Row], count: int = 20) -> list[Row]:
+def hardest_unseen(rows: Sequence[BreakdownRow], count: int = 20) -> list[BreakdownRow]:
     """The unseen pairs with the lowest accuracy, then the lowest margin."""
     return sorted((row for row in rows if row.seen is False), key=lambda row: (row.accuracy, row.margin))[
         :count
     ]
 
 
-def margins(digest: Digest, bias: float = 0.0) -> FloatArray:
+def margins(digest: ScoreSummary, bias: float = 0.0) -> FloatArray:
     """N float64: the truth's biased score minus that of the prediction; 0 where they are the same."""
     score = digest.truth_score.astype(np.float64) + np.where(digest.truth_seen, 0.0, bias)
     margin: FloatArray = score - np.maximum(
@@ -86,7 +88,7 @@ def _rows(
     right: BoolArray,
     margin: FloatArray,
     seen: BoolArray | None,
-) -> list[Row]:
+) -> list[BreakdownRow]:
     order = np.argsort(truth, kind="stable")
     starts = np.flatnonzero(np.diff(truth[order], prepend=-1))
     rows = []
@@ -97,7 +99,7 @@ def _rows(
         other, times = min(wrong.items(), key=lambda item: (-item[1], item[0])) if wrong else (-1, 0)
         finite = margin[images][np.isfinite(margin[images])]
         rows.append(
-            Row(
+            BreakdownRow(
                 name=names[label],
                 seen=None if seen is None else bool(seen[label]),
                 images=len(images),
@@ -120,10 +122,10 @@ class Confusion:
 
 
 def confusion(
-    digest: Digest, space: LabelSpace, part: Part, bias: float = 0.0, *, limit: int = 24
+    digest: ScoreSummary, space: LabelSpace, part: PrimitiveKind, bias: float = 0.0, *, limit: int = 24
 ) -> Confusion:
     """The ``limit`` states (objects) that take part in the most mistakes, in index order."""
-    names, index = parts_of(space, part)
+    names, index = primitive_labels(space, part)
     truth, found = index[digest.truth], index[digest.predictions(bias)]
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (truth, found), 1)
@@ -146,7 +148,7 @@ class Reliability:
     error: float
 
 
-def reliability(digest: Digest, bias: float = 0.0, *, bins: int = 10) -> Reliability:
+def reliability(digest: ScoreSummary, bias: float = 0.0, *, bins: int = 10) -> Reliability:
     """How far the softmax over all candidates can be trusted at this bias."""
     confidence, right = confidences(digest, bias), digest.correct(bias)
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
@@ -158,7 +160,7 @@ def reliability(digest: Digest, bias: float = 0.0, *, bins: int = 10) -> Reliabi
     return Reliability(mean, accuracy, images, error)
 
 
-def confidences(digest: Digest, bias: float = 0.0) -> FloatArray:
+def confidences(digest: ScoreSummary, bias: float = 0.0) -> FloatArray:
     """N float64 in 0..1: softmax probability of the prediction among all candidates."""
     unseen = digest.best_unseen.astype(np.float64) + bias
     mass = np.logaddexp(digest.seen_mass.astype(np.float64), digest.unseen_mass + bias)
@@ -167,7 +169,7 @@ def confidences(digest: Digest, bias: float = 0.0) -> FloatArray:
 
 
 def per_image(
-    digest: Digest, space: LabelSpace, images: Sequence[str], bias: float = 0.0
+    digest: ScoreSummary, space: LabelSpace, images: Sequence[str], bias: float = 0.0
 ) -> Iterator[dict[str, Any]]:
     """One JSON object an image: truth, prediction, scores, rank; ``images`` names them."""
     found, right, sure = digest.predictions(bias), digest.correct(bias), confidences(digest, bias)
@@ -194,7 +196,7 @@ def write_per_image(file: Path, rows: Iterator[dict[str, Any]]) -> None:
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def parts_of(space: LabelSpace, part: Part) -> tuple[tuple[str, ...], IntArray]:
+def primitive_labels(space: LabelSpace, part: PrimitiveKind) -> tuple[tuple[str, ...], IntArray]:
     """Names of the states (objects), and P int64: which one each pair has."""
     return (space.states, space.pair_state) if part == "state" else (space.objects, space.pair_object)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refiner_cli.data.labels import BoolArray, LabelSpace
 from refiner_cli.errors import ScoresError
-from refiner_cli.evaluation.metrics.bias_sweep import Digest
+from refiner_cli.evaluation.metrics.bias_sweep import ScoreSummary
 
 BLOCK_ELEMENTS = 1 << 20  # scores reduced at once: 4 MB and a few temporaries of that size stay in cache
 
@@ -104,11 +104,11 @@ class ScoreStream:
             self._parts.append(self._reduce(rows, target[start : start + step].to(rows.device, torch.int64)))
             self._images += rows.shape[0]
 
-    def digest(self) -> Digest:
+    def summary(self) -> ScoreSummary:
         """Everything so far. Raises ScoresError if there was no image."""
         if not self._parts:
             raise ScoresError("There are no images to evaluate.")
-        return Digest(
+        return ScoreSummary(
             **{name: torch.cat([part[name].cpu() for part in self._parts]).numpy() for name in self._parts[0]}
         )
 

@@ -32,7 +32,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One world's curve with its operating points; ``style`` is a class of the style sheet."""
 
     style: str
@@ -93,7 +93,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{step * i:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def seen_unseen(lines: Sequence[Line]) -> str:
+def seen_unseen(lines: Sequence[ChartLine]) -> str:
     """Seen against unseen accuracy over all biases, with the operating points."""
     high = max([10.0, *(float(line.curve.unseen.max()) for line in lines)])
     top = max([10.0, *(float(line.curve.seen.max()) for line in lines)])

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 
 from refiner_cli.data.images import decode
 from refiner_cli.evaluation.metrics.bias_sweep import curve
-from refiner_cli.evaluation.metrics.bootstrap import NAMES, Interval
-from refiner_cli.evaluation.metrics.breakdown import Part, Row, confusion, reliability
+from refiner_cli.evaluation.metrics.bootstrap import METRIC_NAMES, Interval
+from refiner_cli.evaluation.metrics.breakdown import BreakdownRow, PrimitiveKind, confusion, reliability
 from refiner_cli.evaluation.report import charts
 from refiner_cli.evaluation.result import Result, WorldResult
 from refiner_cli.files import whole_file
@@ -28,7 +28,7 @@ from refiner_cli.files import whole_file
 SIDE = 160  # pixels of a thumbnail
 PHOTOS = 3  # thumbnails of a pair
 HARDEST = 12
-PARTS: tuple[Part, ...] = ("state", "object")
+PARTS: tuple[PrimitiveKind, ...] = ("state", "object")
 HEADINGS = {"state_acc": "state", "object_acc": "object"}
 
 
@@ -52,7 +52,7 @@ def write_report(file: Path, result: Result, images: Path | None = None) -> None
         title=html.escape(f"Evaluation on {result.dataset}"),
         subtitle=html.escape(subtitle),
         metrics=metrics_table(result),
-        draws=result.draws,
+        draws=result.bootstrap_samples,
         top=top_table(result),
         curve=charts.seen_unseen([line(name, world, result) for name, world in result.worlds.items()]),
         key=key(result),
@@ -60,7 +60,7 @@ def write_report(file: Path, result: Result, images: Path | None = None) -> None
         choices="".join(f"<li>{html.escape(text)}</li>" for text in choices(result)),
         tried="".join(tried(world) for world in result.worlds.values()),
         calibration=charts.calibration(
-            [(name, reliability(w.measured.digest, w.bias)) for name, w in result.worlds.items()]
+            [(name, reliability(w.measured.summary, w.bias)) for name, w in result.worlds.items()]
         ),
         calibration_text=html.escape(calibration_text(result)),
         worlds="".join(world_part(name, world, result, images) for name, world in result.worlds.items()),
@@ -83,10 +83,10 @@ def between(value: float, span: Interval) -> str:
 
 def metrics_table(result: Result) -> str:
     rows = (
-        [name, *(between(getattr(world.metrics, metric), world.intervals[metric]) for metric in NAMES)]
+        [name, *(between(getattr(world.metrics, metric), world.intervals[metric]) for metric in METRIC_NAMES)]
         for name, world in result.worlds.items()
     )
-    return table(["world", *(HEADINGS.get(name, name) for name in NAMES)], rows)
+    return table(["world", *(HEADINGS.get(name, name) for name in METRIC_NAMES)], rows)
 
 
 def top_table(result: Result) -> str:
@@ -104,7 +104,7 @@ def top_table(result: Result) -> str:
 
 def operating_points(world: WorldResult, result: Result) -> list[charts.Mark]:
     """Best harmonic mean, validation's bias, and no bias at all."""
-    digest, seen = world.measured.digest, world.measured.digest.truth_seen
+    digest, seen = world.measured.summary, world.measured.summary.truth_seen
     points = curve(digest, result.protocol)
     best = points.best
     found = [
@@ -125,8 +125,10 @@ def operating_points(world: WorldResult, result: Result) -> list[charts.Mark]:
     return found
 
 
-def line(name: str, world: WorldResult, result: Result) -> charts.Line:
-    return charts.Line(name, curve(world.measured.digest, result.protocol), operating_points(world, result))
+def line(name: str, world: WorldResult, result: Result) -> charts.ChartLine:
+    return charts.ChartLine(
+        name, curve(world.measured.summary, result.protocol), operating_points(world, result)
+    )
 
 
 def key(result: Result) -> str:
@@ -171,7 +173,7 @@ def choices(result: Result) -> Iterator[str]:
         if result.protocol == "exact"
         else "Legacy protocol: the published sweep of about 20 biases, for comparison with printed numbers."
     )
-    yield f"Intervals: {result.draws} bootstrap draws over the images, seed {result.seed}."
+    yield f"Intervals: {result.bootstrap_samples} bootstrap draws over the images, seed {result.seed}."
 
 
 def tried(world: WorldResult) -> str:
@@ -183,7 +185,7 @@ def tried(world: WorldResult) -> str:
 
 def calibration_text(result: Result) -> str:
     errors = (
-        f"{reliability(world.measured.digest, world.bias).error:.1f} points in the {name} world"
+        f"{reliability(world.measured.summary, world.bias).error:.1f} points in the {name} world"
         for name, world in result.worlds.items()
     )
     bias = "at validation's bias" if result.calibration else "without a bias"
@@ -195,7 +197,7 @@ def calibration_text(result: Result) -> str:
 
 def world_part(name: str, world: WorldResult, result: Result, images: Path | None) -> str:
     """Confusions, hardest pairs and the tables of one world."""
-    digest, space = world.measured.digest, world.measured.space
+    digest, space = world.measured.summary, world.measured.space
     maps = [charts.confusion_map(confusion(digest, space, part, world.bias)) for part in PARTS]
     columns = (
         f'<div class="scroll"><h3>{part}s</h3>{drawn}</div>' for part, drawn in zip(PARTS, maps, strict=True)
@@ -215,12 +217,12 @@ def world_part(name: str, world: WorldResult, result: Result, images: Path | Non
     )
 
 
-def hard_pair(row: Row, world: WorldResult, result: Result, images: Path | None) -> str:
+def hard_pair(row: BreakdownRow, world: WorldResult, result: Result, images: Path | None) -> str:
     """A pair's numbers and some of its images."""
     photos = ""
     if images is not None:
         label = [" ".join(pair) for pair in world.measured.space.pairs].index(row.name)
-        places = np.flatnonzero(world.measured.digest.truth == label)[:PHOTOS]
+        places = np.flatnonzero(world.measured.summary.truth == label)[:PHOTOS]
         photos = "".join(f'<img src="{thumbnail(images / result.images[i])}" alt="">' for i in places)
         photos = f'<div class="photos">{photos}</div>'
     mistaken = f", most often taken for {row.mistaken_for} ({row.mistaken})" if row.mistaken_for else ""
@@ -228,7 +230,7 @@ def hard_pair(row: Row, world: WorldResult, result: Result, images: Path | None)
     return f'<div><b>{html.escape(row.name)}</b><br><span class="soft">{said}</span>{photos}</div>'
 
 
-def rows_table(rows: Sequence[Row]) -> str:
+def rows_table(rows: Sequence[BreakdownRow]) -> str:
     """The worst first."""
     return table(
         ["", "images", "right", "margin", "most often taken for"],

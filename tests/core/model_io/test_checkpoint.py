@@ -13,14 +13,15 @@ import torch
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import model_folder
+from tests.conftest import Cli
 
 
 def test_an_export_and_its_run_hold_the_same_model(small_run: Path, small_export: Path) -> None:
     ours, _ = read_model(model_folder(small_run))
     theirs, _ = read_model(small_export)
-    assert ours.stored().keys() == theirs.stored().keys()
-    assert all(torch.equal(p, theirs.stored()[name]) for name, p in ours.stored().items())
-    assert ours.stored()["hubs.centres"].any(1).all()  # measured for every seen pair
+    assert ours.saved_tensors().keys() == theirs.saved_tensors().keys()
+    assert all(torch.equal(p, theirs.saved_tensors()[name]) for name, p in ours.saved_tensors().items())
+    assert ours.saved_tensors()["hubness.centres"].any(1).all()  # measured for every seen pair
     assert ours.backbone.fingerprint() == theirs.backbone.fingerprint()
     assert (ours.space, ours.calibration) == (theirs.space, theirs.calibration)
 
@@ -53,7 +54,7 @@ def drop_labels(folder: Path) -> None:
 def other_width(folder: Path) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    config["model"]["adapter_width"] = 32
+    config["model"]["adapter_dim"] = 32
     file.write_text(json.dumps(config))
 
 
@@ -69,7 +70,7 @@ def other_format(folder: Path) -> None:
         (remove_config, "the file config.json is missing"),
         (cut_config, "config.json cannot be read"),
         (drop_labels, "incomplete or damaged"),
-        (other_width, "has another shape"),
+        (other_width, "has a different shape"),
         (other_format, "has the format 'refiner.model/9'"),
     ],
 )
@@ -101,3 +102,18 @@ def test_a_run_without_validation_is_no_model_yet(tmp_path: Path, small_run: Pat
     (folder / "best.json").unlink()
     with pytest.raises(RefinerError, match="no validated checkpoint"):
         model_folder(folder)
+
+
+def test_a_model_exported_by_version_0_1_0_predicts_the_same_rows(tmp_path: Path, cli: Cli) -> None:
+    # Made with the old names of settings and tensors; the expected rows were written by that version.
+    old = Path(__file__).with_name("version-0.1.0")
+    out = tmp_path / "rows.jsonl"
+    assert cli("-q", "predict", old / "model", old / "photos", "--out", out, "--device", "cpu").code == 0
+    rows, want = (
+        [json.loads(line) for line in f.read_text().splitlines()] for f in (out, old / "rows.jsonl")
+    )
+    assert [row["path"] for row in rows] == [row["path"] for row in want]
+    for row, expected in zip(rows, want, strict=True):
+        for found, wanted in zip(row["predictions"], expected["predictions"], strict=True):
+            assert (found["state"], found["object"]) == (wanted["state"], wanted["object"])
+            assert found["score"] == pytest.approx(wanted["score"], abs=1e-4)

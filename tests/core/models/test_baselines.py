@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from refiner_cli.config import ModelConfig, TrainConfig
+from refiner_cli.config import TrainConfig, method_section
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.baselines import troika
-from refiner_cli.core.models.baselines.troika import Troika
-from refiner_cli.core.models.registry import METHODS, build_model
+from refiner_cli.core.models.baselines.troika import Troika, TroikaConfig
+from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.errors import ConfigError
+from refiner_cli.plugins import BUILT_IN_METHODS
 from tests.core.cases import SPACE
 
 
@@ -23,7 +26,7 @@ def logits(model: Model, pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["coop", "csp"])
 def test_prompted_baselines_start_at_zero_shot(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
-    ours, clip = (logits(build_model(m, tiny, ModelConfig(), SPACE), pixels) for m in (method, "clip"))
+    ours, clip = (logits(build_model(m, tiny, method_section(m)(), SPACE), pixels) for m in (method, "clip"))
     assert torch.allclose(ours, clip, atol=1e-4)
 
 
@@ -36,15 +39,19 @@ def test_prompted_baselines_start_at_zero_shot(tiny: Backbone, pixels: torch.Ten
     ],
 )
 def test_each_learns_what_it_says(tiny: Backbone, method: str, learns: set[str]) -> None:
-    assert set(build_model(method, tiny, ModelConfig(), SPACE).learned()) == learns
+    assert set(build_model(method, tiny, method_section(method)(), SPACE).trainable_parameters()) == learns
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "clip"])
+@pytest.mark.parametrize("method", [m for m in BUILT_IN_METHODS if m != "clip"])
 def test_every_method_learns(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
     torch.manual_seed(0)
-    model = build_model(method, tiny, ModelConfig(word_dropout=0), SPACE)
+    section = method_section(method)
+    config = section.model_validate(
+        {"primitive_dropout": 0} if "primitive_dropout" in section.model_fields else {}
+    )
+    model = build_model(method, tiny, config, SPACE)
     space, truth = SPACE.training(), torch.tensor([0, 1])
-    optimizer = torch.optim.SGD(model.learned().values(), lr=0.005)
+    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.005)
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
@@ -62,20 +69,20 @@ def test_chunks_of_pairs_change_no_score(
     tiny: Backbone, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    model = Troika(tiny, ModelConfig(), SPACE)
+    model = Troika(tiny, TroikaConfig(), SPACE)
     whole = logits(model, pixels)
-    monkeypatch.setattr(troika, "CHUNK", 1)
+    monkeypatch.setattr(troika, "CHUNK_SIZE", 1)
     assert torch.allclose(logits(model, pixels), whole, atol=1e-5)
 
 
 def test_troika_reads_the_patches(tiny: Backbone, pixels: torch.Tensor) -> None:
-    model = Troika(tiny, ModelConfig(), SPACE).eval()
+    model = Troika(tiny, TroikaConfig(), SPACE).eval()
     with torch.no_grad():
         images, bank = model.encode_images(pixels), model.encode_pairs(SPACE)
-        other = troika.PatchedVectors(images.composition, images.state, images.object, images.patches.flip(0))
+        other = replace(images, patches=images.patches.flip(0))
         assert not torch.allclose(model.score(images, bank).composition, model.score(other, bank).composition)
 
 
 def test_an_unknown_method_is_named(tiny: Backbone) -> None:
     with pytest.raises(ConfigError, match="'magic' is unknown"):
-        build_model("magic", tiny, ModelConfig(), SPACE)
+        build_model("magic", tiny, method_section("magic")(), SPACE)

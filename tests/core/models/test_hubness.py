@@ -1,11 +1,11 @@
-"""Levels: what they are, and that they take from hubs what hubs get from everything."""
+"""Hubness correction: its formula, and that it takes from hubness what every image gives them."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from refiner_cli.core.models.hubness import CHUNK, SHARE, SOFTNESS, Hubs
+from refiner_cli.core.models.hubness import CHUNK_SIZE, SOFTNESS, STRENGTH, HubnessCorrection
 
 SCALE = 20.0
 
@@ -15,32 +15,34 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_level_is_the_soft_mean_of_the_logits_at_the_centres() -> None:
-    vectors, truth, texts = unit(50, 8), torch.arange(50) % 6, unit(CHUNK + 3, 8, seed=1)
-    hubs = Hubs(6, 8)
-    hubs.measure(vectors, truth)
-    levels = hubs(texts, SCALE)
-    for i in (0, 17, CHUNK, CHUNK + 2):
+    vectors, truth, texts = unit(50, 8), torch.arange(50) % 6, unit(CHUNK_SIZE + 3, 8, seed=1)
+    hubness = HubnessCorrection(6, 8)
+    hubness.fit(vectors, truth)
+    offsets = hubness(texts, SCALE)
+    for i in (0, 17, CHUNK_SIZE, CHUNK_SIZE + 2):
         logits = torch.stack([SCALE * vectors[truth == q].mean(0) @ texts[i] for q in range(6)])
-        assert torch.isclose(levels[i], (SOFTNESS * logits).exp().mean().log() * SHARE / SOFTNESS, atol=1e-4)
+        assert torch.isclose(
+            offsets[i], (SOFTNESS * logits).exp().mean().log() * STRENGTH / SOFTNESS, atol=1e-4
+        )
 
 
 def test_the_precision_outside_changes_no_level() -> None:
-    hubs, texts = Hubs(6, 8), unit(9, 8, seed=1)
-    hubs.measure(unit(50, 8), torch.arange(50) % 6)
+    hubness, texts = HubnessCorrection(6, 8), unit(9, 8, seed=1)
+    hubness.fit(unit(50, 8), torch.arange(50) % 6)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = hubs(texts, SCALE)
-    assert torch.equal(inside, hubs(texts, SCALE))
+        inside = hubness(texts, SCALE)
+    assert torch.equal(inside, hubness(texts, SCALE))
 
 
-def test_nothing_measured_levels_nothing() -> None:
-    assert torch.equal(Hubs(6, 8)(unit(3, 8), SCALE), torch.zeros(3))
+def test_nothing_measured_offsets_nothing() -> None:
+    assert torch.equal(HubnessCorrection(6, 8)(unit(3, 8), SCALE), torch.zeros(3))
 
 
 def test_a_pair_without_pictures_has_its_centre_at_zero() -> None:
-    hubs = Hubs(3, 8)
-    hubs.measure(unit(4, 8), torch.tensor([0, 0, 2, 2]))
-    assert torch.equal(hubs.centres[1], torch.zeros(8))
-    assert hubs(unit(3, 8), SCALE).isfinite().all()
+    hubness = HubnessCorrection(3, 8)
+    hubness.fit(unit(4, 8), torch.tensor([0, 0, 2, 2]))
+    assert torch.equal(hubness.centres[1], torch.zeros(8))
+    assert hubness(unit(3, 8), SCALE).isfinite().all()
 
 
 def test_a_text_near_every_picture_no_longer_wins_them_all() -> None:
@@ -49,6 +51,6 @@ def test_a_text_near_every_picture_no_longer_wins_them_all() -> None:
     pictures = F.normalize(own + 1.2 * common, dim=-1)
     texts = torch.cat([own, common[None]])  # the last one is the hub
     assert (pictures @ texts.T).argmax(1).tolist() == [6] * 6
-    hubs = Hubs(6, 8)
-    hubs.measure(pictures, torch.arange(6))
-    assert (SCALE * pictures @ texts.T - hubs(texts, SCALE)).argmax(1).tolist() == list(range(6))
+    hubness = HubnessCorrection(6, 8)
+    hubness.fit(pictures, torch.arange(6))
+    assert (SCALE * pictures @ texts.T - hubness(texts, SCALE)).argmax(1).tolist() == list(range(6))

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig, TrainConfig
-from refiner_cli.core.models.refiner import RefinedVectors, Refiner
+from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.core.models.refiner import Refiner, RefinerConfig
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone, load_backbone
-from refiner_cli.core.towers.image import run
+from refiner_cli.core.towers.image import run_blocks
 from tests.core.cases import SPACE
 
 
@@ -26,11 +26,12 @@ def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize(("name", "pretrained"), [("tiny", "built-in"), ("ViT-B-32", "none")])
 def test_at_its_start_it_is_clip_zero_shot(name: str, pretrained: str) -> None:
     backbone = load_backbone(name, pretrained)
-    model = build_model("refiner", backbone, ModelConfig(), SPACE)
+    model = build_model("refiner", backbone, method_section("refiner")(), SPACE)
     pixels = images(backbone)
     with torch.no_grad():
         bank = model.eval().encode_pairs(SPACE)
-        ours = model.score(model.train().encode_images(pixels), bank).composition  # of the class token
+        class_token, _ = model.encode_images(pixels).branches
+        ours = model.score(class_token, bank).composition
         text = backbone.text.encode_texts([f"a photo of {s} {o}" for s, o in SPACE.pairs])
         want = backbone.logit_scale * (
             F.normalize(backbone.clip.encode_image(pixels), dim=-1) @ F.normalize(text, dim=-1).T
@@ -38,32 +39,31 @@ def test_at_its_start_it_is_clip_zero_shot(name: str, pretrained: str) -> None:
     assert torch.allclose(ours, want, rtol=0, atol=1e-5 * want.abs().max())
 
 
-def test_what_the_class_token_says_is_refined_by_what_the_concepts_say(tiny: Backbone) -> None:
-    model, pixels = Refiner.build(tiny, ModelConfig(), SPACE), images(tiny)
+def test_image_vectors_are_the_sum_of_class_token_and_regions(tiny: Backbone) -> None:
+    model, pixels = Refiner.build(tiny, RefinerConfig(), SPACE), images(tiny)
     with torch.no_grad():
-        apart = model.train().encode_images(pixels)
-        assert isinstance(apart, RefinedVectors)
         found = model.eval().encode_images(pixels)
+        whole, regions = found.branches
     for role in ("composition", "state", "object"):
-        v, c = getattr(apart, role), getattr(apart.concepts, role)
+        v, c = getattr(whole, role), getattr(regions, role)
         assert torch.allclose(c.norm(dim=-1), torch.ones(2), atol=1e-5)
         assert not torch.allclose(v, c, atol=1e-2)
         assert torch.allclose(getattr(found, role), F.normalize(v + c, dim=-1), atol=1e-5)
 
 
 def test_clip_baseline_equals_the_backbone(tiny: Backbone) -> None:
-    model = build_model("clip", tiny, ModelConfig(), SPACE).eval()
+    model = build_model("clip", tiny, method_section("clip")(), SPACE).eval()
     scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))
     assert scores.state is None
     assert scores.object is None
-    assert not model.learned()
+    assert not model.trainable_parameters()
 
 
 def steps(model: Refiner, pixels: torch.Tensor, count: int = 3) -> list[float]:
     """Losses of a few steps on one batch."""
     space = SPACE.training()
     truth = torch.tensor([0, 1])
-    optimizer = torch.optim.SGD(model.learned().values(), lr=0.005)
+    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.005)
     losses = []
     for _ in range(count):
         torch.manual_seed(0)
@@ -82,19 +82,20 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
     backbone = load_backbone(str(Path(__file__).with_name("siglip.json")), "none")
     text = backbone.text
     assert not text.causal
-    words = [*text.tokens.split("a photo of wet dog")]
-    ids = torch.tensor([[*text.tokens.head, *words, text.tokens.end] + [text.tokens.pad] * 64])[
+    words = [*text.tokens.encode("a photo of wet dog")]
+    ids = torch.tensor([[*text.tokens.prefix_ids, *words, text.tokens.eos_id] + [text.tokens.pad_id] * 64])[
         :, : text.context_length
     ]
-    model = Refiner.build(backbone, ModelConfig(adapter_blocks=1, query_blocks=1), SPACE)
+    model = Refiner.build(backbone, RefinerConfig(adapter_blocks=1, query_blocks=1), SPACE)
     pixels = images(backbone)
     with torch.no_grad():
         bank = model.eval().encode_pairs(SPACE)
         want = F.normalize(backbone.clip.encode_text(ids), dim=-1)
-        found = model.train().encode_images(pixels).composition  # of the class token
+        class_token, _ = model.encode_images(pixels).branches
         assert torch.allclose(bank.pairs[SPACE.pair_index["wet", "dog"]], want[0], atol=1e-5)
-        assert torch.allclose(found, F.normalize(backbone.clip.encode_image(pixels), dim=-1), atol=1e-5)
-    looks = model.eval().look(pixels)
+        own = F.normalize(backbone.clip.encode_image(pixels), dim=-1)
+        assert torch.allclose(class_token.composition, own, atol=1e-5)
+    looks = model.eval().query_attention(pixels)
     assert torch.allclose(looks.sum(-1), torch.ones(looks.shape[:2]), atol=1e-5)
     assert looks.std(-1).min() > 1e-4
     losses = steps(model, pixels)
@@ -103,17 +104,17 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
 
 @pytest.mark.parametrize(
     "off",
-    [{"adapters": False}, {"queries": 0}, {"fusion": False}, {"align_state": False}, {"align_object": False},
-     {"learn_context": False}, {"learn_words": False}],
+    [{"adapters": False}, {"num_queries": 0}, {"image_to_text": False}, {"align_state": False},
+     {"align_object": False}, {"learn_context": False}, {"learn_primitives": False}],
 )  # fmt: skip
 def test_every_part_can_be_switched_off_and_the_rest_still_learns(
     tiny: Backbone, off: dict[str, object]
 ) -> None:
     torch.manual_seed(0)
-    full = Refiner.build(tiny, ModelConfig(), SPACE)
-    model = Refiner.build(tiny, ModelConfig.model_validate({"word_dropout": 0} | off), SPACE)
+    full = Refiner.build(tiny, RefinerConfig(), SPACE)
+    model = Refiner.build(tiny, RefinerConfig.model_validate({"primitive_dropout": 0} | off), SPACE)
     if "align_state" not in off and "align_object" not in off:
-        assert len(model.learned()) < len(full.learned())
+        assert len(model.trainable_parameters()) < len(full.trainable_parameters())
     else:
         scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))
         assert (scores.state is None) == ("align_state" in off)
@@ -123,13 +124,13 @@ def test_every_part_can_be_switched_off_and_the_rest_still_learns(
 
 
 def test_every_learned_parameter_gets_a_gradient_once_the_adapters_are_open(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, ModelConfig(), SPACE)
+    model = Refiner.build(tiny, RefinerConfig(), SPACE)
     with torch.no_grad():
-        for name, parameter in model.learned().items():
+        for name, parameter in model.trainable_parameters().items():
             if ".up." in name or ".narrow." in name:
                 parameter.normal_(std=0.1)
     steps(model, images(tiny), 1)
-    silent = [n for n, p in model.learned().items() if p.grad is None or not p.grad.abs().sum()]
+    silent = [n for n, p in model.trainable_parameters().items() if p.grad is None or not p.grad.abs().sum()]
     # A key's bias shifts all attention logits of a query alike, so only rounding reaches it; the key
     # and value biases share one tensor, which is not silent.
     assert silent == []
@@ -138,46 +139,44 @@ def test_every_learned_parameter_gets_a_gradient_once_the_adapters_are_open(tiny
 @pytest.mark.parametrize("name", ["tiny", str(Path(__file__).with_name("siglip.json"))])
 def test_tokens_that_are_not_needed_are_left_out_without_a_difference(name: str) -> None:
     backbone = load_backbone(name, "built-in" if name == "tiny" else "none")
-    model = Refiner.build(backbone, ModelConfig(), SPACE).eval()
+    model = Refiner.build(backbone, RefinerConfig(), SPACE).eval()
     torch.manual_seed(0)
     for adapter in model.adapters:
         nn.init.normal_(adapter.attention.up.weight, std=0.1)
         nn.init.normal_(adapter.mlp.up.weight, std=0.1)
     tower, adapters = backbone.visual, list(model.adapters)
-    x = model.lower(images(backbone))
-    blocks = range(model.first, tower.depth)
-    every, some = run(tower, x, blocks, adapters), run(tower, x, blocks, adapters, rows=3)
+    x = model.encode_frozen_blocks(images(backbone))
+    blocks = range(model.first_trainable_block, tower.depth)
+    every, some = run_blocks(tower, x, blocks, adapters), run_blocks(tower, x, blocks, adapters, rows=3)
     assert some.shape[1] == 3
     assert torch.allclose(some, every[:, :3], rtol=0, atol=1e-5 * float(every.detach().abs().max()))
-    plain = run(tower, x, blocks, (), rows=3)
-    assert torch.allclose(plain, run(tower, x, blocks, ())[:, :3], atol=1e-4)
+    plain = run_blocks(tower, x, blocks, (), rows=3)
+    assert torch.allclose(plain, run_blocks(tower, x, blocks, ())[:, :3], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny", str(Path(__file__).with_name("siglip.json"))])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_class_token_and_patches_do_not_see_the_queries(name: str, blocks: int) -> None:
     backbone = load_backbone(name, "built-in" if name == "tiny" else "none")
-    model = Refiner.build(backbone, ModelConfig(adapter_blocks=1, query_blocks=blocks), SPACE).eval()
+    model = Refiner.build(backbone, RefinerConfig(adapter_blocks=1, query_blocks=blocks), SPACE).eval()
     torch.manual_seed(0)
-    nn.init.normal_(model.beside[0].attention.up.weight, std=0.1)  # type: ignore[attr-defined]
-    tower, concepts = backbone.visual, model.concepts
-    assert concepts is not None
-    x = model.enter(images(backbone), model.asked)
-    joined = concepts.join(tower, x, tower.depth, model.beside)
-    plain = run(tower, x, range(model.asked, tower.depth), model.beside)
-    assert torch.allclose(
-        joined[:, len(concepts) :], plain, rtol=0, atol=1e-5 * float(plain.detach().abs().max())
-    )
+    nn.init.normal_(model.adapters.blocks()[0].attention.up.weight, std=0.1)
+    tower, refinement, adapters = backbone.visual, model.visual_refinement, model.adapters.blocks()
+    assert refinement is not None
+    x = model.encode_upper_blocks(images(backbone))
+    others, queries = refinement.run_with_queries(tower, x, tower.depth, adapters)
+    plain = run_blocks(tower, x, range(model.first_query_block, tower.depth), adapters)
+    assert torch.allclose(others, plain, rtol=0, atol=1e-5 * float(plain.detach().abs().max()))
     with torch.no_grad():
-        concepts.queries.mul_(-1)
-    moved = concepts.join(tower, x, tower.depth, model.beside)
-    assert torch.allclose(moved[:, len(concepts) :], joined[:, len(concepts) :], atol=1e-5)
-    assert not torch.allclose(moved[:, : len(concepts)], joined[:, : len(concepts)], atol=1e-2)
+        refinement.queries.mul_(-1)
+    moved_others, moved_queries = refinement.run_with_queries(tower, x, tower.depth, adapters)
+    assert torch.allclose(moved_others, others, atol=1e-5)
+    assert not torch.allclose(moved_queries, queries, atol=1e-2)
 
 
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:
     before = tiny.fingerprint()
-    model = Refiner.build(tiny, ModelConfig(), SPACE)
+    model = Refiner.build(tiny, RefinerConfig(), SPACE)
     steps(model, images(tiny), 2)
     assert tiny.fingerprint() == before
     assert not model.train().clip.training
@@ -185,44 +184,44 @@ def test_the_towers_stay_frozen(tiny: Backbone) -> None:
 
 
 def test_attention_of_the_queries_sums_to_one(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, ModelConfig(queries=5, query_blocks=2), SPACE).eval()
-    weights = model.look(images(tiny))
+    model = Refiner.build(tiny, RefinerConfig(num_queries=5, query_blocks=2), SPACE).eval()
+    weights = model.query_attention(images(tiny))
     assert weights.shape == (2, 5, 64)
     assert torch.allclose(weights.sum(-1), torch.ones(2, 5), atol=1e-5)
     assert weights.std(-1).min() > 1e-4
 
 
 def test_own_words_keep_clips_vectors_and_known_words_their_learned_ones(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, ModelConfig(word_dropout=0, word_share=0.25), SPACE)
+    model = Refiner.build(tiny, RefinerConfig(primitive_dropout=0, wise_ft_alpha=0.25), SPACE)
     with torch.no_grad():
         model.prompts.states += 1
     for training, moved in ((True, 1.0), (False, 0.25)):
-        rows = model.train(training).prompts.words("state", ["frozen", "wet"])
-        assert torch.equal(rows[0], tiny.text.word("frozen"))
-        assert torch.allclose(rows[1], tiny.text.word("wet") + moved)
+        rows = model.train(training).prompts.embed("state", ["frozen", "wet"])
+        assert torch.equal(rows[0], tiny.text.embed_label("frozen"))
+        assert torch.allclose(rows[1], tiny.text.embed_label("wet") + moved)
 
 
 def test_levels_are_taken_from_the_compositions_outside_training(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, ModelConfig(), SPACE)
-    without = Refiner.build(tiny, ModelConfig(hubs=False), SPACE)
+    model = Refiner.build(tiny, RefinerConfig(), SPACE)
+    without = Refiner.build(tiny, RefinerConfig(hubness_correction=False), SPACE)
     without.load_state_dict(model.state_dict(), strict=False)
-    assert model.train().encode_pairs(SPACE).levels is None
+    assert model.train().encode_pairs(SPACE).offsets is None
     with torch.no_grad():
         seen = model.eval().encode_images(images(tiny, 3))
-        assert model.hubs is not None
-        model.hubs.measure(seen.composition, torch.arange(3))
+        assert model.hubness is not None
+        model.hubness.fit(seen.composition, torch.arange(3))
         bank, plain = model.encode_pairs(SPACE), without.eval().encode_pairs(SPACE)
-        assert bank.levels is not None
-        assert bank.levels.abs().min() > 0
+        assert bank.offsets is not None
+        assert bank.offsets.abs().min() > 0
         ours, theirs = model.score(seen, bank), without.score(seen, plain)
-    assert torch.allclose(ours.composition, theirs.composition - bank.levels)
+    assert torch.allclose(ours.composition, theirs.composition - bank.offsets)
     assert torch.equal(ours.state, theirs.state)  # type: ignore[arg-type]
 
 
 def test_combine_weighs_state_and_object_evidence(tiny: Backbone) -> None:
     from refiner_cli.core.models.base import Calibration
 
-    model = Refiner.build(tiny, ModelConfig(), SPACE).eval()
+    model = Refiner.build(tiny, RefinerConfig(), SPACE).eval()
     with torch.no_grad():
         scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))
     total = model.combine(scores, SPACE, Calibration(0.5, 2.0))

@@ -8,27 +8,29 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from refiner_cli.config import ModelConfig
+from refiner_cli.config import method_section
 from refiner_cli.core.models.base import Calibration
 from refiner_cli.core.models.baselines.troika import PatchedVectors
-from refiner_cli.core.models.registry import METHODS, build_model
-from refiner_cli.core.models.shifted_views import PLACES, on_grids
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.models.shifted_views import SHIFTS, shifted_views
+from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.evaluation.scoring import Setting, fill, image_batches
+from refiner_cli.evaluation.scoring import image_batches, score_split
+from refiner_cli.plugins import BUILT_IN_METHODS
 from tests.core.cases import SPACE
 
 PATCH = 8
 
 
 def test_one_grid_is_the_picture_itself(pixels: torch.Tensor) -> None:
-    (only,) = on_grids(pixels, PATCH, 1)
+    (only,) = shifted_views(pixels, PATCH, 1)
     assert torch.equal(only, pixels)
 
 
 def test_two_grids_lie_half_a_patch_apart(pixels: torch.Tensor) -> None:
-    first, second = on_grids(pixels, PATCH, 2)
+    first, second = shifted_views(pixels, PATCH, 2)
     assert first.shape == second.shape == pixels.shape
     half = PATCH // 2
     assert torch.equal(first[..., half:, half:], second[..., :-half, :-half])
@@ -36,32 +38,35 @@ def test_two_grids_lie_half_a_patch_apart(pixels: torch.Tensor) -> None:
 
 
 def test_edges_are_mirrored(pixels: torch.Tensor) -> None:
-    first, second = on_grids(pixels, PATCH, 2)
+    first, second = shifted_views(pixels, PATCH, 2)
     assert torch.equal(first[..., 2:, :2], pixels[..., :-2, 1:3].flip(-1))
     assert torch.equal(second[..., :-2, -2:], pixels[..., 2:, -3:-1].flip(-1))
 
 
 def test_four_grids_lie_half_a_patch_apart_both_ways(pixels: torch.Tensor) -> None:
-    by_place = dict(zip(PLACES[4], on_grids(pixels, PATCH, 4), strict=True))
+    by_place = dict(zip(SHIFTS[4], shifted_views(pixels, PATCH, 4), strict=True))
     first, half = by_place[-1, -1], PATCH // 2
     assert torch.equal(first[..., :, half:], by_place[1, -1][..., :, :-half])
     assert torch.equal(first[..., half:, :], by_place[-1, 1][..., :-half, :])
     assert torch.equal(first[..., half:, half:], by_place[1, 1][..., :-half, :-half])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BUILT_IN_METHODS)
 def test_what_is_read_on_the_grids_is_added(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
-    model = build_model(method, tiny, ModelConfig(grids=2), SPACE).eval()
+    model = build_model(method, tiny, method_section(method)(tta_shifts=2), SPACE).eval()
     with torch.no_grad():
-        read = model.read(pixels)
-        parts = [model.encode_images(view) for view in on_grids(pixels, tiny.visual.patch, 2)]
+        read = model.encode_images_tta(pixels)
+        parts = [model.encode_images(view) for view in shifted_views(pixels, tiny.visual.patch_size, 2)]
         for role in ("composition", "state", "object"):
             want = F.normalize(getattr(parts[0], role) + getattr(parts[1], role), dim=-1)
             assert torch.allclose(getattr(read, role), want, atol=1e-6)
         if isinstance(read, PatchedVectors):
-            assert read.patches.shape[1] == 2 * tiny.visual.embed(pixels)[:, tiny.visual.prefix :].shape[1]
-        model.config = ModelConfig(grids=1)
-        one, plain = model.read(pixels), model.encode_images(pixels)
+            assert (
+                read.patches.shape[1]
+                == 2 * tiny.visual.embed(pixels)[:, tiny.visual.num_prefix_tokens :].shape[1]
+            )
+        model.config = type(model.config)(tta_shifts=1)
+        one, plain = model.encode_images_tta(pixels), model.encode_images(pixels)
     assert torch.allclose(one.composition, plain.composition, atol=1e-6)
     assert not torch.allclose(read.composition, plain.composition, atol=1e-3)
 
@@ -75,20 +80,20 @@ class Kept:
         self.space = space
         self.scores: list[torch.Tensor] = []
 
-    def take(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
+    def update(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
         self.scores.append(scores)
 
 
 def test_evaluation_reads_on_the_grids(tiny: Backbone, small_demo: Path) -> None:
     demo = load_benchmark(small_demo)
-    space, setting = demo.label_space("val"), Setting()
-    model = build_model("clip", tiny, ModelConfig(grids=2), space)
+    space, setting = demo.label_space("val"), RuntimeOptions()
+    model = build_model("clip", tiny, method_section("clip")(tta_shifts=2), space)
     kept = Kept(space)
-    fill(model, demo, "val", [kept], setting)
+    score_split(model, demo, "val", [kept], setting)
     with torch.no_grad():
         bank = model.encode_pairs(space)
         want = [
-            model.score(model.read(b.images), bank).composition
+            model.score(model.encode_images_tta(b.images), bank).composition
             for b in image_batches(model, demo, "val", setting)
         ]
         one = model.score(model.encode_images(next(image_batches(model, demo, "val", setting)).images), bank)

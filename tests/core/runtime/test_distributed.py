@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from refiner_cli.core.runtime.distributed import Ranks
+from refiner_cli.core.runtime.distributed import DistributedContext
 from refiner_cli.data.labels import LabelSpace
 from tests.conftest import Cli
 from tests.training.processes import SETTINGS, begin_ranks, rows, steps, wait_until
@@ -19,17 +19,17 @@ from tests.training.processes import SETTINGS, begin_ranks, rows, steps, wait_un
 
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_every_row_belongs_to_one_process_and_the_weights_add_up(batch: int, size: int) -> None:
-    every = [Ranks(rank, size) for rank in range(size)]
-    mine = [ranks.rows(range(batch)) for ranks in every if ranks.weight(batch) > 0]
+    every = [DistributedContext(rank, size) for rank in range(size)]
+    mine = [ranks.shard_rows(range(batch)) for ranks in every if ranks.shard_weight(batch) > 0]
     assert sorted(row for rows in mine for row in rows) == list(range(batch))
-    assert sum(ranks.weight(batch) for ranks in every) == pytest.approx(1)
-    assert all(ranks.rows(range(batch)) for ranks in every)
+    assert sum(ranks.shard_weight(batch) for ranks in every) == pytest.approx(1)
+    assert all(ranks.shard_rows(range(batch)) for ranks in every)
 
 
 @given(st.integers(1, 30), st.integers(1, 9))
 def test_the_pairs_are_shared_out_in_order(count: int, size: int) -> None:
     space = LabelSpace.from_pairs([("wet", f"thing{i:02}") for i in range(count)], [])
-    shares = [Ranks(rank, size).share(space) for rank in range(size)]
+    shares = [DistributedContext(rank, size).shard_pairs(space) for rank in range(size)]
     if size > count:
         assert all(share is space for share in shares)
     else:
@@ -39,7 +39,7 @@ def test_the_pairs_are_shared_out_in_order(count: int, size: int) -> None:
 
 def test_two_processes_with_half_the_batch_equal_one(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
     # Batches of 9, which two cannot share evenly.
-    more = (*SETTINGS, "--set", "train.batch=9", "--set", "train.max_steps=20", "--set", "train.lr=1e-3")
+    more = (*SETTINGS, "--set", "train.batch_size=9", "--set", "train.max_steps=20", "--set", "train.lr=1e-3")
     assert cli("-q", "train", small_demo, "--out", tmp_path / "one", *more).code == 0
     two = begin_ranks(2, small_demo, "--out", tmp_path / "two", *more)
     said = [process.communicate() for process in two]
@@ -62,7 +62,7 @@ def test_a_killed_process_ends_the_other_with_a_sentence_and_a_checkpoint(
     small_demo: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    first, second = begin_ranks(2, small_demo, "--out", run, *SETTINGS, "--set", "train.batch=8")
+    first, second = begin_ranks(2, small_demo, "--out", run, *SETTINGS, "--set", "train.batch_size=8")
     wait_until(lambda: steps(run) >= 2, first)
     second.send_signal(signal.SIGKILL)
     _, said = first.communicate(timeout=60)
@@ -77,7 +77,7 @@ def test_a_killed_process_ends_the_other_with_a_sentence_and_a_checkpoint(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_signal_to_one_process_stops_both_with_the_state_saved(small_demo: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first, second = begin_ranks(2, small_demo, "--out", run, *SETTINGS, "--set", "train.batch=8")
+    first, second = begin_ranks(2, small_demo, "--out", run, *SETTINGS, "--set", "train.batch_size=8")
     wait_until(lambda: steps(run) >= 2, first)
     second.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=60)

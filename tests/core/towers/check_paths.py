@@ -1,4 +1,4 @@
-"""Training the demo with trie and chunks beside the plain text path: the losses of every step.
+"""Training the demo with prefix cache and chunks beside the plain text path: the losses of every step.
 
 By hand: ``python -m tests.core.towers.check_paths`` trains 50 steps twice and fails beyond 1e-4.
 """
@@ -17,10 +17,10 @@ from tests.training.test_trainer import begin
 
 def losses(folder: Path, benchmark: Benchmark, steps: int, *, plain: bool) -> list[float]:
     """Losses of ``steps`` training steps, the validations between them left out."""
-    more = {"train.text_chunk": 10_000 if plain else 16, "train.batch": 16, "train.epochs": 100}
+    more = {"train.text_chunk_size": 10_000 if plain else 16, "train.batch_size": 16, "train.epochs": 100}
     training = begin(folder, benchmark, **more, **{"train.max_steps": steps})
     if plain:
-        training.model.backbone.text.shares = False
+        training.model.backbone.text.uses_prefix_cache = False
     found: list[float] = []
     while len(found) < steps:
         for batch in training.rest_of_epoch():
@@ -33,8 +33,8 @@ def losses(folder: Path, benchmark: Benchmark, steps: int, *, plain: bool) -> li
 
 
 def gap(folder: Path, benchmark: Benchmark, steps: int) -> float:
-    """The largest difference of a loss, trie and chunks of 16 against every prompt whole and at once."""
-    ours = losses(folder / "trie", benchmark, steps, plain=False)
+    """The largest difference of a loss: prefix cache and chunks of 16, or prompts in full and at once."""
+    ours = losses(folder / "cached", benchmark, steps, plain=False)
     plain = losses(folder / "plain", benchmark, steps, plain=True)
     return max(abs(a - b) for a, b in zip(ours, plain, strict=True))
 

@@ -9,7 +9,7 @@ from refiner_cli.core.runtime.device import GIB, attention_kernels
 from refiner_cli.core.towers import text_chunks as chunk
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.text import TextTower
-from refiner_cli.core.towers.text_chunks import LEAST, pick_chunk, prompt_bytes
+from refiner_cli.core.towers.text_chunks import MIN_PROMPTS, pick_chunk_size, prompt_bytes
 
 CPU = torch.device("cpu")
 
@@ -20,10 +20,10 @@ def text() -> TextTower:
 
 
 def pick(
-    monkeypatch: pytest.MonkeyPatch, text: TextTower, free: int, *, wanted: int = 0, prompts: int = 5592
+    monkeypatch: pytest.MonkeyPatch, text: TextTower, free: int, *, requested: int = 0, prompts: int = 5592
 ) -> tuple[int, str]:
     monkeypatch.setattr(chunk, "free_memory", lambda device: free)
-    return pick_chunk(wanted, text, prompts, CPU, torch.float32, 3)
+    return pick_chunk_size(requested, text, prompts, CPU, torch.float32, 3)
 
 
 def test_all_prompts_at_once_where_they_fit(monkeypatch: pytest.MonkeyPatch, text: TextTower) -> None:
@@ -37,21 +37,21 @@ def test_less_memory_makes_smaller_chunks_that_fit(monkeypatch: pytest.MonkeyPat
     each = prompt_bytes(text, 7, torch.float32)
     sizes = [pick(monkeypatch, text, free * each)[0] for free in (8000, 4000, 1000)]
     assert sizes == [2000, 1000, 250]
-    assert pick(monkeypatch, text, 0)[0] == LEAST
+    assert pick(monkeypatch, text, 0)[0] == MIN_PROMPTS
 
 
 def test_a_given_chunk_is_taken(monkeypatch: pytest.MonkeyPatch, text: TextTower) -> None:
-    assert pick(monkeypatch, text, 0, wanted=77) == (77, "asked for")
+    assert pick(monkeypatch, text, 0, requested=77) == (77, "requested")
 
 
 @pytest.mark.parametrize("shares", [True, False])
 def test_the_estimate_bounds_what_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch, text: TextTower, shares: bool
 ) -> None:
-    monkeypatch.setattr(text, "shares", shares)
+    monkeypatch.setattr(text, "uses_prefix_cache", shares)
     rows = 256
     words = torch.randn(rows, text.width, requires_grad=True)
-    context = text.context("a photo of")
+    context = text.embed_context("a photo of")
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(value: torch.Tensor) -> torch.Tensor:
@@ -63,5 +63,5 @@ def test_the_estimate_bounds_what_autograd_keeps(
         text.encode_pairs(context, words[:1], words, torch.zeros(rows, dtype=torch.int64))
     frozen = {p.untyped_storage().data_ptr() for p in text.text.parameters()}
     total = sum(storage.nbytes() for place, storage in kept.items() if place not in frozen)
-    tokens = len(text.tokens.head) + len(context) + 3
+    tokens = len(text.tokens.prefix_ids) + len(context) + 3
     assert 0.5 < total / (rows * prompt_bytes(text, tokens, torch.float32)) < 1

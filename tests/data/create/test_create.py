@@ -10,7 +10,7 @@ import pytest
 
 from refiner_cli.data.benchmark import SPLITS, load_benchmark
 from refiner_cli.data.create import create as module
-from refiner_cli.data.create.create import Created, Placing, Wish, create
+from refiner_cli.data.create.create import Created, Placing, SplitOptions, create_dataset
 from refiner_cli.data.create.photos import Photo, read_photos
 from refiner_cli.data.download.verify import verify
 from refiner_cli.data.progress import StoppedError
@@ -35,9 +35,15 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, log: Log, stop: Event) -> Run:
-    def build(photos: list[Photo], wish: Wish | None = None, placing: Placing = "link") -> Created:
-        return create(
-            photos, tmp_path / "out", wish or Wish(), placing=placing, workers=1, report=log, stop=stop
+    def build(photos: list[Photo], wish: SplitOptions | None = None, placing: Placing = "link") -> Created:
+        return create_dataset(
+            photos,
+            tmp_path / "out",
+            wish or SplitOptions(),
+            placing=placing,
+            workers=1,
+            report=log,
+            stop=stop,
         )
 
     return build
@@ -62,10 +68,10 @@ def test_photos_become_a_benchmark(photos: Path, run: Run, tmp_path: Path, log: 
 
 def test_the_same_seed_gives_the_same_dataset(photos: Path, log: Log, stop: Event, tmp_path: Path) -> None:
     prints = [
-        create(
+        create_dataset(
             read_photos(photos),
             tmp_path / f"out{n}",
-            Wish(seed=seed),
+            SplitOptions(seed=seed),
             placing="link",
             workers=1,
             report=log,
@@ -102,7 +108,7 @@ def test_splits_of_a_table_are_kept(photos: Path, run: Run, tmp_path: Path) -> N
         splits = ["test"] * 10 if (state, obj) == ("old", "plum") else ["train"] * 7 + ["val"] * 3
         rows += [f"{state}_{obj}/{n}.jpg,{state},{obj},{split}" for n, split in enumerate(splits)]
     (photos / "table.csv").write_text("\n".join(rows))
-    run(read_photos(photos / "table.csv"), Wish(unseen_fraction=0.9))
+    run(read_photos(photos / "table.csv"), SplitOptions(unseen_fraction=0.9))
     benchmark = load_benchmark(tmp_path / "out")
     assert benchmark.pairs["test"] == (("old", "plum"),)
     assert {split: len(found) for split, found in benchmark.samples.items()} == {
@@ -125,7 +131,7 @@ def test_splits_of_a_table_that_leave_a_name_untrained_are_refused(
 
 
 def test_named_pairs_are_unseen(photos: Path, run: Run, tmp_path: Path) -> None:
-    run(read_photos(photos), Wish(unseen=(("old", "plum"), ("cut", "apple"))))
+    run(read_photos(photos), SplitOptions(unseen=(("old", "plum"), ("cut", "apple"))))
     benchmark = load_benchmark(tmp_path / "out")
     assert set(PAIRS) - set(benchmark.pairs["train"]) == {("old", "plum"), ("cut", "apple")}
 
@@ -138,7 +144,7 @@ def test_photos_of_one_name_from_two_folders_are_both_there(tmp_path: Path, run:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(published.photo(number))
             found.append(Photo(file, ("cut" if number % 2 else "old", "apple" if number < 4 else "pear")))
-    run(found, Wish(unseen_fraction=0.25))
+    run(found, SplitOptions(unseen_fraction=0.25))
     names = [path.name for path in (tmp_path / "out/images").rglob("*") if path.is_file()]
     assert len(names) == len(found)
     assert {"x.jpg", "X-2.jpg", "x-3.jpg"} <= set(names)
@@ -174,7 +180,10 @@ def test_two_spellings_of_a_name_are_refused(photos: Path, run: Run) -> None:
 
 def test_too_few_images_are_told(photos: Path, run: Run) -> None:
     with pytest.raises(DatasetError, match="The split val would be empty: there are 9 images of 9 pairs"):
-        run([photo for photo in read_photos(photos) if photo.file.stem == "1"], Wish(unseen_fraction=0.1))
+        run(
+            [photo for photo in read_photos(photos) if photo.file.stem == "1"],
+            SplitOptions(unseen_fraction=0.1),
+        )
 
 
 def test_a_folder_in_use_is_not_touched(photos: Path, run: Run, tmp_path: Path) -> None:
@@ -209,8 +218,8 @@ def test_stops_when_asked(photos: Path, run: Run, stop: Event, tmp_path: Path) -
 
 def test_grocery_from_its_images_alone(grocery: Path, tmp_path: Path, log: Log, stop: Event) -> None:
     out = tmp_path / "grocery"
-    created = create(
-        read_photos(grocery / "images"), out, Wish(), placing="copy", workers=1, report=log, stop=stop
+    created = create_dataset(
+        read_photos(grocery / "images"), out, SplitOptions(), placing="copy", workers=1, report=log, stop=stop
     )
     counts = created.verification.counts
     assert (counts.states, counts.objects) == (6, 21)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refiner_cli.data.create.photos import Photo, clean, read_photos
+from refiner_cli.data.create.photos import Photo, clean_name, read_photos
 from refiner_cli.errors import DatasetError
 
 JSON_LINES = """
@@ -137,4 +137,4 @@ def test_what_is_neither_folder_nor_table_is_refused(tmp_path: Path) -> None:
     [("apple", "apple"), (" bell  pepper", "bell.pepper"), ("a_b", "a.b"), ("_", ""), ("A.b", "A.b")],
 )
 def test_names_hold_no_white_space(name: str, cleaned: str) -> None:
-    assert clean(name) == cleaned
+    assert clean_name(name) == cleaned

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refiner_cli.data.benchmark import read_pairs
-from refiner_cli.data.create.splits import Unseen, choose_unseen, minimum_cover, name_unseen, share_out
+from refiner_cli.data.create.splits import (
+    HeldOutPairs,
+    assign_images,
+    choose_unseen,
+    minimum_cover,
+    name_unseen,
+)
 from refiner_cli.data.labels import Pair
 from refiner_cli.errors import DatasetError
 
@@ -98,8 +104,8 @@ def test_named_pairs_that_take_a_name_out_of_training_are_named() -> None:
 
 def test_images_follow_their_pairs() -> None:
     items = {pair: [f"{pair}{n}" for n in range(40)] for pair in FULL}
-    unseen = Unseen(val=(("cut", "fig"),), test=(("old", "pear"), ("ripe", "fig")))
-    parts = share_out(items, unseen, 0)
+    unseen = HeldOutPairs(val=(("cut", "fig"),), test=(("old", "pear"), ("ripe", "fig")))
+    parts = assign_images(items, unseen, 0)
     assert sorted(item for part in parts.values() for item, _ in part) == sorted(
         i for f in items.values() for i in f
     )
@@ -112,7 +118,7 @@ def test_images_follow_their_pairs() -> None:
 
 @given(st.integers(1, 6), st.integers(0, 50))
 def test_a_seen_pair_keeps_an_image_for_training(count: int, seed: int) -> None:
-    parts = share_out({("cut", "apple"): list(range(count))}, Unseen((), ()), seed)
+    parts = assign_images({("cut", "apple"): list(range(count))}, HeldOutPairs((), ()), seed)
     assert parts["train"]
     assert sorted(item for part in parts.values() for item, _ in part) == list(range(count))
 
@@ -120,7 +126,7 @@ def test_a_seen_pair_keeps_an_image_for_training(count: int, seed: int) -> None:
 def test_new_images_of_one_pair_do_not_move_those_of_another() -> None:
     few = {("cut", "apple"): list(range(20)), ("cut", "pear"): list(range(20))}
     more = {**few, ("cut", "pear"): list(range(30)), ("old", "fig"): [1]}
-    before, after = (share_out(items, Unseen((), ()), 0) for items in (few, more))
+    before, after = (assign_images(items, HeldOutPairs((), ()), 0) for items in (few, more))
     for split in ("train", "val", "test"):
         assert [i for i, p in before[split] if p[1] == "apple"] == [
             i for i, p in after[split] if p[1] == "apple"

@@ -16,7 +16,7 @@ from threading import Event
 import numpy as np
 from PIL import Image
 
-from refiner_cli.data.integrity import cores, faults
+from refiner_cli.data.integrity import cores, find_unreadable
 from refiner_cli.data.progress import Notice, Progress
 
 DIFFERENT = 50
@@ -46,7 +46,9 @@ def main(count: int = 30_000) -> None:
         for workers in (1, cores()):
             told.clear()
             began = time.perf_counter()
-            bad = faults(folder, names, name="check", workers=workers, report=told.append, stop=Event())
+            bad = find_unreadable(
+                folder, names, name="check", workers=workers, report=told.append, stop=Event()
+            )
             seconds[workers] = time.perf_counter() - began
             print(  # noqa: T201
                 f"{workers} processes: {seconds[workers]:.1f} s, {count / seconds[workers]:.0f} images/s, "

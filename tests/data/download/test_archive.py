@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.data.download.archive import ArchiveError, open_archive
-from refiner_cli.data.download.content import foreign_content
+from refiner_cli.data.download.content import sniff_content
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
@@ -269,7 +269,7 @@ def test_unpacking_stops_when_asked(pack: Pack, tmp_path: Path, log: Log, stop: 
     ],
 )
 def test_what_is_no_archive_is_named(head: bytes, kind: str | None) -> None:
-    assert foreign_content(head) == kind
+    assert sniff_content(head) == kind
 
 
 def test_a_saved_web_page_is_no_archive(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from refiner_cli.data.benchmark import SPLITS, load_benchmark
 from refiner_cli.data.download.catalog import Catalogue, Counts, Dataset, catalogue
-from refiner_cli.data.download.datasets_dir import Store
+from refiner_cli.data.download.datasets_dir import DatasetsDir
 from refiner_cli.data.download.downloader import Downloader
-from refiner_cli.data.download.fetch import Patience
+from refiner_cli.data.download.fetch import RetryPolicy
 from refiner_cli.errors import DatasetError, FetchError, UsageError
 from tests.data.conftest import Log
 from tests.data.download import published
@@ -43,8 +43,8 @@ def images(expected: Counts, pairs: published.Pairs) -> Counts:
 def make(tmp_path: Path, log: Log, stop: Event) -> Make:
     def build(*datasets: Dataset, **how: object) -> Downloader:
         known = Catalogue(datasets={dataset.name: dataset for dataset in datasets})
-        how.setdefault("patience", Patience(2, 0.001))
-        return Downloader(Store(tmp_path / "data"), known, report=log, stop=stop, **how)  # type: ignore[arg-type]
+        how.setdefault("patience", RetryPolicy(2, 0.001))
+        return Downloader(DatasetsDir(tmp_path / "data"), known, report=log, stop=stop, **how)  # type: ignore[arg-type]
 
     return build
 
@@ -490,7 +490,7 @@ import os, signal, sys
 from pathlib import Path
 from refiner_cli.data.download.catalog import Catalogue
 from refiner_cli.data.download.downloader import Downloader
-from refiner_cli.data.download.datasets_dir import Store
+from refiner_cli.data.download.datasets_dir import DatasetsDir
 
 catalogue = Catalogue.model_validate_json(Path(sys.argv[1]).read_text())
 stage, after = sys.argv[3], int(sys.argv[4])
@@ -500,7 +500,7 @@ def report(event):
     if getattr(event, "stage", None) == stage and event.done > after:
         os.kill(os.getpid(), signal.SIGKILL)
 
-downloader = Downloader(Store(Path(sys.argv[2])), catalogue, report=report)
+downloader = Downloader(DatasetsDir(Path(sys.argv[2])), catalogue, report=report)
 if stage == "publish":
     os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -547,7 +547,7 @@ def test_kill_9_anywhere_and_the_next_run_finishes(
     after: int,
 ) -> None:
     reference = tmp_path / "reference"
-    Downloader(Store(reference), make(tiny).catalogue).download([tiny])
+    Downloader(DatasetsDir(reference), make(tiny).catalogue).download([tiny])
     body = len(site.pages["/cgqa.zip"].body)
     process = start(tiny, stage=stage, after=after)
     process.wait()
@@ -632,7 +632,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_larger_one_goes_on(
     padding = {"padding.bin": random.Random(0).randbytes(150_000)}
     site.put("/cgqa.zip", published.c_gqa(pairs, rows, "", padding), length=False)
     downloader = Downloader(
-        Store(small_disk), Catalogue(datasets={tiny.name: tiny}), report=log, patience=Patience(1, 0)
+        DatasetsDir(small_disk), Catalogue(datasets={tiny.name: tiny}), report=log, patience=RetryPolicy(1, 0)
     )
     with pytest.raises(FetchError, match=r"The disk became full while fetching cgqa\.zip"):
         downloader.download([tiny])
@@ -645,7 +645,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_larger_one_goes_on(
 
 def test_a_disk_that_fills_while_unpacking(small_disk: Path, tiny: Dataset, site: Site) -> None:
     subprocess.run(["mount", "-o", "remount,size=28k", small_disk], check=True)
-    downloader = Downloader(Store(small_disk / "in"), Catalogue(datasets={tiny.name: tiny}))
+    downloader = Downloader(DatasetsDir(small_disk / "in"), Catalogue(datasets={tiny.name: tiny}))
     archive = small_disk.parent / "cgqa.zip"
     archive.write_bytes(site.pages["/cgqa.zip"].body)
     with pytest.raises(FetchError, match=r"disk became full|has only"):

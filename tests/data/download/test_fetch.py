@@ -15,8 +15,8 @@ from threading import Event
 import pytest
 
 from refiner_cli.data.download.catalog import Source
-from refiner_cli.data.download.fetch import Patience, fetch, fetched_already
-from refiner_cli.data.download.partial_download import Part
+from refiner_cli.data.download.fetch import RetryPolicy, fetch, fetched_already
+from refiner_cli.data.download.partial_download import PartialDownload
 from refiner_cli.data.download.remote import client, probe
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
@@ -49,7 +49,7 @@ def bring(target: Path, log: Log, stop: Event) -> Bring:
                 accept=accept,
                 report=log,
                 stop=stop,
-                patience=Patience(attempts, pause=0.001),
+                patience=RetryPolicy(attempts, pause=0.001),
             )
 
     return run
@@ -202,7 +202,7 @@ def test_two_mirrors_do_not_share_a_part(site: Site, bring: Bring, target: Path)
 
 def test_a_part_without_its_note_is_not_trusted(site: Site, bring: Bring, target: Path) -> None:
     url = site.put("/data.zip", ZIP)
-    part = Part(target, url)
+    part = PartialDownload(target, url)
     part.path.write_bytes(b"PK\x03\x04 something else")
     bring(url)
     assert target.read_bytes() == ZIP
@@ -275,12 +275,12 @@ def test_kill_9_during_a_fetch_loses_nothing(site: Site, bring: Bring, target: P
         from pathlib import Path
         from threading import Event
         from refiner_cli.data.download.catalog import Source
-        from refiner_cli.data.download.fetch import Patience, fetch
+        from refiner_cli.data.download.fetch import RetryPolicy, fetch
         from refiner_cli.data.download.remote import client
         with client() as web:
             fetch(web, Source(file="data.zip", urls=({url!r},), holds="*"), Path({str(target)!r}), by_hand="",
                   accept=lambda *_: None, report=lambda event: print(event.done, flush=True), stop=Event(),
-                  patience=Patience())
+                  patience=RetryPolicy())
     """)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -288,7 +288,7 @@ def test_kill_9_during_a_fetch_loses_nothing(site: Site, bring: Bring, target: P
         os.kill(process.pid, signal.SIGKILL)
     gate.set()
     assert not target.exists()
-    assert json.loads(Part(target, url).note.read_text())["length"] == len(ZIP)
+    assert json.loads(PartialDownload(target, url).note.read_text())["length"] == len(ZIP)
     bring(url)
     assert target.read_bytes() == ZIP
     assert site.asked_for("/data.zip")[-1] == "bytes=4096-"

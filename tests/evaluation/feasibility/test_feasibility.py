@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import DatasetError
-from refiner_cli.evaluation.feasibility.feasibility import THRESHOLDS, Similarity, feasibility, grid, prior
-from refiner_cli.evaluation.feasibility.word_vectors import by_vectors
+from refiner_cli.evaluation.feasibility.feasibility import (
+    THRESHOLDS,
+    Similarity,
+    candidate_values,
+    make_adjustment,
+    pair_feasibility,
+)
+from refiner_cli.evaluation.feasibility.word_vectors import word_vector_similarity
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from tests.evaluation.cases import make_case
 
@@ -31,7 +37,7 @@ def similar(seed: int, space: LabelSpace) -> Similarity:
 def test_feasibility_is_what_the_text_says(seed: int, seen: float) -> None:
     space = make_case(seed, states=4, objects=5, seen=seen).space
     words = similar(seed, space)
-    found = feasibility(space, words)
+    found = pair_feasibility(space, words)
     for p, (a, o) in enumerate(space.pairs):
         s, t = space.states.index(a), space.objects.index(o)
         objects = [
@@ -46,22 +52,22 @@ def test_feasibility_is_what_the_text_says(seed: int, seen: float) -> None:
 
 CASE = make_case(5, images=30, states=4, objects=5)
 SEEN = CASE.space.seen
-FEASIBLE = feasibility(CASE.space, similar(5, CASE.space))
+FEASIBLE = pair_feasibility(CASE.space, similar(5, CASE.space))
 
 
 def test_thresholds_span_the_unseen_pairs() -> None:
-    values = grid("mask", CASE.space, FEASIBLE)
+    values = candidate_values("mask", CASE.space, FEASIBLE)
     assert len(values) == THRESHOLDS
     assert (values[0], values[-1]) == (FEASIBLE[~SEEN].min(), FEASIBLE[~SEEN].max())
-    assert grid("soft", CASE.space, FEASIBLE)[0] == 0
+    assert candidate_values("soft", CASE.space, FEASIBLE)[0] == 0
 
 
 def test_the_exact_mask_takes_pairs_out_of_the_race() -> None:
     threshold = float(np.median(FEASIBLE[~SEEN]))
-    mask = prior("mask", threshold, CASE.space, FEASIBLE, "exact")
+    mask = make_adjustment("mask", threshold, CASE.space, FEASIBLE, "exact")
     stream = ScoreStream(CASE.space, mask.allowed)
     stream.update(mask.apply(torch.from_numpy(CASE.scores)), CASE.truth)
-    digest = stream.digest()
+    digest = stream.summary()
     assert set(digest.best_unseen_index) <= set(np.flatnonzero(~SEEN & (threshold <= FEASIBLE)))
     assert (digest.best_seen == CASE.scores[:, SEEN].max(1)).all()
 
@@ -70,7 +76,7 @@ def test_the_exact_mask_takes_pairs_out_of_the_race() -> None:
 def test_the_legacy_mask_multiplies_as_the_published_code_does(
     threshold: float, factor_of_seen: float
 ) -> None:
-    mask = prior("mask", threshold, CASE.space, FEASIBLE, "legacy")
+    mask = make_adjustment("mask", threshold, CASE.space, FEASIBLE, "legacy")
     scores = torch.from_numpy(CASE.scores)
     expected = CASE.scores * np.where(SEEN, factor_of_seen, threshold <= FEASIBLE).astype(np.float32)
     assert mask.allowed is None
@@ -78,7 +84,11 @@ def test_the_legacy_mask_multiplies_as_the_published_code_does(
 
 
 def test_soft_moves_unseen_pairs_by_lambda_deviations() -> None:
-    moved = prior("soft", 2.0, CASE.space, FEASIBLE, "exact").apply(torch.zeros(1, len(SEEN)))[0].numpy()
+    moved = (
+        make_adjustment("soft", 2.0, CASE.space, FEASIBLE, "exact")
+        .apply(torch.zeros(1, len(SEEN)))[0]
+        .numpy()
+    )
     assert not moved[SEEN].any()
     assert moved[~SEEN].mean() == pytest.approx(0, abs=1e-6)
     assert moved[~SEEN].std() == pytest.approx(2)
@@ -94,7 +104,7 @@ TABLE = "the 9 9\nfake 1 0\nfur 0 1\nold 1 1\nmid 1 0\ncalf 0 2\nboots 3 4\ntowe
 
 def test_names_are_read_as_published_and_parts_averaged(tmp_path: Path) -> None:
     (tmp_path / "glove.txt").write_text(TABLE)
-    found = by_vectors(
+    found = word_vector_similarity(
         tmp_path / "glove.txt", space_of(["Faux.Fur", "OLD"], ["eiffel_tower", "boots", "mid-calf"])
     )
     assert found.states[0, 1] == pytest.approx(1)  # (fake + fur) / 2 points where old does
@@ -117,4 +127,4 @@ def test_bad_tables_name_the_place(tmp_path: Path, text: str | None, says: str) 
     if text is not None:
         (tmp_path / "glove.txt").write_text(text)
     with pytest.raises(DatasetError, match=says):
-        by_vectors(tmp_path / "glove.txt", space_of(["old", "green"], ["boots"][:0]))
+        word_vector_similarity(tmp_path / "glove.txt", space_of(["old", "green"], ["boots"][:0]))

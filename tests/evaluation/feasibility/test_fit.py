@@ -12,23 +12,21 @@ import torch
 
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.models.base import Model
+from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
-from refiner_cli.evaluation import scoring as evaluate
-from refiner_cli.evaluation.evaluate import Asked, assess_model
-from refiner_cli.evaluation.feasibility.feasibility import by_text_tower
-from refiner_cli.evaluation.feasibility.fit import choose_feasibility
+from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model
+from refiner_cli.evaluation.feasibility.feasibility import text_tower_similarity
+from refiner_cli.evaluation.feasibility.fit import fit_feasibility
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
-from refiner_cli.evaluation.metrics.bootstrap import Measured
+from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
 from refiner_cli.evaluation.result import Result
 from refiner_cli.evaluation.scoring import (
-    Setting,
-    calibrate,
     check_same_labels,
     image_batches,
-    measure_hubs,
-    some,
 )
+from refiner_cli.training import calibrate as calibration
+from refiner_cli.training.calibrate import calibrate, fit_hubness, spread_rows
 from refiner_cli.training.run_dir import model_folder
 from tests.evaluation.cases import make_case
 
@@ -64,7 +62,7 @@ def shuffled(demo: Benchmark) -> Benchmark:
 
 
 def test_calibration_reads_no_test_image(model: Model, demo: Benchmark) -> None:
-    assert calibrate(model, sealed(demo), Setting()) == calibrate(model, demo, Setting())
+    assert calibrate(model, sealed(demo), RuntimeOptions()) == calibrate(model, demo, RuntimeOptions())
 
 
 def test_weights_above_zero_have_to_be_surely_better(
@@ -72,46 +70,48 @@ def test_weights_above_zero_have_to_be_surely_better(
 ) -> None:
     asked = []
 
-    def answer(plain: Measured, best: Measured) -> bool:
-        asked.append([sweep(side.digest, side.space).AUC for side in (plain, best)])
+    def answer(plain: MeasuredSplit, best: MeasuredSplit) -> bool:
+        asked.append([sweep(side.summary, side.space).AUC for side in (plain, best)])
         return len(asked) == 1
 
-    monkeypatch.setattr(evaluate, "surely_better", answer)
-    chosen, metrics = calibrate(model, demo, Setting())
+    monkeypatch.setattr(calibration, "surely_better", answer)
+    chosen, metrics = calibrate(model, demo, RuntimeOptions())
     assert max(chosen.state_weight, chosen.object_weight) > 0
-    plain, plain_metrics = calibrate(model, demo, Setting())
+    plain, plain_metrics = calibrate(model, demo, RuntimeOptions())
     assert (plain.state_weight, plain.object_weight) == (0, 0)
     assert asked == [[plain_metrics.AUC, metrics.AUC]] * 2
 
 
 def test_surely_better_is_better_by_more_than_chance() -> None:
     weak, same, strong = (
-        Measured(case.digest(), case.space)
+        MeasuredSplit(case.summary(), case.space)
         for case in (make_case(3, images=200, skill=skill) for skill in (0.5, 0.51, 1.5))
     )
-    assert evaluate.surely_better(weak, strong)
-    assert not evaluate.surely_better(strong, weak)
-    assert not evaluate.surely_better(weak, same)
+    assert calibration.surely_better(weak, strong)
+    assert not calibration.surely_better(strong, weak)
+    assert not calibration.surely_better(weak, same)
 
 
 def test_centres_are_those_of_training_images_alone(model: Model, demo: Benchmark) -> None:
-    assert model.hubs is not None
-    before = model.hubs.centres.clone()
+    assert model.hubness is not None
+    before = model.hubness.centres.clone()
     only = dataclasses.replace(demo, samples={"train": demo.samples["train"]})
-    measure_hubs(model, only, Setting(batch=3))
-    assert torch.allclose(model.hubs.centres, before, atol=1e-6)  # as training left them
+    fit_hubness(model, only, RuntimeOptions(batch_size=3))
+    assert torch.allclose(model.hubness.centres, before, atol=1e-6)  # as training left them
     space = demo.label_space("train").training()
     for index, pair in enumerate(space.pairs[:3]):
         rows = [i for i, sample in enumerate(demo.samples["train"]) if sample.pair == pair]
         with torch.no_grad():
-            (batch,) = image_batches(model, demo, "train", Setting(), some(np.array(rows)).tolist())
+            (batch,) = image_batches(
+                model, demo, "train", RuntimeOptions(), spread_rows(np.array(rows)).tolist()
+            )
             want = model.encode_images(batch.images).composition.mean(0)
-        assert torch.allclose(model.hubs.centres[index], want, atol=1e-6)
+        assert torch.allclose(model.hubness.centres[index], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
 def test_some_are_spread_evenly_and_none_twice(count: int) -> None:
-    found = some(np.arange(count)).tolist()
+    found = spread_rows(np.arange(count)).tolist()
     assert len(set(found)) == len(found) == min(count, 8)
     assert found[0] == 0
     assert count == 1 or found[-1] == count - 1
@@ -120,8 +120,8 @@ def test_some_are_spread_evenly_and_none_twice(count: int) -> None:
 @pytest.mark.parametrize("protocol", ["exact", "legacy"])
 @pytest.mark.parametrize("kind", ["mask", "soft"])
 def test_feasibility_reads_no_test_image(model: Model, demo: Benchmark, kind: Any, protocol: Any) -> None:
-    similarity = by_text_tower(model.backbone, demo.vocabulary)
-    _, choice = choose_feasibility(model, sealed(demo), kind, similarity, Setting(), protocol=protocol)
+    similarity = text_tower_similarity(model.backbone, demo.vocabulary)
+    _, choice = fit_feasibility(model, sealed(demo), kind, similarity, RuntimeOptions(), protocol=protocol)
     assert choice is not None
     assert choice.val_auc == max(auc for _, auc in choice.tried)
     assert choice.value == next(value for value, auc in choice.tried if auc == choice.val_auc)
@@ -129,24 +129,30 @@ def test_feasibility_reads_no_test_image(model: Model, demo: Benchmark, kind: An
 
 def test_other_test_labels_change_results_but_no_choice(model: Model, demo: Benchmark) -> None:
     def assess(benchmark: Benchmark) -> Result:
-        return assess_model(
-            model, benchmark, "test", ["closed", "open"], Setting(), Asked(draws=2), feasibility="soft"
+        return evaluate_model(
+            model,
+            benchmark,
+            "test",
+            ["closed", "open"],
+            RuntimeOptions(),
+            EvalOptions(bootstrap_samples=2),
+            feasibility="soft",
         )
 
     right, wrong = assess(demo).worlds, assess(shuffled(demo)).worlds
     for world in ("closed", "open"):
         assert right[world].feasibility == wrong[world].feasibility
         assert right[world].bias == wrong[world].bias
-        assert (right[world].measured.digest.best_unseen == wrong[world].measured.digest.best_unseen).all()
+        assert (right[world].measured.summary.best_unseen == wrong[world].measured.summary.best_unseen).all()
         assert right[world].metrics != wrong[world].metrics
     assert right["open"].feasibility is not None
     assert right["closed"].feasibility is None
 
 
 def test_soft_with_lambda_zero_is_no_prior(model: Model, demo: Benchmark) -> None:
-    similarity = by_text_tower(model.backbone, demo.vocabulary)
-    _, soft = choose_feasibility(model, demo, "soft", similarity, Setting())
-    plain = assess_model(model, demo, "val", ["open"], Setting(), Asked(draws=2))
+    similarity = text_tower_similarity(model.backbone, demo.vocabulary)
+    _, soft = fit_feasibility(model, demo, "soft", similarity, RuntimeOptions())
+    plain = evaluate_model(model, demo, "val", ["open"], RuntimeOptions(), EvalOptions(bootstrap_samples=2))
     assert soft is not None
     assert soft.tried[0] == (0.0, plain.worlds["open"].metrics.AUC)
 

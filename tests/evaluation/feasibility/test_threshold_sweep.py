@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refiner_cli.core.models.base import Calibration
-from refiner_cli.evaluation.feasibility.feasibility import prior
+from refiner_cli.evaluation.feasibility.feasibility import make_adjustment
 from refiner_cli.evaluation.feasibility.threshold_sweep import ThresholdStream
 from refiner_cli.evaluation.metrics.bias_sweep import curve
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
@@ -22,12 +22,12 @@ def test_one_pass_gives_the_curve_of_every_threshold(case: Case, seed: int, coun
     stream = ThresholdStream(case.space, Calibration(), feasible, thresholds)
     scores, truth = torch.from_numpy(case.scores), torch.from_numpy(case.truth)
     for rows in torch.arange(len(truth)).split(17):
-        stream.take(scores[rows], truth[rows])
+        stream.update(scores[rows], truth[rows])
     for threshold, found in zip(thresholds, stream.curves(), strict=True):
-        mask = prior("mask", threshold, case.space, feasible, "exact")
+        mask = make_adjustment("mask", threshold, case.space, feasible, "exact")
         alone = ScoreStream(case.space, mask.allowed)
         alone.update(scores, truth)
-        expected = curve(alone.digest())
+        expected = curve(alone.summary())
         assert found.bias.tolist() == expected.bias.tolist()
         assert found.seen.tolist() == expected.seen.tolist()
         assert found.unseen.tolist() == expected.unseen.tolist()

@@ -14,7 +14,7 @@ from refiner_cli.evaluation.metrics.breakdown import (
     hardest_unseen,
     per_image,
     per_pair,
-    per_part,
+    per_primitive,
     reliability,
     top_k,
     write_per_image,
@@ -22,7 +22,7 @@ from refiner_cli.evaluation.metrics.breakdown import (
 from tests.evaluation.cases import CASES, Case, make_case
 
 CASE = make_case(31, images=120, skill=1.5)
-DIGEST = CASE.digest(120)
+DIGEST = CASE.summary(120)
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,18 +30,18 @@ DIGEST = CASE.digest(120)
 def test_top_k_counts_candidates_that_score_at_least_as_much(case: Case) -> None:
     own = case.scores[np.arange(len(case.truth)), case.truth][:, None]
     ahead = ((case.scores >= own) & case.allowed).sum(1) - 1
-    for k, found in top_k(case.digest(), [1, 2, 100]).items():
+    for k, found in top_k(case.summary(), [1, 2, 100]).items():
         assert found["all"] == pytest.approx(100 * ((ahead < k) & case.allowed[case.truth]).mean())
 
 
 @settings(max_examples=60, deadline=None)
 @given(CASES)
 def test_tables_add_up(case: Case) -> None:
-    digest = case.digest()
+    digest = case.summary()
     for rows, right in (
         (per_pair(digest, case.space, 0.3), digest.correct(0.3)),
-        (per_part(digest, case.space, "state", 0.3), None),
-        (per_part(digest, case.space, "object", 0.3), None),
+        (per_primitive(digest, case.space, "state", 0.3), None),
+        (per_primitive(digest, case.space, "object", 0.3), None),
     ):
         assert sum(row.images for row in rows) == len(digest)
         if right is not None:
@@ -51,7 +51,7 @@ def test_tables_add_up(case: Case) -> None:
 def test_states_and_objects_agree_with_the_sweep_without_bias() -> None:
     metrics = sweep(DIGEST, CASE.space)
     for part, expected in (("state", metrics.state_acc), ("object", metrics.object_acc)):
-        rows = per_part(DIGEST, CASE.space, part)
+        rows = per_primitive(DIGEST, CASE.space, part)
         assert sum(row.images * row.accuracy for row in rows) / len(DIGEST) == pytest.approx(expected)
 
 
@@ -84,7 +84,7 @@ def test_confusion_rows_are_shares() -> None:
 def test_confidence_is_the_softmax_of_the_prediction(case: Case) -> None:
     biased = np.where(case.allowed, case.scores + 0.5 * ~case.space.seen, -np.inf).astype(np.float64)
     share = np.exp(biased - biased.max(1, keepdims=True))
-    np.testing.assert_allclose(confidences(case.digest(), 0.5), 1 / share.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(confidences(case.summary(), 0.5), 1 / share.sum(1), rtol=1e-4)
 
 
 def test_reliability_counts_every_image_once() -> None:

@@ -18,7 +18,7 @@ CASE = make_case(4, images=120, skill=2.0)
 
 @given(CASES, st.sampled_from(["exact", "legacy"]))
 def test_the_area_under_the_drawn_curve_is_the_auc(case: Case, protocol: str) -> None:
-    found = curve(case.digest(), protocol)
+    found = curve(case.summary(), protocol)
     frame = charts.Frame("u", "s", width=10_000, height=10_000)
     corners = np.array([corner.split() for corner in charts.outline(frame, found).split("L")], float)
     share = (corners - [frame.x(0), frame.y(0)]) / [frame.x(100) - frame.x(0), frame.y(100) - frame.y(0)]
@@ -27,9 +27,11 @@ def test_the_area_under_the_drawn_curve_is_the_auc(case: Case, protocol: str) ->
 
 
 def drawings() -> list[str]:
-    digest = CASE.digest()
+    digest = CASE.summary()
     points = curve(digest)
-    line = charts.Line("closed", points, [charts.Mark(shape, 10, 20, "a <b>") for shape in ("dot", "square")])
+    line = charts.ChartLine(
+        "closed", points, [charts.Mark(shape, 10, 20, "a <b>") for shape in ("dot", "square")]
+    )
     return [
         charts.seen_unseen([line]),
         charts.calibration([("closed", reliability(digest))]),
@@ -57,6 +59,6 @@ def test_ticks_are_few_round_and_inside(low: float, span: float) -> None:
 
 
 def test_the_diagonal_is_right_and_the_rest_wrong() -> None:
-    svg = charts.confusion_map(confusion(CASE.digest(), CASE.space, "state"))
+    svg = charts.confusion_map(confusion(CASE.summary(), CASE.space, "state"))
     assert svg.count('class="right"') == 3
     assert svg.count('class="wrong"') == 6

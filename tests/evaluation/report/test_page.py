@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refiner_cli.evaluation.evaluate import Asked, assess_scores
+from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_score_file
 from refiner_cli.evaluation.report.page import write_report
 from tests.conftest import Cli
 from tests.evaluation.test_score_files import saved
@@ -53,7 +53,7 @@ def test_the_page_shows_what_eval_prints(cli: Cli, small_run: Path, page: Path) 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     states = np.array(["<script>alert(1)</script>", "a&b", '"c"'])
-    result = assess_scores(saved(tmp_path, states=states), Asked(draws=2))
+    result = evaluate_score_file(saved(tmp_path, states=states), EvalOptions(bootstrap_samples=2))
     write_report(tmp_path / "report.html", result)
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "<script" not in text

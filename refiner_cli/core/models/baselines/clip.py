@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from refiner_cli.config import MethodConfig
 from refiner_cli.core.models.base import ImageVectors, Model, TextBank
-from refiner_cli.core.towers.text import spoken
+from refiner_cli.core.towers.text import label_to_text
 from refiner_cli.data.labels import LabelSpace
+
+
+class ClipConfig(MethodConfig):
+    """Settings of ``clip``."""
+
+    prompt_init: str = Field("a photo of", min_length=1, description="words in front of state and object")
 
 
 class Clip(Model):
     """The backbone as it is."""
+
+    Config = ClipConfig
+    config: ClipConfig
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> ImageVectors:
@@ -21,5 +32,6 @@ class Clip(Model):
 
     @torch.no_grad()
     def encode_pairs(self, space: LabelSpace) -> TextBank:
-        prompts = [f"{self.config.context} {spoken(s)} {spoken(o)}" for s, o in space.pairs]
-        return TextBank(space, F.normalize(self.backbone.text.encode_texts(prompts), dim=-1), None, None)
+        prompts = [f"{self.config.prompt_init} {label_to_text(s)} {label_to_text(o)}" for s, o in space.pairs]
+        vectors = self.backbone.text.encode_texts(prompts, chunk_size=self.memory.text_chunk_size)
+        return TextBank(space, F.normalize(vectors, dim=-1), None, None)

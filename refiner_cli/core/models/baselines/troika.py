@@ -12,38 +12,50 @@ Shapes: ``B`` images, ``L`` patches, ``P`` texts, ``D`` joint width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from refiner_cli.config import ModelConfig
-from refiner_cli.core.models.adapters import BlockAdapter
-from refiner_cli.core.models.base import Calibration, ImageVectors, Scores, TextBank
+from refiner_cli.config import MethodConfig
+from refiner_cli.core.models.adapters import AdapterStack
+from refiner_cli.core.models.base import Calibration, ImageVectors, Model, Scores, TextBank
 from refiner_cli.core.models.prompts import ROLES, Prompts
-from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
 
 HEAD_WIDTH = 64
-CHUNK = 256  # texts drawn at once
-START = 0.1  # of the learned amount of traction
+CHUNK_SIZE = 256  # texts at once
+INITIAL_AMOUNT = 0.1  # of the learned amount of traction
+
+
+class TroikaConfig(MethodConfig):
+    """Settings of ``troika``."""
+
+    adapters: bool = Field(default=True, description="bottleneck adapters in the visual blocks")
+    adapter_dim: int = Field(64, ge=1, description="r, the adapters' inner width")
+    adapter_blocks: int = Field(0, ge=0, description="how many last blocks carry adapters; 0: all")
+    prompt_init: str = Field("a photo of", min_length=1, description="words that the contexts start from")
+    learn_context: bool = Field(default=True, description="whether the contexts are trained")
+    learn_primitives: bool = Field(default=True, description="whether state and object vectors are trained")
+    primitive_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
 
 
 @dataclass(frozen=True)
 class PatchedVectors(ImageVectors):
     """Image vectors and the patches they came from."""
 
-    patches: Tensor  # B x L x D
+    patches: Tensor = field(kw_only=True)  # B x L x D
 
     @staticmethod
-    def merged(parts: Sequence[ImageVectors]) -> PatchedVectors:
-        """The text is drawn to the patches of all parts."""
-        whole = ImageVectors.merged(parts)
+    def average(parts: Sequence[ImageVectors]) -> PatchedVectors:
+        """The text is drawn towards the patches of all parts."""
+        whole = ImageVectors.average(parts)
         patches = torch.cat([part.patches for part in parts if isinstance(part, PatchedVectors)], 1)
-        return PatchedVectors(whole.composition, whole.state, whole.object, patches)
+        return PatchedVectors(whole.composition, whole.state, whole.object, patches=patches)
 
 
 class Attention(nn.Module):
@@ -70,7 +82,7 @@ class Traction(nn.Module):
         self.norm_text, self.norm_patches, self.norm_mlp = (nn.LayerNorm(joint) for _ in range(3))
         self.attend = Attention(joint)
         self.mlp = nn.Sequential(nn.Linear(joint, 4 * joint), nn.GELU(), nn.Linear(4 * joint, joint))
-        self.amount = nn.Parameter(torch.full((joint,), START))
+        self.amount = nn.Parameter(torch.full((joint,), INITIAL_AMOUNT))
 
     def forward(self, text: Tensor, patches: Tensor) -> Tensor:
         """``P x D`` and ``B x L x D`` -> unit vectors ``B x P x D``."""
@@ -80,22 +92,25 @@ class Traction(nn.Module):
         return F.normalize(queries + self.amount * change, dim=-1)
 
 
-class Troika(Refiner):
-    """Refiner's adapters and prompts, with Troika's way from image to text."""
+class Troika(Model):
+    """Adapters, three prompts, disentangled image vectors and cross-modal traction."""
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, space: LabelSpace) -> None:
-        W, D, depth = backbone.visual.width, backbone.embed_dim, backbone.visual.depth
-        adapted = min(config.adapter_blocks or depth, depth) if config.adapters else 0
-        super().__init__(
-            backbone,
-            config,
+    Config = TroikaConfig
+    config: TroikaConfig
+
+    def __init__(self, backbone: Backbone, config: TroikaConfig, space: LabelSpace) -> None:
+        super().__init__(backbone, config, space)
+        tower, D = backbone.visual, backbone.embed_dim
+        adapted = min(config.adapter_blocks or tower.depth, tower.depth) if config.adapters else 0
+        self.adapters = AdapterStack(tower, adapted, config.adapter_dim)
+        self.prompts = Prompts(
+            backbone.text,
             space,
-            adapters=[BlockAdapter(W, config.adapter_width) for _ in range(adapted)],
-            concepts=None,
-            fusion=nn.ModuleDict(),
-            prompts=Prompts.build(backbone.text, config, space),
+            context=config.prompt_init,
+            dropout=config.primitive_dropout,
+            learn_context=config.learn_context,
+            learn_primitives=config.learn_primitives,
         )
-        self.has_state_branch = self.has_object_branch = False  # combine() has no weights to choose
         self.disentangle = nn.ModuleDict(
             {
                 role: nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Dropout(0.1), nn.Linear(D, D))
@@ -105,37 +120,47 @@ class Troika(Refiner):
         self.traction = Traction(D)
 
     def encode_images(self, images: Tensor) -> PatchedVectors:
-        pooled, tokens = self.backbone.visual.finish(self.enter(images, self.backbone.visual.depth))
+        tower = self.backbone.visual
+        x = self.adapters.encode(
+            tower,
+            tower.embed(images),
+            range(tower.depth),
+            gradient_checkpointing=self.memory.gradient_checkpointing,
+        )
+        pooled, tokens = tower.pool_and_project(x)
         state, obj = (F.normalize(self.disentangle[role](pooled).float(), dim=-1) for role in ROLES[1:])
-        patches = self.backbone.visual.project(tokens[:, self.backbone.visual.prefix :])
-        return PatchedVectors(F.normalize(pooled.float(), dim=-1), state, obj, patches)
+        patches = tower.project_tokens(tokens[:, tower.num_prefix_tokens :])
+        return PatchedVectors(F.normalize(pooled.float(), dim=-1), state, obj, patches=patches)
+
+    def encode_pairs(self, space: LabelSpace) -> TextBank:
+        return self.prompts.encode(space, chunk_size=self.memory.text_chunk_size)
 
     def score(self, images: ImageVectors, bank: TextBank) -> Scores:
-        assert isinstance(images, PatchedVectors)  # noqa: S101 - made by encode_images
+        assert isinstance(images, PatchedVectors)  # noqa: S101 - encode_images makes them
         assert bank.states is not None  # noqa: S101 - troika always aligns all three
         assert bank.objects is not None  # noqa: S101
         return Scores(
-            self.draw(images.composition, bank.pairs, images.patches),
-            self.draw(images.state, bank.states, images.patches),
-            self.draw(images.object, bank.objects, images.patches),
+            self.attract(images.composition, bank.pairs, images.patches),
+            self.attract(images.state, bank.states, images.patches),
+            self.attract(images.object, bank.objects, images.patches),
         )
 
-    def draw(self, v: Tensor, text: Tensor, patches: Tensor) -> Tensor:
-        """Logits ``B x P`` of image vectors ``B x D`` against text drawn to the image's patches."""
+    def attract(self, v: Tensor, text: Tensor, patches: Tensor) -> Tensor:
+        """Logits ``B x P`` of image vectors ``B x D`` against text attracted to the image's patches."""
 
         def part(rows: Tensor) -> Tensor:
-            drawn = self.traction(rows, patches)  # B x C x D
-            return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", v.float(), drawn.float())
+            attracted = self.traction(rows, patches)  # B x C x D
+            return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", v.float(), attracted.float())
 
-        parts = text.split(CHUNK)
+        parts = text.split(CHUNK_SIZE)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([part(rows) for rows in parts], 1) + self.backbone.logit_bias
-        found = [checkpoint(part, rows, use_reentrant=False) for rows in parts]
-        return torch.cat(found, 1) + self.backbone.logit_bias
+        attracted = [checkpoint(part, rows, use_reentrant=False) for rows in parts]
+        return torch.cat(attracted, 1) + self.backbone.logit_bias
 
     def combine(self, scores: Scores, space: LabelSpace, calibration: Calibration | None = None) -> Tensor:
         """The published score: composition logit plus the product of state and object probabilities."""
-        del calibration  # it has nothing to say here
+        del calibration  # the published score has no weights
         assert scores.state is not None  # noqa: S101 - troika always aligns all three
         assert scores.object is not None  # noqa: S101
         state, obj = (torch.from_numpy(i).to(self.device) for i in (space.pair_state, space.pair_object))
