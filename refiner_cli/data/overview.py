@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from refiner_cli.data.benchmark import Benchmark, Sample, Split
 from refiner_cli.data.decode import UnreadableError, read
 from refiner_cli.data.labels import Pair
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 RAREST = 10  # pairs listed
 PICTURES = 48  # samples on the page
@@ -73,7 +73,7 @@ def write_overview(file: Path, benchmark: Benchmark) -> None:
         rows=rows,
         pictures="".join(card(benchmark, split, sample) for split, sample in spread(benchmark)),
     )
-    with whole_file(file) as part_file:
+    with atomic_file(file) as part_file:
         part_file.write_text(text, "utf-8")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.data.benchmark import Sample
 from refiner_cli.data.images import decode
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 from refiner_cli.inference.attention_maps import overlay, seen_by_model
 from refiner_cli.inference.recogniser import Composition, Recogniser
 
@@ -49,7 +49,7 @@ def write_attention_page(file: Path, scenes: list[DemoScene], clip: Recogniser, 
         row(scene, seen_by_model(image, size), look, zero, ours)
         for scene, image, look, zero, ours in zip(scenes, images, looks, *said, strict=True)
     ]
-    with whole_file(file) as part:
+    with atomic_file(file) as part:
         part.write_text(
             template("attention_page.html").substitute(queries=looks.shape[1], rows="".join(rows)), "utf-8"
         )

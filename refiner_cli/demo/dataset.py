@@ -23,7 +23,7 @@ from refiner_cli.data.benchmark import (
 )
 from refiner_cli.demo import scenes
 from refiner_cli.demo.vocabulary import Pair, feasible, split
-from refiner_cli.files import whole_folder
+from refiner_cli.files import atomic_folder
 
 QUALITY = 92
 
@@ -95,7 +95,7 @@ def make_demo(
     """
     size = size or Size()
     pairs = parts(choice)
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         for pair in feasible(*map(frozenset, zip(*itertools.chain(*pairs.values()), strict=True))):
             (part / IMAGES / "_".join(pair)).mkdir(parents=True, exist_ok=True)
         jobs = list(tasks(part, pairs, size, seed, clutter, choice))

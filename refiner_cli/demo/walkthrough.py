@@ -22,7 +22,7 @@ from refiner_cli.demo.vocabulary import split
 from refiner_cli.errors import UsageError
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.evaluation.scoring import evaluate_worlds
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 from refiner_cli.inference.formats import JsonLines
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
@@ -84,7 +84,7 @@ def run_demo(
     log("4/5 predicting a folder of new pictures")
     draw_photos(out / "photos", seed)
     ours, theirs = Recogniser(refined, precision=trainer.options.precision), Recogniser(clip)
-    with whole_file(out / "predictions.jsonl") as part, part.open("w", encoding="utf-8") as stream:
+    with atomic_file(out / "predictions.jsonl") as part, part.open("w", encoding="utf-8") as stream:
         sink = JsonLines(stream)
         for row in predict_files(ours, scan([out / "photos"]), top_k=5, batch=32, workers=0):
             sink.write(row)

@@ -23,7 +23,7 @@ from refiner_cli.experiments.plan import by_choice, by_fold, by_seed, processes
 from refiner_cli.experiments.tables import tables
 from refiner_cli.experiments.trial import Found, Trial, run_trials
 from refiner_cli.experiments.variants import METHODS, PARTS
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 ARMS = (*METHODS, *PARTS)
 
@@ -49,7 +49,7 @@ def study(out: Path, cells: Sequence[Trial], workers: int) -> str:
                 worlds = ", ".join(f"{world} AUC {found[world]['AUC']:.1f}" for world in ("closed", "open"))
                 print(f"{done}/{len(cells)} {cell.arm.name} seed {cell.seed}: {worlds}", file=sys.stderr)
     text = tables({name: [found[seed] for seed in sorted(found)] for name, found in results.items()})
-    with whole_file(out / "study.md") as part:
+    with atomic_file(out / "study.md") as part:
         part.write_text(text, "utf-8")
     return text
 

@@ -19,7 +19,7 @@ from refiner_cli.experiments import pretrain_tiny as recipe
 from refiner_cli.experiments.folds import fold
 from refiner_cli.experiments.trial import Trial
 from refiner_cli.experiments.variants import AMOUNTS, Variant
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 ONLY_TEST = Size(train=1, val=1)
 APART = 100  # the seeds of the folds, and the drawing they are made of: not those of the study
@@ -114,5 +114,5 @@ def processes(workers: int) -> ProcessPoolExecutor:
 def make_backbone(file: Path, asked: recipe.Recipe) -> None:
     """Make a tiny backbone; its file appears only when it is whole."""
     torch.set_num_threads(1)  # sums are made in another order on another number of threads
-    with whole_file(file) as part:
+    with atomic_file(file) as part:
         recipe.train(asked, part, partial(print, f"{file.stem}:", file=sys.stderr, flush=True))

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from refiner_cli.data.decode import Pixels
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 SIDE = 192  # pixels of one picture
 
@@ -59,5 +59,5 @@ def draw_attention_map(file: Path, pixels: Pixels, looks: Tensor) -> None:
     sheet = Image.new("RGB", (columns * SIDE, rows * SIDE), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % columns * SIDE, i // columns * SIDE))
-    with whole_file(file) as part:
+    with atomic_file(file) as part:
         sheet.save(part, "JPEG", quality=85)

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from refiner_cli.data.decode import Crop, Pixels
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 from refiner_cli.inference.decoding import decode_batches, make_batches
 from refiner_cli.inference.formats import Value, read_values
 from refiner_cli.inference.scan import ImageFile
@@ -39,7 +39,7 @@ def write_gallery(file: Path, output: Path, locate: Callable[[str], Path], *, wo
     page = resources.files("refiner_cli.inference").joinpath("gallery.html").read_text("utf-8")
     head, _, tail = page.partition(ROWS)
     shown = 0
-    with whole_file(file) as part, part.open("w", encoding="utf-8") as stream:
+    with atomic_file(file) as part, part.open("w", encoding="utf-8") as stream:
         stream.write(head)
         for value, picture in pictured(islice(read_values(output), LIMIT), locate, workers):
             # "<" could end the script that the data stands in.

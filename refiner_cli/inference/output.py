@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.files import whole_file, write_json
+from refiner_cli.files import atomic_file, write_json
 from refiner_cli.inference.formats import JsonLines, Value, format_of, read_values, write_values
 from refiner_cli.inference.scan import name_digest
 
@@ -137,7 +137,7 @@ class Output:
     def finish(self, header: Header) -> Count:
         """Merge what has to be merged and say that the output is complete."""
         if self.journals() or not self.file.exists():
-            with whole_file(self.file) as part:
+            with atomic_file(self.file) as part:
                 write_values(part, self.kind, self.once(), self.top_k)
             for journal in self.journals():
                 journal.unlink()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 from refiner_cli.training.run_dir import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 220, 56, 28, 12
@@ -47,7 +47,7 @@ def write_curves(run: Run) -> None:
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style>\n<h1>{title}</h1>\n" + "\n".join(figures) + "\n</html>\n"
     )
-    with whole_file(run.folder / "curves.html") as part:
+    with atomic_file(run.folder / "curves.html") as part:
         part.write_text(page, "utf-8")
 
 

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.config import Config
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
-from refiner_cli.files import whole_file, whole_folder, write_json
+from refiner_cli.files import atomic_file, atomic_folder, write_json
 
 FORMAT = "refiner.run/2"
 RUN = "run.json"
@@ -129,7 +129,7 @@ class Run:
             part.unlink()
         for part in (self.folder / "checkpoints").glob(".step-*"):
             shutil.rmtree(part)
-        with whole_file(self.folder / METRICS) as part:
+        with atomic_file(self.folder / METRICS) as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
 
     def checkpoint(self, step: int) -> Path:
@@ -142,7 +142,7 @@ class Run:
     @contextlib.contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
         """The folder to fill. One of the same step, saved before its validation, gives way to it."""
-        with whole_folder(self.checkpoint(step)) as part:
+        with atomic_folder(self.checkpoint(step)) as part:
             yield part
             shutil.rmtree(self.checkpoint(step), ignore_errors=True)
 

@@ -24,7 +24,7 @@ from refiner_cli.core.runtime.device import GIB, autocast
 from refiner_cli.core.runtime.loader import ImageBatch, TrainTransform, load_batches
 from refiner_cli.data.images import AUGMENTS
 from refiner_cli.errors import RefinerError
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 IMAGES_PER_FILE = 64  # images of one file
 LogFn = Callable[[str], None]
@@ -117,7 +117,7 @@ class TokenCache:
         part = self.place / f"{view:03d}-{start:08d}.part"
         save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
         file = self.place / f"{view:03d}-{start:08d}-{checksum(part)}.safetensors"
-        with whole_file(file) as target:
+        with atomic_file(file) as target:
             part.replace(target)
         return file
 

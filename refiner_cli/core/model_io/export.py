@@ -9,7 +9,7 @@ from refiner_cli.core.model_io.checkpoint import ModelInfo, write_model
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import PRECISIONS
 from refiner_cli.errors import UsageError
-from refiner_cli.files import whole_folder
+from refiner_cli.files import atomic_folder
 
 CARD = """---
 library_name: refiner
@@ -46,7 +46,7 @@ def export_model(folder: Path, model: Model, info: ModelInfo, *, dtype: str, wit
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already.", hint="Give a folder that does not.")
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         write_model(part, model, info, with_backbone=with_backbone, dtype=PRECISIONS[dtype])
         saver = model.backbone.text.tokens.save
         if with_backbone and saver is not None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
 from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, ScoreSummary
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 PrimitiveKind = Literal["state", "object"]
 
@@ -191,7 +191,7 @@ def per_image(
 
 def write_per_image(file: Path, rows: Iterator[dict[str, Any]]) -> None:
     """Write JSON lines; the file appears whole."""
-    with whole_file(file) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
+    with atomic_file(file) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -23,7 +23,7 @@ from refiner_cli.evaluation.metrics.bootstrap import METRIC_NAMES, Interval
 from refiner_cli.evaluation.metrics.breakdown import BreakdownRow, PrimitiveKind, confusion, reliability
 from refiner_cli.evaluation.report import charts
 from refiner_cli.evaluation.result import Result, WorldResult
-from refiner_cli.files import whole_file
+from refiner_cli.files import atomic_file
 
 SIDE = 160  # pixels of a thumbnail
 PHOTOS = 3  # thumbnails of a pair
@@ -65,7 +65,7 @@ def write_report(file: Path, result: Result, images: Path | None = None) -> None
         calibration_text=html.escape(calibration_text(result)),
         worlds="".join(world_part(name, world, result, images) for name, world in result.worlds.items()),
     )
-    with whole_file(file) as part:
+    with atomic_file(file) as part:
         part.write_text(text, "utf-8")
 
 
