@@ -1,13 +1,25 @@
-"""The configuration: layers in order, errors that name key, value and source."""
+"""The configuration: layers in order, errors that name key, value and source, every key as text."""
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 
-from refiner_cli.config import Config, from_assignments, from_environment, from_file, known_keys, resolve
+from refiner_cli.config import (
+    RENAMED_KEYS,
+    Config,
+    from_assignments,
+    from_environment,
+    from_file,
+    known_fields,
+    known_keys,
+    resolve,
+)
 from refiner_cli.errors import ConfigError
+from refiner_cli.plugins import BUILT_IN_METHODS
 
 
 def test_the_later_layer_wins(tmp_path: Path) -> None:
@@ -24,14 +36,39 @@ def test_the_later_layer_wins(tmp_path: Path) -> None:
         ("train.maxsteps=3", "--set: unknown key 'train.maxsteps'. Did you mean 'train.max_steps'?"),
         ("lr=3", "Did you mean 'train.lr'?"),
         ("train.lr=-1", "--set: train.lr = -1 is not valid: input should be greater than 0."),
-        ("method=magic", "--set: method = 'magic' is not valid"),
+        ("train.lr=fast", "--set: train.lr = 'fast' is not valid: input should be a valid number"),
+        ("model.tta_shifts=3", "--set: model.tta_shifts = 3 is not valid: input should be 1, 2 or 4."),
+        ("method=magic", "--set: method = 'magic' is not valid: the methods are refiner, clip, coop, csp"),
         ("nonsense", "--set 'nonsense' is not of the form key=value."),
+        ("zzz=1", "unknown key 'zzz'. 'refiner guide configuration' lists the keys."),
+        ("train=1", "unknown key 'train'."),
+        ("model.adapters.x=1", "unknown key 'model.adapters.x'."),
     ],
 )
 def test_a_bad_setting_is_named_with_its_source(assignment: str, says: str) -> None:
     with pytest.raises(ConfigError) as raised:
         resolve([from_assignments([assignment])])
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_an_old_key_is_an_error_that_names_the_new_one(old: str, new: str) -> None:
+    assert new in known_keys("refiner")
+    with pytest.raises(ConfigError, match=f"unknown key '{old}'. It is now called '{new}'"):
+        resolve([from_assignments([f"{old}=1"])])
+
+
+def test_a_setting_of_another_method_is_named_as_such() -> None:
+    with pytest.raises(ConfigError, match=r"the method csp has no setting .* a setting of refiner, troika"):
+        resolve([from_assignments(["method=csp", "model.adapter_dim=8"])])
+
+
+def test_a_recipe_may_hold_settings_of_other_methods() -> None:
+    recipe = ("a.toml", {"model": {"wise_ft_alpha": 0.25, "tta_shifts": 4}, "train": {"epochs": 3}})
+    config = resolve([from_assignments(["method=csp"])], recipe)
+    assert (config.method, config.model.tta_shifts, config.train.epochs) == ("csp", 4, 3)
+    with pytest.raises(ConfigError, match="unknown key 'train.epoch'"):
+        resolve([], ("a.toml", {"train": {"epoch": 3}}))
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
@@ -42,15 +79,46 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
             from_file(path)
 
 
-def test_a_stored_configuration_is_read_back() -> None:
-    config = resolve([("test", {"train": {"lr": 0.5}, "model": {"num_queries": 0}})])
-    assert Config.model_validate_json(config.model_dump_json()) == config
+@pytest.mark.parametrize("method", BUILT_IN_METHODS)
+def test_a_stored_configuration_is_read_back(method: str) -> None:
+    config = resolve([("test", {"method": method, "train": {"lr": 0.5}, "model": {"tta_shifts": 2}})])
+    again = Config.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert type(again.model) is type(config.model)
 
 
-def test_every_key_can_be_set() -> None:
-    defaults = Config().model_dump()
-    for key in known_keys():
-        value = defaults
-        for part in key.split("."):
-            value = value[part]
-        resolve([("test", {key: value})])
+def other_value(field: Any) -> Any:
+    """A valid value that is not the default."""
+    kind = field.annotation
+    if get_origin(kind) is not None:
+        return next(value for value in get_args(kind) if value != field.default)
+    if kind is bool:
+        return not field.default
+    if kind is str:
+        return f"{field.default or ''}x"
+    limits = [getattr(m, name) for m in field.metadata for name in ("le", "lt") if hasattr(m, name)]
+    return type(field.default)(limits[0] / 2 if limits else field.default + 1)
+
+
+def as_toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+
+@pytest.mark.parametrize("method", BUILT_IN_METHODS)
+def test_every_key_can_be_set_as_text_from_every_source(method: str, tmp_path: Path) -> None:
+    fixed = ("method", {"method": method})
+    for key, field in known_fields(method).items():
+        if key == "method":
+            continue
+        value = other_value(field)
+        name = f"REFINER_{key.upper().replace('.', '__')}"
+        file = tmp_path / "config.toml"
+        section, _, leaf = key.rpartition(".")
+        file.write_text((f"[{section}]\n" if section else "") + f"{leaf} = {as_toml(value)}\n")
+        assert tomllib.loads(file.read_text())
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        for layer in (from_environment({name: text}), from_assignments([f"{key}={text}"]), from_file(file)):
+            found: Any = resolve([fixed, layer])
+            for part in key.split("."):
+                found = getattr(found, part)
+            assert found == value, (key, layer[0])
