@@ -54,8 +54,9 @@ def test_a_bad_setting_is_named_with_its_source(assignment: str, says: str) -> N
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_an_old_key_is_an_error_that_names_the_new_one(old: str, new: str) -> None:
     assert new in known_keys("refiner")
-    with pytest.raises(ConfigError, match=f"unknown key '{old}'. It is now called '{new}'"):
+    with pytest.raises(ConfigError) as raised:
         resolve([from_assignments([f"{old}=1"])])
+    assert f"unknown key '{old}'. It is now called '{new}'." in str(raised.value)
 
 
 def test_a_setting_of_another_method_is_named_as_such() -> None:
@@ -67,7 +68,7 @@ def test_a_recipe_may_hold_settings_of_other_methods() -> None:
     recipe = ("a.toml", {"model": {"wise_ft_alpha": 0.25, "tta_shifts": 4}, "train": {"epochs": 3}})
     config = resolve([from_assignments(["method=csp"])], recipe)
     assert (config.method, config.model.tta_shifts, config.train.epochs) == ("csp", 4, 3)
-    with pytest.raises(ConfigError, match="unknown key 'train.epoch'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.epoch'"):
         resolve([], ("a.toml", {"train": {"epoch": 3}}))
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 # PromptCompVL (Xu et al., 2022): the context and the state and object vectors are learned.
-BASELINE = '''
+BASELINE = """
 from pydantic import Field
 
 from refiner_cli.core.models.base import TextBank
@@ -38,7 +38,7 @@ class Pcvl(Clip):
         return self.prompts.encode(
             space, chunk_size=self.memory.text_chunk_size, with_states=False, with_objects=False
         )
-'''
+"""
 BROKEN = "raise RuntimeError('it needs a license key')\n"
 
 
