@@ -20,7 +20,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images; -1: by the machine.")]
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run directory or an exported model directory.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run directory, an exported model directory, or a backbone by name, NAME or NAME:TAG, such as "
+        "ViT-L-14, for CLIP zero-shot.",
+    ),
 ]
 
 
@@ -39,17 +44,32 @@ def open_dataset(text: str) -> Benchmark:
     return load_benchmark(find_dataset(text, place, catalogue().datasets.keys()))
 
 
-def open_model(path: Path, device: str) -> tuple[Model, ModelInfo]:
-    """A stored model on its device."""
+def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> tuple[Model, ModelInfo]:
+    """A stored model, or CLIP zero-shot on the backbone that ``path`` names, on its device.
+
+    Args:
+        benchmark: what a zero-shot model is to know; None: nothing until a vocabulary is given.
+    """
     from refiner_cli.core.model_io.checkpoint import read_model
+    from refiner_cli.core.model_io.zero_shot import NO_LABELS, zero_shot_model
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.training.run_dir import model_folder
 
     chosen, reason = pick_device(device)
-    model, info = read_model(model_folder(path))
+    if is_zero_shot(path):
+        model, info = zero_shot_model(str(path), benchmark.vocabulary if benchmark else NO_LABELS)
+    else:
+        model, info = read_model(model_folder(path))
     terminal.note(f"device {chosen} ({reason})")
     model.to(chosen)
     return model, info
+
+
+def is_zero_shot(path: Path) -> bool:
+    """Whether MODEL names a backbone; something that exists under that name comes first."""
+    from refiner_cli.core.model_io.zero_shot import is_backbone_name
+
+    return not path.exists() and is_backbone_name(str(path))
 
 
 def runtime_options(model: Model, precision: str, workers: int, batch: int) -> RuntimeOptions:

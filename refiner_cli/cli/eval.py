@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, runtime_options
+from refiner_cli.cli.common import (
+    Device,
+    Precision,
+    Workers,
+    is_zero_shot,
+    open_dataset,
+    open_model,
+    runtime_options,
+)
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.metrics import (
     BatchSize,
@@ -25,12 +33,15 @@ from refiner_cli.cli.metrics import (
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from refiner_cli.core.models.base import Model
     from refiner_cli.data.benchmark import Benchmark
     from refiner_cli.evaluation.result import Result
 
 
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(help="A run or an exported model.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="A run, an exported model, or a backbone by name (zero-shot).")
+    ] = None,
     dataset: Dataset = None,
     split: Split = "test",
     world: Worlds = "both",
@@ -68,8 +79,7 @@ def evaluate(
         with terminal.progress("reading scores") as progress:
             result = evaluate_score_file(scores, asked, progress)
     elif model:
-        recogniser, info = open_model(model, device)
-        benchmark = open_dataset(dataset or info.dataset_path)
+        recogniser, benchmark = open_for_evaluation(model, dataset, device)
         setting = runtime_options(recogniser, precision, workers, batch)
         with terminal.progress("evaluating") as progress:
             result = evaluate_model(
@@ -92,6 +102,18 @@ def evaluate(
         terminal.json(result.to_json())
     else:
         show_evaluation(result)
+
+
+def open_for_evaluation(path: Path, dataset: str | None, device: str) -> tuple[Model, Benchmark]:
+    """The model and the benchmark it is evaluated on. A zero-shot model takes its labels from there."""
+    if not is_zero_shot(path):
+        model, info = open_model(path, device)
+        return model, open_dataset(dataset or info.dataset_path)
+    if dataset is None:
+        raise UsageError("A backbone that was not trained needs --dataset.")
+    benchmark = open_dataset(dataset)
+    model, _ = open_model(path, device, benchmark)
+    return model, benchmark
 
 
 def show_evaluation(result: Result) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refiner_cli.cli.common import open_dataset
+from refiner_cli.cli.common import is_zero_shot, open_dataset
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.errors import UsageError
 
@@ -27,7 +27,9 @@ def info(
 ) -> None:
     """Describe a dataset, a run or a model."""
     folder = Path(what)
-    if (folder / "run.json").is_file() or (folder / "config.json").is_file():
+    if not folder.exists() and is_zero_shot(folder):
+        facts = describe_backbone(what)
+    elif (folder / "run.json").is_file() or (folder / "config.json").is_file():
         if page:
             raise UsageError("--html describes a dataset, not a model.")
         facts = describe_model(folder)
@@ -63,6 +65,20 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "validation": {key: metrics[key] for key in ("S", "U", "HM", "AUC") if key in metrics},
         "calibration": config["calibration"],
     }
+
+
+def describe_backbone(name: str) -> dict[str, Any]:
+    """A backbone that was not trained, from open_clip's own tables: nothing is downloaded."""
+    from refiner_cli.core.model_io.zero_shot import split_name
+    from refiner_cli.core.towers.backbone import model_config
+
+    model, tag = split_name(name)
+    config = model_config(model)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    return {
+        "kind": "backbone", "name": model, "tag": tag or None, "joint_width": config["embed_dim"],
+        "image_size": vision.get("image_size", 224), "context_length": text.get("context_length", 77),
+    }  # fmt: skip
 
 
 def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:

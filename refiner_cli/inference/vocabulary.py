@@ -36,7 +36,14 @@ def choose_space(
     if pairs:
         return LabelSpace.from_pairs(read_pairs(pairs), made_for.seen_pairs)
     if states or objects:
+        if not made_for.pairs and not (states and objects):
+            raise UsageError("A backbone that was not trained needs both --states and --objects.")
         some = read_names(states) if states else made_for.states
         things = read_names(objects) if objects else made_for.objects
         return LabelSpace.from_pairs(product(some, things), made_for.seen_pairs)
+    if not made_for.pairs:
+        raise UsageError(
+            "A backbone that was not trained knows no states and objects.",
+            hint="Add --states FILE and --objects FILE, or --pairs FILE.",
+        )
     return made_for.open_world() if world == "open" else made_for
