@@ -28,6 +28,7 @@ ROOMS = [
     "data.download",
     "data",
     "recipes",
+    "settings",
     "config",
     "guide",
     "plugins",

@@ -54,7 +54,7 @@ def bench(
 ) -> None:
     """Measure text encoding, training steps, image encoding, decoding and prediction. Downloads nothing."""
     from refiner_cli.bench.suite import BenchOptions, machine_of, run
-    from refiner_cli.config import from_assignments, resolve
+    from refiner_cli.settings import from_assignments, resolve
 
     flags = {"backbone": backbone, "pretrained": "none", "device": device, "precision": precision}
     config = resolve([("command line", flags), from_assignments(assign or [])])

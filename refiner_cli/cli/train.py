@@ -12,7 +12,8 @@ from refiner_cli.cli.console import Json, terminal
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from refiner_cli.config import Config, Layer
+    from refiner_cli.config import Config
+    from refiner_cli.settings import Layer
 
 Dataset = Annotated[
     str | None,
@@ -68,8 +69,8 @@ def train(
 
 def configure(dataset: str, file: Path | None, assignments: list[str], flags: dict[str, Any]) -> Config:
     """Recipe of the dataset, file, environment, flags: the later wins."""
-    from refiner_cli.config import from_assignments, from_environment, from_file, resolve
     from refiner_cli.recipes import recipe_for
+    from refiner_cli.settings import from_assignments, from_environment, from_file, resolve
 
     layers: list[Layer] = []
     recipe = recipe_for(dataset)

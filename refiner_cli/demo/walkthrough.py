@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refiner_cli.config import method_section, resolve
+from refiner_cli.config import method_section
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.models.registry import build_model
@@ -28,6 +28,7 @@ from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.scan import scan
 from refiner_cli.recipes import recipe_for
+from refiner_cli.settings import resolve
 from refiner_cli.training.calibrate import calibrate
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
 from refiner_cli.training.setup import build_trainer, environment

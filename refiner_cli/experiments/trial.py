@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from refiner_cli.config import Config, MethodConfig, resolve
+from refiner_cli.config import Config, MethodConfig
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.registry import build_model
@@ -27,6 +27,7 @@ from refiner_cli.experiments.folds import fold
 from refiner_cli.experiments.variants import Variant
 from refiner_cli.files import write_json
 from refiner_cli.recipes import recipe_for
+from refiner_cli.settings import resolve
 from refiner_cli.training.calibrate import calibrate
 from refiner_cli.training.run_dir import DatasetRef, Run, is_run, model_folder
 from refiner_cli.training.setup import build_trainer, environment, resume_trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 
-from refiner_cli.config import Layer
+from refiner_cli.settings import Layer
 
 
 def recipe_for(dataset: str) -> Layer | None:

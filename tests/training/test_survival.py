@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from refiner_cli.config import resolve
 from refiner_cli.core.model_io.checkpoint import read_tensors
 from refiner_cli.core.runtime import loader
 from refiner_cli.core.runtime.loader import ImageBatch
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.settings import resolve
 from refiner_cli.training.events import StepDone
 from refiner_cli.training.run_dir import DatasetRef, Run
 from refiner_cli.training.setup import build_trainer, resume_trainer

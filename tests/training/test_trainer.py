@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from refiner_cli.config import resolve
 from refiner_cli.core.model_io.checkpoint import read_model, read_tensors
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
+from refiner_cli.settings import resolve
 from refiner_cli.training.events import StepDone, Stopped, Validated
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
 from refiner_cli.training.setup import build_trainer, resume_trainer

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from refiner_cli.config import RENAMED_KEYS, method_section
+from refiner_cli.config import method_section
+from refiner_cli.settings import RENAMED_KEYS
 
 OLD_FORMAT = "refiner.model/1"
 RENAMED_TENSORS = {

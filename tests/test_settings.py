@@ -8,18 +8,10 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from refiner_cli.config import (
-    RENAMED_KEYS,
-    Config,
-    from_assignments,
-    from_environment,
-    from_file,
-    known_fields,
-    known_keys,
-    resolve,
-)
+from refiner_cli.config import Config, known_fields, known_keys
 from refiner_cli.errors import ConfigError
 from refiner_cli.plugins import BUILT_IN_METHODS
+from refiner_cli.settings import RENAMED_KEYS, from_assignments, from_environment, from_file, resolve
 
 
 def test_the_later_layer_wins(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""Settings from defaults, recipes, files, the environment and the command line, as one configuration.
+
+Defaults, then the dataset's recipe, then ``--config FILE.toml``, then ``REFINER_<SECTION>__<KEY>``
+environment variables, then flags and ``--set section.key=value``; later sources win. An unknown key is an
+error that names the nearest known one, and every error says where the value came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from refiner_cli.config import Config, flatten, known_fields, known_keys
+from refiner_cli.errors import ConfigError
+from refiner_cli.plugins import method_names
+
+Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested values
+
+# Keys of version 0.1.0 and what they are called now; only for the hint of an error.
+RENAMED_KEYS = {
+    "model.adapter_width": "model.adapter_dim",
+    "model.queries": "model.num_queries",
+    "model.fusion": "model.image_to_text",
+    "model.fusion_width": "model.image_to_text_dim",
+    "model.context": "model.prompt_init",
+    "model.learn_words": "model.learn_primitives",
+    "model.word_dropout": "model.primitive_dropout",
+    "model.word_share": "model.wise_ft_alpha",
+    "model.grids": "model.tta_shifts",
+    "model.hubs": "model.hubness_correction",
+    "train.batch": "train.batch_size",
+    "train.clip": "train.max_grad_norm",
+    "train.text_chunk": "train.text_chunk_size",
+    "train.grad_checkpoint": "train.gradient_checkpointing",
+    "train.cache": "train.cached_views",
+    "train.workers": "train.num_workers",
+    "train.save_minutes": "train.checkpoint_minutes",
+    "train.val_epochs": "train.eval_every",
+    "train.max_skipped": "train.max_nonfinite_steps",
+}
+
+
+def resolve(layers: Iterable[Layer], recipe: Layer | None = None) -> Config:
+    """The configuration of some layers; see :func:`resolve_with_sources`."""
+    return resolve_with_sources(layers, recipe)[0]
+
+
+def resolve_with_sources(
+    layers: Iterable[Layer], recipe: Layer | None = None
+) -> tuple[Config, dict[str, str]]:
+    """Merge layers, later ones winning, and validate; also where each key that is not a default comes from.
+
+    Args:
+        recipe: the first layer, if there is one. It may hold ``[model]`` settings of several methods;
+            those that the chosen method does not have are ignored.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value; the message names key, value and source.
+    """
+    flat = [(source, dict(flatten(values))) for source, values in ([recipe] if recipe else []) + [*layers]]
+    method = next((str(v["method"]) for _, v in reversed(flat) if "method" in v), "refiner")
+    fields = known_fields(method if method in method_names() else "refiner")
+    if recipe:
+        source, values = flat[0]
+        flat[0] = (
+            source,
+            {key: v for key, v in values.items() if key in fields or not key.startswith("model.")},
+        )
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, values in flat:
+        for key, value in values.items():
+            check_key(key, source, method, fields)
+            origin[key] = source
+            *sections, leaf = key.split(".")
+            place = merged
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[leaf] = parse_text(value, fields[key]) if isinstance(value, str) else value
+    try:
+        return Config.model_validate(merged), origin
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
+            f"{message[:1].lower()}{message[1:]}."
+        ) from None
+
+
+def parse_text(text: str, field: Any) -> Any:
+    """A value given as text (environment, ``--set``), as the field wants it.
+
+    Text that a field cannot hold is returned as it is, so that validation names it.
+    """
+    kinds = value_kinds(field.annotation)
+    if str in kinds:
+        return text
+    literal = tomllib_value(text)
+    return literal if type(literal) in kinds else text
+
+
+def value_kinds(annotation: Any) -> set[type]:
+    """The types of value that an annotation allows: a Literal those of its members, a union all of its."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return {type(value) for value in get_args(annotation)}
+    if origin in {Union, types.UnionType}:
+        return set().union(*(value_kinds(part) for part in get_args(annotation)))
+    kind = origin or annotation
+    return {int, float} if kind is float else {kind}
+
+
+def tomllib_value(text: str) -> Any:
+    """What a TOML file would say with this text as a value; None if it is not one."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def check_key(key: str, source: str, method: str, keys: Iterable[str]) -> None:
+    """Raise ConfigError for a key that the schema does not have."""
+    keys = list(keys)
+    if key in keys:
+        return
+    new = RENAMED_KEYS.get(key)
+    if new is not None:
+        raise ConfigError(f"{source}: unknown key '{key}'.", hint=f"It is now called '{new}'.")
+    others = [name for name in method_names() if name != method and key.startswith("model.")]
+    owners = [name for name in others if key in known_keys(name)]
+    if owners:
+        raise ConfigError(
+            f"{source}: the method {method} has no setting '{key}'.",
+            hint=f"It is a setting of {', '.join(owners)}.",
+        )
+    leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
+    near = difflib.get_close_matches(key, keys, 1) or [
+        leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, 1)
+    ]
+    hint = f"Did you mean '{near[0]}'?" if near else "'refiner guide configuration' lists the keys."
+    raise ConfigError(f"{source}: unknown key '{key}'.", hint=hint)
+
+
+def from_file(file: Path) -> Layer:
+    """One layer from a TOML file."""
+    try:
+        return str(file), tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"The config file {file} does not exist.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"The config file {file} is not valid TOML ({error}).") from None
+
+
+def from_environment(environment: Mapping[str, str]) -> Layer:
+    """One layer from ``REFINER_SEED``, ``REFINER_TRAIN__LR`` and the like; REFINER_HOME is not a key."""
+    values: dict[str, Any] = {}
+    for name, text in environment.items():
+        if name.startswith("REFINER_") and name != "REFINER_HOME":
+            values[name.removeprefix("REFINER_").lower().replace("__", ".")] = text
+    return "environment", values
+
+
+def from_assignments(assignments: Iterable[str]) -> Layer:
+    """One layer from ``key=value`` texts, as ``--set`` takes them."""
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {text!r} is not of the form key=value.")
+        values[key.strip()] = value.strip()
+    return "--set", values
