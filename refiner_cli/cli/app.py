@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Recognise compositions - a state of an object, such as 'sliced apple' - seen in training or not.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help is plain text: square brackets in it are defaults, not markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

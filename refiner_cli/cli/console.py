@@ -1,6 +1,8 @@
-"""The terminal: stdout is data, stderr is everything else.
+"""The terminal: results on stdout, everything else on stderr.
 
 With ``--json`` a command prints one object with a "schema" field to stdout and nothing else there.
+Text is never markup: paths, labels and messages are printed as they are (:class:`PlainConsole`). What is
+to be coloured is a :class:`rich.text.Text`.
 """
 
 from __future__ import annotations
@@ -8,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
@@ -38,9 +41,35 @@ TERMINATED = 143
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
+# Characters that a terminal acts on or that cannot be encoded, and that JSON does not escape by itself.
+NOT_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` with every character that acts on a terminal, or that cannot be encoded, as an escape.
+
+    File names and labels may hold anything: terminal escape sequences, marks that reverse the direction of
+    writing, bytes that are not UTF-8 (lone surrogates in Python).
+    """
+    unsafe = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return "".join(
+        c if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in unsafe else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+class PlainConsole(Console):
+    """A console on which text is text: no markup in square brackets, no emoji codes, no control characters."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
 
 class Rate(ProgressColumn):
-    """How many a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
@@ -52,17 +81,17 @@ class Terminal:
 
     debug: bool = False
     quiet: bool = False
-    out: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False))
-    err: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False))
+    out: Console = field(default_factory=PlainConsole)
+    err: Console = field(default_factory=lambda: PlainConsole(stderr=True))
 
     def note(self, text: str) -> None:
-        """A line about what is going on."""
+        """Print a line about progress or circumstances, unless ``--quiet``."""
         if not self.quiet:
-            self.err.print(text, markup=False)
+            self.err.print(text)
 
     def data(self, text: str) -> None:
-        """A line of the result."""
-        self.out.print(text, markup=False)
+        """Print a line of the result."""
+        self.out.print(text)
 
     def table(self, table: Table) -> None:
         # A number is never cut off: a table that is wider than the terminal wraps instead.
@@ -71,27 +100,28 @@ class Terminal:
 
     def json(self, value: dict[str, Any]) -> None:
         # Not through rich: a long line must stay one line, whatever the width.
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        sys.stdout.write(NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
         sys.stdout.flush()
 
     def error(self, error: RefinerError) -> None:
-        self.err.print(f"[bold red]Error:[/] {escape(str(error))}")
+        self.err.print(Text.assemble(("Error:", "bold red"), f" {printable(str(error))}"))
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, a line every tenth in a log; called with (done, total), 0 if not known."""
+        """A bar on a terminal, a line per tenth in a log; called with (done, total); total 0: unknown."""
         if self.quiet:
             yield lambda *_: None
         elif self.err.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 Rate(),
                 TimeRemainingColumn(),
             )
             with Progress(*columns, console=self.err, transient=True) as bar:
-                task = bar.add_task(what, total=None)
+                task = bar.add_task(printable(what), total=None)
                 yield lambda done, total: bar.update(task, completed=done, total=total or None)
         else:
             tenth, began = 0, time.monotonic()
@@ -111,7 +141,7 @@ terminal = Terminal()
 
 
 def new_table(title: str, *headings: str) -> Table:
-    """An empty table in the house's look: numbers to the right, no box."""
+    """An empty table without a box; all columns but the first are aligned to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right")

@@ -1,7 +1,9 @@
-"""``refiner doctor``: what this machine offers, and what is missing."""
+"""``refiner doctor``: what this machine offers and what is missing."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -9,12 +11,19 @@ import shutil
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from refiner_cli._version import __version__
 from refiner_cli.cli.console import Json, new_table, terminal
 
-OPTIONAL = {"transformers": "SigLIP tokenizers: refiner-cli[siglip]"}
-NEEDED = 4 * 2**30  # bytes of free disk below which a benchmark will not fit
+OPTIONAL = {  # package to import -> what it is for, what to install
+    "pyarrow": ("Parquet output", "pyarrow"),
+    "pillow_heif": ("HEIC photos", "pillow-heif"),
+    "transformers": ("SigLIP tokenizers", "transformers sentencepiece"),
+    "sentencepiece": ("SigLIP tokenizers", "transformers sentencepiece"),
+}
+FOREIGN = "refiner-cli"  # another project, with the same import name and the same command
+MIN_FREE_DISK = 4 * 2**30  # bytes; a benchmark does not fit in less
 
 
 def doctor(as_json: Json = False) -> None:
@@ -25,8 +34,10 @@ def doctor(as_json: Json = False) -> None:
     else:
         table = new_table("", "", "found", "advice")
         for check in checks:
-            mark = "[green]ok[/]" if check["ok"] else "[yellow]--[/]"
-            table.add_row(f"{mark} {check['name']}", check["found"], check["advice"])
+            mark = ("ok", "green") if check["ok"] else ("--", "yellow")
+            table.add_row(Text.assemble(mark, f" {check['name']}"), check["found"], check["advice"])
+        for column in table.columns[1:]:
+            column.justify = "left"
         terminal.table(table)
     if not all(check["ok"] for check in checks if check["needed"]):
         raise typer.Exit(6)
@@ -62,13 +73,33 @@ def machine() -> list[dict[str, Any]]:
         entry(
             "data folder", str(place), ok=os.access(above, os.W_OK), needed=True, advice="set REFINER_HOME"
         ),
-        entry("free disk", f"{disk / 2**30:.1f} GiB", ok=disk > NEEDED, advice="a benchmark needs some GiB"),
+        entry(
+            "free disk",
+            f"{disk / 2**30:.1f} GiB",
+            ok=disk > MIN_FREE_DISK,
+            advice="a benchmark needs some GiB",
+        ),
     ]
 
 
 def packages() -> list[dict[str, Any]]:
-    return [
-        entry(name, "installed" if importlib.util.find_spec(name) else "not installed",
-              ok=importlib.util.find_spec(name) is not None, advice=use)
-        for name, use in OPTIONAL.items()
-    ]  # fmt: skip
+    """The optional packages, and a foreign one that would replace parts of this one."""
+    found = []
+    for module, (use, install) in OPTIONAL.items():
+        there = importlib.util.find_spec(module) is not None
+        found.append(
+            entry(
+                module,
+                "installed" if there else "not installed",
+                ok=there,
+                advice=f"for {use}: pip install {install}",
+            )
+        )
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version(FOREIGN)
+        advice = (
+            f"another project that installs the same module and command; pip uninstall {FOREIGN}, "
+            "then install refiner-czsl again"
+        )
+        found.append(entry(FOREIGN, f"{version} is installed too", ok=False, advice=advice))
+    return found

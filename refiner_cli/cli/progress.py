@@ -39,7 +39,7 @@ def show_progress(terminal: Terminal) -> Iterator[Report]:
     if terminal.quiet:
         yield silent
     elif terminal.err.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(24), _Amount())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(24), _Amount())
         with Bars(*columns, console=terminal.err, transient=True) as bars:
             yield _Drawn(terminal, bars)
     else:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-with contextlib.suppress(ImportError):  # the optional extra "heif"
+with contextlib.suppress(ImportError):  # an optional package
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -87,7 +87,7 @@ def read_stream(stream: IO[bytes], side: int | None = None) -> Image.Image:
     except UnidentifiedImageError:
         stream.seek(4)
         if stream.read(8) in {b"ftypheic", b"ftypheix", b"ftypmif1"} and "HEIF" not in FORMATS:
-            raise UnreadableError("HEIC needs the package pillow-heif (extra: heif)") from None
+            raise UnreadableError("HEIC needs the package pillow-heif (pip install pillow-heif)") from None
         raise UnreadableError("it is no image") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6

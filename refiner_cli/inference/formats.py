@@ -67,7 +67,7 @@ def format_of(file: Path) -> str:
             import pyarrow as pa  # noqa: F401
         except ImportError:
             raise EnvironmentLacksError(
-                "Parquet needs the package pyarrow.", hint="pip install 'refiner-cli[parquet]'"
+                "Parquet needs the package pyarrow.", hint="Run: pip install pyarrow"
             ) from None
     return kind
 

@@ -231,7 +231,8 @@ def hf_tokenizer(spec: BackboneSpec, source: str, length: int, options: dict[str
         return open_clip.tokenizer.HFTokenizer(source, context_length=length, tokenizer_mode=mode, **options)
     except ImportError:
         raise EnvironmentLacksError(
-            f"The backbone {spec.name} needs the package transformers.", hint="Install refiner-cli[siglip]."
+            f"The backbone {spec.name} needs the package transformers.",
+            hint="Run: pip install transformers sentencepiece",
         ) from None
     except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
         reason = str(error).splitlines()[0]

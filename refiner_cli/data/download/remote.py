@@ -57,7 +57,7 @@ def client() -> httpx.Client:
     return httpx.Client(
         follow_redirects=True,
         timeout=httpx.Timeout(30.0, connect=15.0),
-        headers={"User-Agent": f"refiner-cli/{__version__}", "Accept-Encoding": "identity"},
+        headers={"User-Agent": f"refiner/{__version__}", "Accept-Encoding": "identity"},
     )
 
 

@@ -1,0 +1,96 @@
+"""What is printed is printed as it is: no text is markup, none acts on the terminal, none fails to encode."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from refiner_cli.cli.app import app
+from refiner_cli.cli.console import Terminal, new_table, printable
+from refiner_cli.errors import RefinerError
+from tests.conftest import Cli
+
+HARMLESS = ["[red]apple[/]", "[/red] box", "dark[v2]", ":smile:", "a\\[b]", "café", "👩\u200d🍳", "見る"]
+HARMFUL = ["\x1b[31mred", "\x07bell", "\u202etxt.exe", "photo-\udcff.jpg", "a\rb", "\x9b2J"]
+
+
+def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of the app by its words."""
+    command = command or typer.main.get_command(app)
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_help_shows_every_square_bracket_of_its_source(cli: Cli, path: tuple[str, ...]) -> None:
+    shown = "".join(cli(*path, "--help").out.split())
+    command = dict(commands())[path]
+    texts = [command.help or "", *(getattr(param, "help", None) or "" for param in command.params)]
+    for text in texts:
+        for bracket in re.findall(r"\[[^\]]*\]", text):
+            assert "".join(bracket.split()) in shown
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    terminal = Terminal()
+    terminal.note(text)
+    terminal.data(text)
+    terminal.error(RefinerError(text))
+    table = new_table(text, text, text)
+    table.add_row(text, text)
+    terminal.table(table)
+    streams = capsys.readouterr()
+    assert streams.err == f"{text}\nError: {text}\n"
+    assert streams.out.count(text) == 6
+
+
+@pytest.mark.parametrize("text", HARMFUL)
+def test_text_does_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    terminal = Terminal()
+    terminal.note(text)
+    terminal.data(text)
+    terminal.error(RefinerError(text))
+    table = new_table(text, text)
+    table.add_row(text)
+    terminal.table(table)
+    terminal.json({"text": text})
+    with terminal.progress(text) as progress:
+        progress(1, 1)
+    streams = capsys.readouterr()
+    for stream in streams:
+        assert stream.encode()  # no lone surrogate
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", stream)
+    assert printable(text) in streams.out
+    terminal.json({"text": text})
+    assert json.loads(capsys.readouterr().out) == {"text": text}
+
+
+def test_names_with_brackets_in_progress_bars_are_no_markup() -> None:
+    code = (
+        "import time\nfrom refiner_cli.cli.console import Terminal\n"
+        "with Terminal().progress('mine[/v2]') as progress: progress(1, 2); time.sleep(0.3)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True,
+        env={"FORCE_COLOR": "1", "TERM": "xterm", "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert "mine[/v2]" in done.stderr
+
+
+def test_info_shows_a_folder_and_labels_with_brackets(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demo[red]"
+    folder.symlink_to(small_demo, target_is_directory=True)
+    outcome = cli("info", folder)
+    assert outcome.code == 0
+    assert outcome.out.count("demo[red]") >= 2
