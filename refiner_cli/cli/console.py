@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 
 
 class PlainConsole(Console):
-    """``text`` with every character that a terminal acts on, or that cannot be encoded, as an escape.
+    """A console on which text is text: no markup in brackets, no emoji codes, no control characters."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
