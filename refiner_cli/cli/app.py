@@ -10,6 +10,7 @@ from refiner_cli._version import __version__
 from refiner_cli.cli import (
     bench,
     compare,
+    config,
     dataset,
     demo,
     doctor,
@@ -51,7 +52,19 @@ def options(
     terminal.debug, terminal.quiet = debug, quiet
 
 
-for command in (demo.demo, download.download, train.train, eval.evaluate, compare.compare, predict.predict,
-                export.export, info.info, doctor.doctor, bench.bench):  # fmt: skip
+COMMANDS = (
+    demo.demo,
+    download.download,
+    train.train,
+    eval.evaluate,
+    compare.compare,
+    predict.predict,
+    export.export,
+    config.config,
+    info.info,
+    doctor.doctor,
+    bench.bench,
+)
+for command in COMMANDS:
     app.command(name="eval" if command is eval.evaluate else None)(command)
 app.add_typer(dataset.app)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.configure import configure
+from refiner_cli.cli.console import Json
 from refiner_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from refiner_cli.config import Config
-    from refiner_cli.settings import Layer
 
 Dataset = Annotated[
     str | None,
@@ -34,7 +30,20 @@ def train(
         str | None,
         typer.Option(help="An open_clip tag, a weights file, or none for random weights.  [openai]"),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A TOML file with settings, or a recipe's name ('refiner config')."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images.  [train.epochs]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.  [train.batch_size]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.  [train.lr]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Image-decoding processes.  [train.num_workers]")
+    ] = None,
     assign: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.lr=1e-4; repeatable."),
@@ -54,31 +63,15 @@ def train(
     Ctrl-C and SIGTERM finish the step and save it. Under torchrun the processes share the work.
     """
     flags = {"method": method, "backbone": backbone, "pretrained": pretrained, "seed": seed, "device": device,
-             "precision": precision}  # fmt: skip
+             "precision": precision, "epochs": epochs, "batch-size": batch_size, "lr": lr,
+             "workers": workers}  # fmt: skip
     if resume and out is None:
         raise UsageError("--resume needs the run: --out RUN.")
     if not resume and dataset is None:
         raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
-    chosen = configure(dataset, config, assign or [], flags) if dataset and not resume else None
+    chosen = configure(dataset, config, assign or [], flags)[0] if dataset and not resume else None
     from refiner_cli.cli.training import TrainRequest, run_training
 
     code = run_training(TrainRequest(dataset or "", chosen, out, seeds), as_json=as_json)
     if code:
         raise typer.Exit(code)
-
-
-def configure(dataset: str, file: Path | None, assignments: list[str], flags: dict[str, Any]) -> Config:
-    """Recipe of the dataset, file, environment, flags: the later wins."""
-    from refiner_cli.recipes import recipe_for
-    from refiner_cli.settings import from_assignments, from_environment, from_file, resolve
-
-    layers: list[Layer] = []
-    recipe = recipe_for(dataset)
-    if recipe:
-        terminal.note(f"settings of the recipe {recipe[0]}")
-    if file:
-        layers.append(from_file(file))
-    layers.append(from_environment(os.environ))
-    layers.append(("command line", {name: value for name, value in flags.items() if value is not None}))
-    layers.append(from_assignments(assignments))
-    return resolve(layers, recipe)

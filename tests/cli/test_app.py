@@ -15,6 +15,7 @@ from tests.conftest import Cli
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "info", "doctor", "bench",
+    "config",
 )  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""``refiner config``: every setting, its value and where it comes from; recipes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from refiner_cli.config import known_keys
+from refiner_cli.recipes import recipe_names
+from tests.conftest import Cli
+
+
+def test_every_setting_is_listed_with_the_source_of_its_value(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFINER_TRAIN__WARMUP", "0.2")
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nlr = 0.5\n")
+    done = cli("config", "demo", "--config", file, "--set", "model.num_queries=3", "--json")
+    rows = {row["key"]: row for row in done.json["settings"]}
+    assert set(rows) == set(known_keys("refiner"))
+    assert all(row["description"] and row["type"] for row in rows.values())
+    assert (rows["train.lr"]["value"], rows["train.lr"]["source"]) == (0.5, str(file))
+    assert (rows["train.warmup"]["value"], rows["train.warmup"]["source"]) == (0.2, "environment")
+    assert (rows["model.num_queries"]["value"], rows["model.num_queries"]["source"]) == (3, "--set")
+    assert (rows["backbone"]["value"], rows["backbone"]["source"]) == ("tiny", "demo.toml")
+    assert (rows["seed"]["value"], rows["seed"]["source"]) == (0, "default")
+
+
+def test_the_settings_are_those_of_the_method(cli: Cli) -> None:
+    text = cli("config", "--method", "csp").out
+    assert "model.primitive_dropout = 0.3" in text
+    assert "[number; default 0.3]" in text
+    assert "model.num_queries" not in text
+
+
+def test_recipes_are_listed_printed_and_named(cli: Cli, tmp_path: Path) -> None:
+    assert cli("config", "--recipes").out.split() == recipe_names()
+    text = cli("config", "--recipe", "own").out
+    assert tomllib.loads(text)["train"]["epochs"] == 20
+    rows = {row["key"]: row for row in cli("config", "--config", "own", "--json").json["settings"]}
+    assert (rows["train.epochs"]["value"], rows["train.epochs"]["source"]) == (20, "own.toml")
+    refused = cli("config", "--recipe", "none")
+    assert refused.code == 2
+    assert "The recipes are c-gqa, demo" in refused.err
+
+
+def test_plain_flags_of_train_set_their_settings(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ("--epochs", "1", "--batch-size", "32", "--lr", "0.001", "--workers", "0")
+    flags += ("--backbone", "tiny", "--method", "clip")
+    assert cli("-q", "train", small_demo, "--out", run, *flags).code == 0
+    stored = json.loads((run / "run.json").read_text())["config"]["train"]
+    assert (stored["epochs"], stored["batch_size"], stored["lr"], stored["num_workers"]) == (1, 32, 0.001, 0)
+    refused = cli("train", small_demo, "--lr", "-1", "--out", tmp_path / "other")
+    assert refused.code == 3
+    assert "--lr: train.lr = -1.0 is not valid" in refused.err
