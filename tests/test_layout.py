@@ -34,6 +34,7 @@ ROOMS = [
     "plugins",
     "render",
     "files",
+    "machine",
     "errors",
     "_version",
 ]

@@ -56,7 +56,7 @@ def create(
         )
     from refiner_cli.data.create import create as making
     from refiner_cli.data.create.photos import read_photos, read_unseen
-    from refiner_cli.data.integrity import cores
+    from refiner_cli.machine import cores
 
     unseen = None if unseen_pairs is None else read_unseen(unseen_pairs)
     fraction = DEFAULT_UNSEEN if unseen_fraction is None else unseen_fraction

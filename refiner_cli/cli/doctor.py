@@ -53,8 +53,9 @@ def machine() -> list[dict[str, Any]]:
     import open_clip
     import torch
 
-    from refiner_cli.core.runtime.device import cores, free_memory, pick_device, pick_precision
+    from refiner_cli.core.runtime.device import free_memory, pick_device, pick_precision
     from refiner_cli.data.paths import home
+    from refiner_cli.machine import cores
 
     device, why = pick_device()
     precision, because = pick_precision("auto", device)

@@ -70,8 +70,8 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
     from refiner_cli.data.download.catalog import catalogue
     from refiner_cli.data.download.datasets_dir import DatasetsDir
     from refiner_cli.data.download.downloader import Downloader
-    from refiner_cli.data.integrity import cores
     from refiner_cli.data.paths import home
+    from refiner_cli.machine import cores
 
     def draw(folder: Path) -> None:
         from refiner_cli.demo.dataset import make_demo

@@ -35,13 +35,6 @@ class UnreadableImage:
     missing: bool = False
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 Checked = tuple[int, list["UnreadableImage"]]  # images of a chunk, and those of them that fail
 
 

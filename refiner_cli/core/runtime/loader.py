@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from refiner_cli.core.runtime.device import cores
 from refiner_cli.data.images import Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError, RefinerError
+from refiner_cli.machine import cores
 
 
 @dataclass(frozen=True)
