@@ -18,6 +18,7 @@ from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import autocast
 from refiner_cli.core.runtime.loader import EvalTransform, load_batches, pick_num_workers, sequential_batches
 from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.data.image_file import IMAGE_FORMATS
 from refiner_cli.data.images import Preprocess
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.recogniser import Recogniser
@@ -78,7 +79,7 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
 
     def plain() -> None:
         for file in files:
-            with Image.open(file) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 bare(image.convert("RGB"))
 
     def read(workers: int) -> Callable[[], object]:

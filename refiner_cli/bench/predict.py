@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from refiner_cli.core.runtime.device import autocast
-from refiner_cli.data.decode import Pixels
+from refiner_cli.data.crop import Pixels
 from refiner_cli.data.workers import init_worker
 from refiner_cli.inference.formats import JsonLines
 from refiner_cli.inference.predict import predict_files

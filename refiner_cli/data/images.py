@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import transforms
 
-from refiner_cli.data.decode import Crop, UnreadableError, read
+from refiner_cli.data.crop import Crop
+from refiner_cli.data.decode import read
+from refiner_cli.data.image_file import UnreadableError, default_limits
 from refiner_cli.errors import DatasetError
 
 
@@ -37,6 +39,7 @@ class Preprocess:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        default_limits()  # raises for a bad one here, where it is shown, and not in a decoding process
         self.crop = Crop.of(config)
         self.mean = torch.tensor(config["mean"])[:, None, None]
         self.std = torch.tensor(config["std"])[:, None, None]

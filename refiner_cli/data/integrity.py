@@ -1,14 +1,13 @@
-"""Whether images can be decoded, by all cores.
+"""Which images of a list cannot be decoded, checked on all cores.
 
-Decoding small images is mostly Python, which threads would not speed up, so the work goes to
-processes. They start light: this module and what it imports know neither torch nor numpy.
+They are decoded as training and prediction decode them. For small images that is mostly Python,
+which threads would not speed up, so the work goes to processes. They start fast: this module and
+what it imports know neither PyTorch nor NumPy.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from PIL import Image
-
+from refiner_cli.data.decode import read
+from refiner_cli.data.image_file import MissingFileError, UnreadableError, default_limits
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.data.workers import init_worker
 from refiner_cli.errors import RefinerError
@@ -28,14 +27,14 @@ _WORTH_A_PROCESS = 1024  # images; fewer are decoded in the time that a process 
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """An image that is not there or cannot be decoded; ``path`` as it was given."""
+    """An image that is missing or cannot be decoded; ``path`` as it was given."""
 
     path: str
     reason: str
     missing: bool = False
 
 
-Checked = tuple[int, list["UnreadableImage"]]  # images of a chunk, and those of them that fail
+Checked = tuple[int, list[UnreadableImage]]  # how many images a chunk has, and those that fail
 
 
 def find_unreadable(
@@ -44,8 +43,9 @@ def find_unreadable(
     """Decode every image completely and return those that fail, in the order given.
 
     More than one worker needs a main module that can be imported, as always with processes.
-    Raises StoppedError when ``stop`` is set.
+    Raises StoppedError when ``stop`` is set, and ConfigError for a decode limit that is not a number.
     """
+    default_limits()  # what is wrong with them must be said here, and not by every process
     chunks = [(str(folder), paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
     found: list[UnreadableImage] = []
     done = 0
@@ -68,27 +68,21 @@ def _results(chunks: list[tuple[str, Sequence[str]]], workers: int) -> Generator
         yield from pool.map(_decode, chunks)
     except BrokenExecutor as error:
         raise RefinerError(
-            "A process that decodes images died; the memory may be short, or an image may crash its decoder.",
-            hint="Try again with one worker.",
+            "A process that decodes images died: memory may be short, or an image crashes its decoder.",
+            hint="Try again with --workers 1.",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(chunk: tuple[str, Sequence[str]]) -> tuple[int, list[UnreadableImage]]:
+def _decode(chunk: tuple[str, Sequence[str]]) -> Checked:
     folder, paths = chunk
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF data and the like are no fault of the picture
-        return len(paths), [fault for path in paths if (fault := _fault(folder, path))]
+    return len(paths), [fault for path in paths if (fault := _fault(folder, path))]
 
 
 def _fault(folder: str, path: str) -> UnreadableImage | None:
     try:
-        with Image.open(os.path.join(folder, path)) as image:  # noqa: PTH118 - half of the time of a small image
-            image.load()
-    except FileNotFoundError:
-        return UnreadableImage(path, "not there", missing=True)
-    except Exception as error:  # noqa: BLE001 - decoders raise nearly everything for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return UnreadableImage(path, reason.replace(os.path.join(folder, ""), ""))  # noqa: PTH118
+        read(Path(folder, path))
+    except UnreadableError as reason:
+        return UnreadableImage(path, str(reason), missing=isinstance(reason, MissingFileError))
     return None

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from refiner_cli.data.benchmark import Benchmark, Sample, Split
-from refiner_cli.data.decode import UnreadableError, read
+from refiner_cli.data.decode import read
+from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.data.labels import Pair
 from refiner_cli.files import atomic_file
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from refiner_cli.data.decode import Pixels
+from refiner_cli.data.crop import Pixels
 from refiner_cli.files import atomic_file
 
 SIDE = 192  # pixels of one picture

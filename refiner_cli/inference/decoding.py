@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from refiner_cli.data.decode import Crop, Pixels, UnreadableError
+from refiner_cli.data.crop import Crop, Pixels
+from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.data.workers import init_worker
 from refiner_cli.inference.scan import ImageFile
 

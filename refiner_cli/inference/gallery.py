@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from refiner_cli.data.decode import Crop, Pixels
+from refiner_cli.data.crop import Crop, Pixels
 from refiner_cli.files import atomic_file
 from refiner_cli.inference.decoding import decode_batches, make_batches
 from refiner_cli.inference.formats import Value, read_values

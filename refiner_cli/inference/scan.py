@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from hashlib import blake2b
 from pathlib import Path
 
-from refiner_cli.data.decode import SUFFIXES
+from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.errors import UsageError
 
 
@@ -38,7 +38,7 @@ class PathFilter:
         if self.include:
             wanted = matches(path, self.include)
         else:
-            wanted = os.path.splitext(path)[1].lower() in SUFFIXES  # noqa: PTH122 - a million times
+            wanted = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a million times
         return wanted and not self.leaves_out(path)
 
     def leaves_out(self, path: str) -> bool:

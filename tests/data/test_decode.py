@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from refiner_cli.data.decode import Crop, UnreadableError, read
+from refiner_cli.data.crop import Crop
+from refiner_cli.data.decode import read
+from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.data.images import Preprocess
 
 
@@ -84,7 +86,7 @@ def test_a_pipe_and_a_folder_are_no_images(tmp_path: Path) -> None:
         read(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "a.jpg")
-        with pytest.raises(UnreadableError, match="no regular file"):
+        with pytest.raises(UnreadableError, match="not a regular file"):
             read(tmp_path / "a.jpg")
 
 

@@ -42,7 +42,7 @@ def test_a_rotated_photo_stands_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"", "empty"), (b"hello", "no image"), (None, "does not exist")]
+    ("content", "says"), [(b"", "empty"), (b"hello", "not an image"), (None, "does not exist")]
 )
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None, says: str) -> None:
     file = tmp_path / "bad.jpg"

@@ -26,7 +26,7 @@ def test_the_page_names_an_unreadable_picture(small_demo: Path, tmp_path: Path) 
     page = tmp_path / "page.html"
     write_overview(page, load_benchmark(folder))
     text = page.read_text("utf-8")
-    assert "it is no image" in text
+    assert "it is not an image in a supported format" in text
     assert "<img" not in text
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refiner_cli.data.decode import Crop
+from refiner_cli.data.crop import Crop
 from refiner_cli.inference.decoding import Outcome, decode_batches, make_batches
 from refiner_cli.inference.scan import ImageFile
 
@@ -55,7 +55,7 @@ def test_outcomes_come_in_order_with_reasons_in_their_places(tmp_path: Path, wor
             number = int(one.file.stem)
             assert number == seen
             if number % 7 == 3:
-                assert outcome == "it is no image"
+                assert outcome == "it is not an image in a supported format"
             else:
                 assert np.array_equal(outcome, np.full((8, 8, 3), number))
             seen += 1

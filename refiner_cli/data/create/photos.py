@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from refiner_cli.data.benchmark import SPLITS, Split, read_pairs
+from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.data.labels import Pair
 from refiner_cli.errors import DatasetError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 COLUMNS = ("path", "state", "object", "split")
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson"}
 
@@ -131,7 +131,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
     )
 
 
