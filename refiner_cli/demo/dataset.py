@@ -50,9 +50,14 @@ class Task:
 
 def draw(task: Task) -> None:
     """Draw and write one image; the same task gives the same bytes."""
+    scene_of(task).image.save(task.file, quality=QUALITY)
+
+
+def scene_of(task: Task) -> scenes.Scene:
+    """The scene of one image; the same task gives the same pixels."""
     rng = np.random.default_rng(task.seed)
     # Clutter shows any feasible pair but the held-out ones, as training data would.
-    scenes.scene(task.pair, split(task.choice).train, rng, task.clutter).save(task.file, quality=QUALITY)
+    return scenes.draw_scene(task.pair, split(task.choice).train, rng, task.clutter)
 
 
 def parts(choice: int) -> dict[Split, tuple[Pair, ...]]:

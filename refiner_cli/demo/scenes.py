@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -41,17 +42,33 @@ def look_of(pair: Pair, radius: float, rng: Rng) -> Look:
     return look
 
 
-def place(canvas: np.ndarray, look: Look, x: float, y: float) -> None:
-    """Lay a look over the canvas (``SIZE x SIZE x 3``), its centre at pixel (x, y)."""
+@dataclass(frozen=True)
+class Scene:
+    """A drawn image, and how much of each of its pixels shows the object and how much shows clutter."""
+
+    image: Image.Image  # SIZE x SIZE, RGB
+    object: np.ndarray  # SIZE x SIZE in [0, 1]
+    clutter: np.ndarray  # SIZE x SIZE in [0, 1]
+
+
+def place(canvas: np.ndarray, look: Look, x: float, y: float) -> np.ndarray:
+    """Lay a look over the canvas (``SIZE x SIZE x 3``), its centre at pixel (x, y).
+
+    Returns:
+        How much of each pixel it covers, ``SIZE x SIZE`` in [0, 1].
+    """
+    covered = np.zeros(canvas.shape[:2], np.float32)
     size = look.alpha.shape[0]
     left, top = round(x - size / 2), round(y - size / 2)
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + size, canvas.shape[1]), min(top + size, canvas.shape[0])
     if x0 >= x1 or y0 >= y1:
-        return
+        return covered
     part = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
     alpha = look.alpha[part][..., None]
     canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - alpha) + look.rgb[part] * alpha
+    covered[y0:y1, x0:x1] = look.alpha[part]
+    return covered
 
 
 def background(rng: Rng) -> np.ndarray:
@@ -78,7 +95,12 @@ def finish(canvas: np.ndarray, rng: Rng) -> Image.Image:
 
 
 def scene(pair: Pair, others: Sequence[Pair], rng: Rng, clutter: int = CLUTTER) -> Image.Image:
-    """Draw ``pair`` in front of about ``clutter`` pieces of ``others``; ``SIZE x SIZE`` RGB.
+    """The image of :func:`draw_scene`."""
+    return draw_scene(pair, others, rng, clutter).image
+
+
+def draw_scene(pair: Pair, others: Sequence[Pair], rng: Rng, clutter: int = CLUTTER) -> Scene:
+    """Draw ``pair`` in front of about ``clutter`` pieces of ``others``.
 
     The object is whole, the largest thing in the picture and off centre by a few pixels; a third
     of the pieces may lie over its rim.
@@ -87,17 +109,20 @@ def scene(pair: Pair, others: Sequence[Pair], rng: Rng, clutter: int = CLUTTER) 
     pieces = int(rng.poisson(clutter)) if clutter else 0
     x, y = rng.uniform(0.38, 0.62, 2) * SIZE
     radius = rng.uniform(0.27, 0.36) * SIZE
+    own, other = np.zeros((2, SIZE, SIZE), np.float32)  # visible shares of object and clutter
     drawn = False
     for i in range(pieces + 1):
         if not drawn and (i == pieces or i >= pieces * 2 / 3):
-            place(canvas, look_of(pair, radius, rng), x, y)
+            covered = place(canvas, look_of(pair, radius, rng), x, y)
+            own, other = covered, other * (1 - covered)
             drawn = True
         if i == pieces:
             break
         turn, away = rng.uniform(0, 2 * math.pi), radius * rng.uniform(0.9, 1.7)
         piece = fragment(others[int(rng.integers(len(others)))], rng.uniform(0.17, 0.27) * SIZE, rng)
-        place(canvas, piece, x + away * math.cos(turn), y + away * math.sin(turn))
-    return finish(canvas, rng)
+        covered = place(canvas, piece, x + away * math.cos(turn), y + away * math.sin(turn))
+        own, other = own * (1 - covered), covered + other * (1 - covered)
+    return Scene(finish(canvas, rng), own, other)
 
 
 def gathering(pairs: Sequence[Pair], rng: Rng) -> Image.Image:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError
+from refiner_cli.experiments import regions
 from refiner_cli.experiments.plan import by_choice, by_fold, by_seed, processes
 from refiner_cli.experiments.tables import tables
 from refiner_cli.experiments.trial import Found, Trial, run_trials
@@ -90,4 +91,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["regions"]:
+        regions.main(sys.argv[2:])
+    else:
+        main()
