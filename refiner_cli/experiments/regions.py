@@ -31,7 +31,7 @@ from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.prompts import ROLES
 from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
-from refiner_cli.data.decode import Crop
+from refiner_cli.data.crop import Crop
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.demo.dataset import Task, parts, scene_of, tasks
 from refiner_cli.demo.scenes import CLUTTER

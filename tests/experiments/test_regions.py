@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.data.decode import Crop
+from refiner_cli.data.crop import Crop
 from refiner_cli.demo.scenes import SIZE, draw_scene, scene
 from refiner_cli.errors import DatasetError
 from refiner_cli.experiments.regions import Regions, box_masks, demo_masks, measure, patch_shares
