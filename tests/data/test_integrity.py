@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from refiner_cli.data.integrity import UnreadableImage, cores, find_unreadable
+from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.progress import StoppedError
 from tests.data.conftest import Log
 from tests.data.download import published
@@ -65,10 +64,6 @@ def test_stops_when_asked(folder: Path, log: Log, stop: Event) -> None:
     stop.set()
     with pytest.raises(StoppedError):
         check(folder, ["0.jpg"], log, stop=stop)
-
-
-def test_at_least_one_core_is_there() -> None:
-    assert 1 <= cores() <= (os.cpu_count() or 1)
 
 
 def test_workers_do_not_load_torch() -> None:

@@ -16,7 +16,7 @@ from threading import Event
 import numpy as np
 from PIL import Image
 
-from refiner_cli.data.integrity import cores, find_unreadable
+from refiner_cli.data.integrity import find_unreadable
 from refiner_cli.data.progress import Notice, Progress
 
 DIFFERENT = 50
