@@ -18,6 +18,7 @@ from PIL import Image
 
 from refiner_cli.data.integrity import find_unreadable
 from refiner_cli.data.progress import Notice, Progress
+from refiner_cli.machine import cores
 
 DIFFERENT = 50
 
