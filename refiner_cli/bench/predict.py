@@ -1,4 +1,4 @@
-"""How fast prediction is, next to the least that anybody could do: decode, and call the backbone."""
+"""How fast prediction is, compared with a bare loop that only decodes and calls the backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from refiner_cli.inference.scan import ImageFile
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images a second, the best of several rounds each."""
+    """Images per second, the best of several rounds each."""
 
     predict: float  # rows, written
     bare: float  # image vectors of the backbone, and nothing else
@@ -39,11 +39,11 @@ class Throughput:
 def measure(
     recogniser: Recogniser, files: Sequence[Path], *, batch: int, workers: int, rounds: int = 3
 ) -> Throughput:
-    """Run both over readable files in turn, so that whatever else the machine does hits both.
+    """Run both over readable files in turn, so that other load on the machine affects both.
 
     The bare loop decodes the same way with as many processes, and calls the backbone on ready
-    batches; it has no queries, no adapters, no candidates and no rows. What a process costs to
-    start is outside of both: of each loop the time after its first batch counts.
+    batches; it has no queries, no adapters, no candidates and no rows. The cost of starting
+    processes is excluded from both: timing starts after the first batch of each loop.
     """
     recogniser.bank  # noqa: B018 - encoding the text is no part of either
     best = {"predict": 0.0, "bare": 0.0}
@@ -59,13 +59,13 @@ def measure(
 
 def predicting(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int) -> Iterator[int]:
     """Yield how many images each batch of prediction has, once its rows are written."""
-    found = [ImageFile(file, str(file)) for file in files]
-    rows = predict_files(recogniser, found, top_k=5, batch=batch, workers=workers)
-    sink = JsonLines(io.StringIO())
-    while some := list(islice(rows, batch)):
-        for row in some:
-            sink.write(row)
-        yield len(some)
+    images = [ImageFile(file, str(file)) for file in files]
+    rows = predict_files(recogniser, images, top_k=5, batch=batch, workers=workers)
+    writer = JsonLines(io.StringIO())
+    while written := list(islice(rows, batch)):
+        for row in written:
+            writer.write(row)
+        yield len(written)
 
 
 def bare(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int) -> Iterator[int]:
@@ -80,7 +80,9 @@ def bare(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int
         yield len(pixels)
 
 
-def bare_pixels(recogniser: Recogniser, files: Sequence[Path], workers: int) -> Iterator[Pixels]:
+def bare_pixels(
+    recogniser: Recogniser, files: Sequence[Path], workers: int
+) -> Iterator[Pixels]:
     crop = recogniser.preprocess.crop
     if workers == 0:
         yield from map(crop.load, files)

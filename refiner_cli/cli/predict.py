@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,13 +15,44 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import INTERRUPTED, PARTLY_DONE, Json, terminal
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import RefinerError, UsageError
 
 if TYPE_CHECKING:
-    from refiner_cli.inference.formats import Row
+    from refiner_cli.core.runtime.distributed import DistributedContext
+    from refiner_cli.inference.destinations import Destinations
+    from refiner_cli.inference.formats import ImageRow
+    from refiner_cli.inference.output import RowCount
+    from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.inference.runner import PredictOptions
     from refiner_cli.inference.scan import ImageFile, PathFilter
 
 STDIN = [Path("-")]
+Patterns = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What the command line says."""
+
+    model: Path
+    paths: list[Path]
+    out: Path | None
+    top_k: int
+    world: Literal["closed", "open"]
+    states: Path | None
+    objects: Path | None
+    pairs: Path | None
+    include: Patterns
+    exclude: Patterns
+    stop_at_error: bool
+    keep_errors: bool
+    overwrite: bool
+    gallery: Path | None
+    heatmaps: Path | None
+    device: str
+    precision: str
+    batch: int
+    workers: int
 
 
 def predict(
@@ -30,114 +62,172 @@ def predict(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="A .jsonl, .csv or .parquet file.  [stdout, JSON lines]"),
+        typer.Option(
+            "-o", "--out", help="Output file: .jsonl, .csv or .parquet; JSON lines on stdout if absent."
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Guesses an image.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     world: Annotated[
-        Literal["closed", "open"], typer.Option(help="Known pairs, or every combination.")
+        Literal["closed", "open"],
+        typer.Option(help="Candidates: the pairs of the model, or every state with every object."),
     ] = "closed",
-    states: Annotated[Path | None, typer.Option(help="Own states, one a line.")] = None,
-    objects: Annotated[Path | None, typer.Option(help="Own objects, one a line.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Own pairs, 'state object' a line.")] = None,
-    include: Annotated[list[str] | None, typer.Option(help="Only such files of a folder: '*.jpg'.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No such files or folders: 'raw/*'.")] = None,
+    states: Annotated[Path | None, typer.Option(help="Text file of your own states, one per line.")] = None,
+    objects: Annotated[Path | None, typer.Option(help="Text file of your own objects, one per line.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Text file of your own pairs, 'state object' per line.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Include only files matching this pattern, such as '*.jpg'.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Skip files and folders matching this pattern, such as 'raw/*'.")
+    ] = None,
     on_error: Annotated[
-        Literal["skip", "fail"], typer.Option(help="What an unreadable image does.")
+        Literal["skip", "fail"],
+        typer.Option(help="What to do with an unreadable image: write a row with the error, or stop."),
     ] = "skip",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew; else an existing output is gone on with.")
+    keep_errors: Annotated[
+        bool, typer.Option("--keep-errors", help="Do not try images again whose row is an error.")
     ] = False,
-    gallery: Annotated[Path | None, typer.Option(help="An .html page to look through the results.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard an existing output instead of resuming it.")
+    ] = False,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Write an .html page with the images and their predictions.")
+    ] = None,
     heatmaps: Annotated[
-        Path | None, typer.Option(help="A folder for pictures of what the concept queries look at.")
+        Path | None, typer.Option(help="Folder for attention maps: what each concept query attends to.")
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(min=0, help="Images encoded at once; 0: by the machine.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0: automatic.")] = 0,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Recognise images, one row each; the same command again goes on where it stopped."""
-    from refiner_cli.inference.formats import format_of
-    from refiner_cli.inference.scan import PathFilter, locate, origin
-
-    rank, processes = (int(os.environ.get(*name)) for name in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    """Recognise images, one row per image. The same command again resumes where it stopped."""
+    request = PredictRequest(
+        model, paths, out, top_k, world, states, objects, pairs, tuple(include or ()), tuple(exclude or ()),
+        on_error == "fail", keep_errors, overwrite, gallery, heatmaps, device, precision, batch, workers,
+    )  # fmt: skip
     if out is None and (as_json or gallery):
         raise UsageError("A summary or a gallery needs the rows in a file.", hint="Add -o FILE.")
-    if processes > 1 and (out is None or paths == STDIN):
-        raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
-    if out:
-        format_of(out)
-    terminal.quiet = terminal.quiet or rank > 0
-    found, total = find_images(paths, PathFilter(include or (), exclude or ()))
-    from refiner_cli.core.runtime.device import pick_precision
-    from refiner_cli.core.runtime.loader import pick_num_workers
-    from refiner_cli.inference.batch_size import pick_batch_size
-    from refiner_cli.inference.gallery import write_gallery
-    from refiner_cli.inference.output import Output
-    from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.runner import PredictOptions, predict_to_output, predict_to_stream
-    from refiner_cli.inference.team import prediction_team
-    from refiner_cli.inference.vocabulary import choose_space
+    run_prediction(request, as_json=as_json)
 
-    with prediction_team(rank, processes) as team:
-        loaded, _ = open_model(model, device)
-        space = choose_space(loaded.space, world, states, objects, pairs)
-        dtype, why = pick_precision(precision, loaded.device)
-        recogniser = Recogniser(loaded, space, dtype)
-        if heatmaps and not recogniser.has_queries:
-            raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
-        size, because = pick_batch_size(batch, recogniser)
-        count, reason = pick_num_workers(workers, loaded.device)
-        name = str(dtype).removeprefix("torch.")
-        terminal.note(
-            f"precision {name} ({why}), batch {size} ({because}), {count} decoding processes ({reason})"
-        )
-        plan = PredictOptions(top_k, size, count, stop_at_error=on_error == "fail", heatmaps=heatmaps)
-        with stop_with_saved_rows(), terminal.progress("predicting") as progress:
-            follow = PredictProgress(progress, total, processes)
-            if out is None:
-                made = predict_to_stream(sys.stdout, recogniser, found, plan, watch=follow, log=terminal.note)
-            else:
-                made = predict_to_output(
-                    Output(out, top_k, rank, processes), recogniser, found, origin(paths), plan, team,
-                    overwrite=overwrite, watch=follow, log=terminal.note,
-                )  # fmt: skip
-        if gallery and out and team.leads:
-            shown = write_gallery(gallery, out, lambda name: locate(paths, name), workers=count)
-            terminal.note(f"gallery {gallery} ({shown} images)")
-    if rank > 0:
+
+def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
+    """Predict and report. Raises typer.Exit for an outcome that is not 0."""
+    from refiner_cli.inference.destinations import Destinations
+
+    destinations = Destinations(request.out, request.gallery, request.heatmaps)
+    destinations.check([] if request.paths == STDIN else request.paths)
+    from refiner_cli.core.runtime.device import pick_device
+    from refiner_cli.core.runtime.distributed import process_group
+
+    several = os.environ.get("WORLD_SIZE", "1") not in {"", "1"}
+    if several and (request.out is None or request.paths == STDIN):
+        raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
+    gpu = several and pick_device(request.device)[0].type == "cuda"
+    with process_group(os.environ, gpu=gpu, lost=stop_after_lost_process) as ranks:
+        terminal.quiet = terminal.quiet or not ranks.is_main
+        made, new = predict_all(request, destinations, ranks)
+    if not ranks.is_main:
         return
+    if made.dropped:
+        terminal.note(f"{made.dropped} rows were dropped: their images no longer exist")
     if as_json:
         terminal.json({"schema": "refiner.predict/1", "images": made.images, "errors": made.errors,
-                       "new": follow.new, "out": str(out)})  # fmt: skip
+                       "new": new, "dropped": made.dropped, "out": str(request.out)})  # fmt: skip
     elif made.errors:
         terminal.note(f"{made.errors} of {made.images} images could not be read")
     if made.errors:
         raise typer.Exit(PARTLY_DONE)
 
 
+def predict_all(
+    request: PredictRequest, destinations: Destinations, ranks: DistributedContext
+) -> tuple[RowCount, int]:
+    """The rows there are now, and how many of them this process computed."""
+    from refiner_cli.inference.gallery import write_gallery
+    from refiner_cli.inference.output import Output
+    from refiner_cli.inference.runner import predict_to_output, predict_to_stream
+    from refiner_cli.inference.scan import PathFilter, locate
+
+    images, total = find_images(
+        request.paths, PathFilter(request.include, request.exclude, destinations.all())
+    )
+    recogniser, options = prepare_prediction(request)
+    if ranks.is_main:
+        destinations.make_heatmap_folder()
+    places = [] if request.paths == STDIN else request.paths
+    with stop_with_saved_rows(), terminal.progress("predicting") as progress:
+        listener = ProgressListener(progress, total, ranks.world_size)
+        if request.out is None:
+            made = predict_to_stream(sys.stdout, recogniser, images, options, listener)
+        else:
+            output = Output(request.out, options.top_k, ranks.rank, ranks.world_size)
+            made = predict_to_output(output, recogniser, images, places, options, listener, ranks)
+    if request.gallery and request.out and ranks.is_main:
+        shown = write_gallery(
+            request.gallery, request.out, lambda name: locate(request.paths, name), workers=options.workers
+        )
+        terminal.note(f"gallery {request.gallery} ({shown} images)")
+    return made, listener.new
+
+
+def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions]:
+    """The model with its candidates, and how to run it."""
+    from refiner_cli.core.runtime.device import pick_precision
+    from refiner_cli.core.runtime.loader import pick_num_workers
+    from refiner_cli.inference.batch_size import pick_batch_size
+    from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.inference.runner import PredictOptions
+    from refiner_cli.inference.vocabulary import choose_space
+
+    model, _ = open_model(request.model, request.device)
+    space = choose_space(model.space, request.world, request.states, request.objects, request.pairs)
+    precision, why = pick_precision(request.precision, model.device)
+    recogniser = Recogniser(model, space, precision)
+    if request.heatmaps and not recogniser.has_queries:
+        raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
+    batch, because = pick_batch_size(request.batch, recogniser)
+    workers, reason = pick_num_workers(request.workers, model.device)
+    name = str(precision).removeprefix("torch.")
+    terminal.note(
+        f"precision {name} ({why}), batch {batch} ({because}), {workers} decoding processes ({reason})"
+    )
+    return recogniser, PredictOptions(
+        request.top_k,
+        batch,
+        workers,
+        stop_at_error=request.stop_at_error,
+        keep_errors=request.keep_errors,
+        overwrite=request.overwrite,
+        heatmaps=request.heatmaps,
+    )
+
+
 def find_images(paths: list[Path], chosen: PathFilter) -> tuple[Iterator[ImageFile], Callable[[], int]]:
     """The images, and how many there are as soon as that is known. Raises UsageError if there is none."""
-    from refiner_cli.inference.scan import count_aside, list_files, scan
+    from refiner_cli.inference.scan import count_in_background, list_files, read_list, row_name, scan
 
     if paths == STDIN:
-        lines = (line.rstrip("\n") for line in sys.stdin)
-        return list_files((Path(line) for line in lines if line), chosen), lambda: 0
+        if sys.stdin is None:
+            raise UsageError("The list of images is read from stdin, which is closed.")
+        return list_files(read_list(sys.stdin.buffer), chosen), lambda: 0
     found = scan(paths, chosen)
     first = next(found, None)
     if first is None:
-        raise UsageError(f"There is no image in {', '.join(map(str, paths))}.")
-    return chain([first], found), count_aside(scan(paths, chosen))
+        raise UsageError(f"There is no image in {', '.join(row_name(str(path)) for path in paths)}.")
+    return chain([first], found), count_in_background(scan(paths, chosen))
 
 
 @contextlib.contextmanager
 def stop_with_saved_rows() -> Iterator[None]:
-    """An interrupt loses nothing, and a reader of the rows may have had enough of them."""
+    """An interrupt loses no row, and a reader of the rows may stop reading them."""
     try:
         yield
     except KeyboardInterrupt:
-        terminal.note("stopped; with an output file, the same command goes on from here")
+        terminal.note("stopped; with an output file, the same command resumes here")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # Or Python would fail once more when it flushes at the end.
@@ -145,18 +235,34 @@ def stop_with_saved_rows() -> Iterator[None]:
         raise typer.Exit from None
 
 
-class PredictProgress:
-    """Tells of every image what there is to tell; the other processes are thought to be as fast."""
+def stop_after_lost_process(reason: str) -> None:
+    """End this process: the main thread may wait for the others forever."""
+    terminal.error(RefinerError(reason, hint="The same command resumes."))
+    sys.stderr.flush()
+    os._exit(RefinerError.exit_code)
 
-    def __init__(self, progress: Callable[[int, int], None], total: Callable[[], int], team: int) -> None:
-        self.progress, self.total, self.team = progress, total, team
-        self.old = self.new = 0
 
-    def __call__(self, row: Row | None) -> None:
-        if row is None:
-            self.old += 1
-        else:
-            self.new += 1
-            if row.error:
-                terminal.note(row.error)
-        self.progress(self.old + self.new * self.team, self.total())
+class ProgressListener:
+    """Shows progress and notes; assumes that the other processes are equally fast."""
+
+    def __init__(
+        self, progress: Callable[[int, int], None], total: Callable[[], int], processes: int
+    ) -> None:
+        self.progress, self.total, self.processes = progress, total, processes
+        self.kept = self.new = 0
+
+    def row_written(self, row: ImageRow) -> None:
+        self.new += 1
+        if row.error:
+            terminal.note(row.error)
+        self.show()
+
+    def row_kept(self) -> None:
+        self.kept += 1
+        self.show()
+
+    def note(self, text: str) -> None:
+        terminal.note(text)
+
+    def show(self) -> None:
+        self.progress(self.kept + self.new * self.processes, self.total())

@@ -1,9 +1,14 @@
-"""Names found inside archives and metadata: which of them may become a path, and on which system."""
+"""Names from archives, metadata and inputs: which of them may become a path, and on which system."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from pathlib import Path
+
+LONGEST_NAME = 255  # bytes of one part of a path, on most file systems
+OUTPUT_MARKER = ".refiner-output"  # a file in a folder of images that refiner made
 
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -35,3 +40,51 @@ def portable(name: str, *, windows: bool = os.name == "nt") -> str:
         if _WINDOWS_DEVICES.fullmatch(part) or _WINDOWS_FORBIDDEN.search(part) or part.endswith((".", " ")):
             raise ValueError(f"{part!r} cannot be a file name on Windows")
     return path
+
+
+def path_inside(folder: Path, name: str, suffix: str = "") -> Path:
+    """A path below ``folder`` for what is made from the input called ``name``, whatever that is.
+
+    An ordinary relative name is kept: ``a/b.jpg`` -> ``folder/a/b.jpg`` and ``suffix``. Of any other
+    (absolute, with ``..``, with a part that is too long, not allowed on this system) the usable parts are
+    kept and a digest is added, so that two names never share a path and none leaves the folder.
+    """
+    try:
+        parts = portable(name).split("/")
+        ordinary = "/".join(parts) == name
+    except ValueError:
+        parts, ordinary = [], False
+    if ordinary and all(_fits(part) for part in (*parts, parts[-1] + suffix)):
+        return folder.joinpath(*parts[:-1], parts[-1] + suffix)
+    parts = [_clean(part) for part in re.split(r"[/\\]", name) if part not in {"", ".", ".."}] or ["_"]
+    ending = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
+    return folder.joinpath(*map(_shortened, parts[:-1]), _shortened(parts[-1], ending))
+
+
+def _fits(part: str) -> bool:
+    return len(os.fsencode(part)) <= LONGEST_NAME
+
+
+def _clean(part: str) -> str:
+    """A part of a path that every system takes."""
+    part = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part).rstrip(". ") or "_"
+    return f"_{part}" if _WINDOWS_DEVICES.fullmatch(part) else part
+
+
+def _shortened(part: str, ending: str = "") -> str:
+    """``part`` and ``ending``; a part that is too long is cut, never its ending."""
+    room = LONGEST_NAME - len(os.fsencode(ending))
+    return os.fsencode(part)[:room].decode("utf-8", "ignore") + ending
+
+
+def mark_output_folder(folder: Path) -> None:
+    """Make a folder for images that are never to be read as input: every scan skips it (OUTPUT_MARKER).
+
+    Raises ValueError for a folder that holds anything else already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / OUTPUT_MARKER
+    if not marker.exists():
+        if any(folder.iterdir()):
+            raise ValueError("it holds other files")
+        marker.write_text("Images made by refiner; its scans skip this folder.\n", "utf-8")

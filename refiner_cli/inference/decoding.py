@@ -1,27 +1,33 @@
 """Images decoded ahead of the model, by processes that do not load PyTorch.
 
-Files travel in groups of a fixed size, counted along the whole scan. Which files of a group are
+Files travel in batches of a fixed size, counted along the complete scan. Which files of a batch are
 still wanted changes nothing about its size or their places in it, so that a resumed run computes
 every image in the same batch shape, and its scores are the same to the last bit.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from refiner_cli.data.crop import Crop, Pixels
-from refiner_cli.data.image_file import UnreadableError
-from refiner_cli.data.workers import init_worker
-from refiner_cli.inference.scan import ImageFile
+from refiner_cli.data.crop import Crop
+from refiner_cli.inference.decode_pool import DecodePool, DecodeResult, decode_one
+from refiner_cli.inference.scan import FileVersion, ImageFile
 
 FILES_PER_TASK = 8  # files that a process gets at once
-Outcome = Pixels | str  # H x W x 3 uint8, or why there are none
+
+
+@dataclass(frozen=True)
+class QueuedImage:
+    """An image of a batch that is to be decoded."""
+
+    place: int  # in the batch
+    image: ImageFile
+    version: FileVersion  # of the file before it is read
 
 
 @dataclass(frozen=True)
@@ -30,113 +36,63 @@ class Batch:
 
     number: int
     size: int  # wanted or not
-    wanted: tuple[tuple[int, ImageFile], ...]  # place in the group, file
+    wanted: tuple[QueuedImage, ...]
 
     @property
     def files(self) -> list[Path]:
-        return [found.file for _, found in self.wanted]
+        return [queued.image.file for queued in self.wanted]
+
+
+def want_all(image: ImageFile, version: FileVersion) -> bool:  # noqa: ARG001 - of every image the same
+    """Every image is wanted."""
+    return True
+
+
+def ignore_log(text: str) -> None:
+    """Nobody listens."""
 
 
 def make_batches(
-    found: Iterable[ImageFile], size: int, wanted: Callable[[ImageFile], bool]
+    images: Iterable[ImageFile], size: int, wanted: Callable[[ImageFile, FileVersion], bool] = want_all
 ) -> Iterator[Batch]:
-    """Yield the groups in which anything is wanted."""
-    stream, number = iter(found), 0
-    while some := list(islice(stream, size)):
-        group = Batch(number, len(some), tuple((i, one) for i, one in enumerate(some) if wanted(one)))
-        if group.wanted:
-            yield group
+    """Yield the batches in which anything is wanted."""
+    stream, number = iter(images), 0
+    while members := list(islice(stream, size)):
+        queued = [QueuedImage(i, image, FileVersion.of(image.file)) for i, image in enumerate(members)]
+        chosen = tuple(one for one in queued if wanted(one.image, one.version))
+        if chosen:
+            yield Batch(number, len(members), chosen)
         number += 1
 
 
-def decode_batches(some: Iterable[Batch], crop: Crop, workers: int) -> Iterator[tuple[Batch, list[Outcome]]]:
-    """Decode the wanted files of every group; ``workers`` processes work ahead, 0 stands for this one.
+def decode_batches(
+    batches: Iterable[Batch], crop: Crop, workers: int, log: Callable[[str], None] = ignore_log
+) -> Iterator[tuple[Batch, list[DecodeResult]]]:
+    """Decode the wanted files of every batch; ``workers`` processes work ahead, 0 stands for this one.
 
-    A file on which a decoder crashes costs its process, and gets an outcome that says so.
+    A file on which a decoder crashes costs its process, and its result says so.
     """
     if workers == 0:
-        for group in some:
-            yield group, decode_all(group.files, crop)
+        for batch in batches:
+            yield batch, [decode_one(file, crop) for file in batch.files]
         return
-    decoders = Decoders(workers, crop)
-    ahead: deque[tuple[Batch, list[DecodeTask]]] = deque()
+    pool = DecodePool(workers, crop, log)
+    ahead: deque[tuple[Batch, list[Future[list[DecodeResult]]]]] = deque()
     try:
-        for group in some:
-            ahead.append((group, [decoders.start(files) for files in split_chunks(group.files)]))
-            # Two chunks a process are on their way, and one group is ready when the model is.
-            if (len(ahead) - 1) * group.size >= 2 * workers * FILES_PER_TASK and len(ahead) > 2:
-                yield decoders.finish_group(*ahead.popleft())
+        for batch in batches:
+            ahead.append((batch, [pool.submit(files) for files in split_tasks(batch.files)]))
+            # Two tasks per process are on their way, and one batch is ready when the model is.
+            if (len(ahead) - 1) * batch.size >= 2 * workers * FILES_PER_TASK and len(ahead) > 2:
+                yield collect(*ahead.popleft())
         while ahead:
-            yield decoders.finish_group(*ahead.popleft())
+            yield collect(*ahead.popleft())
     finally:
-        decoders.close()
+        pool.close()
 
 
-def decode_all(files: Sequence[Path], crop: Crop) -> list[Outcome]:
-    """What a decoding process does."""
-    return [decode_one(file, crop) for file in files]
-
-
-def decode_one(file: Path, crop: Crop) -> Outcome:
-    try:
-        return crop.load(file)
-    except UnreadableError as reason:
-        return str(reason)
-
-
-def split_chunks(files: Sequence[Path]) -> list[Sequence[Path]]:
+def split_tasks(files: Sequence[Path]) -> list[Sequence[Path]]:
     return [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
 
 
-@dataclass(frozen=True)
-class DecodeTask:
-    """Files on their way."""
-
-    files: Sequence[Path]
-    future: Future[list[Outcome]]
-
-
-class Decoders:
-    """A pool of processes that outlives their crashes."""
-
-    def __init__(self, workers: int, crop: Crop) -> None:
-        self.workers, self.crop = workers, crop
-        self.pool = self.fresh(workers)
-
-    @staticmethod
-    def fresh(workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
-
-    def start(self, files: Sequence[Path]) -> DecodeTask:
-        try:
-            return DecodeTask(files, self.pool.submit(decode_all, files, self.crop))
-        except BrokenExecutor:
-            self.close()
-            self.pool = self.fresh(self.workers)
-            return DecodeTask(files, self.pool.submit(decode_all, files, self.crop))
-
-    def finish_group(self, group: Batch, tasks: Sequence[DecodeTask]) -> tuple[Batch, list[Outcome]]:
-        return group, [outcome for task in tasks for outcome in self.finish(task)]
-
-    def finish(self, task: DecodeTask) -> list[Outcome]:
-        try:
-            return task.future.result()
-        except BrokenExecutor:
-            return self.one_by_one(task.files)
-
-    def one_by_one(self, files: Sequence[Path]) -> list[Outcome]:
-        """Find out which file it is that processes die of."""
-        outcomes: list[Outcome] = []
-        lone = self.fresh(1)
-        for file in files:
-            try:
-                outcomes.append(lone.submit(decode_one, file, self.crop).result())
-            except BrokenExecutor:
-                outcomes.append("the process that decoded it died")
-                lone.shutdown()
-                lone = self.fresh(1)
-        lone.shutdown()
-        return outcomes
-
-    def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+def collect(batch: Batch, tasks: Sequence[Future[list[DecodeResult]]]) -> tuple[Batch, list[DecodeResult]]:
+    return batch, [result for task in tasks for result in task.result()]

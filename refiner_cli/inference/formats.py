@@ -1,104 +1,221 @@
 """The row of an image, and the formats it is written in: JSON lines, CSV and Parquet.
 
-CSV and Parquet flatten the same names: ``predictions.1.state``, ``states.2.probability`` and so on.
+CSV and Parquet flatten the same names: ``predictions.1.state``, ``states.2.probability`` and so on. In a CSV
+file a text that a spreadsheet would take for a formula starts with an apostrophe, and control characters
+are escaped; reading undoes both.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from refiner_cli.errors import EnvironmentLacksError, UsageError
 from refiner_cli.inference.recogniser import Prediction
+from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion
 
-PRIMITIVES = {
+RANKED_FIELDS = {
     "predictions": ("state", "object", "score", "probability", "seen"),
     "states": ("name", "probability"),
     "objects": ("name", "probability"),
 }
+IMAGE_FIELDS = ("path", "status", "error", "size", "modified")
 NUMBERS = {"score", "probability"}
 ROW_GROUP = 8192  # rows of a Parquet file that are in memory at once
-Value = dict[str, Any]  # a row as a JSON object, or flat
+# Characters that a terminal or an editor acts on, beyond those that JSON always escapes.
+_ACTIVE = "\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_NOT_IN_JSON = re.compile(f"[{_ACTIVE}]")
+_NOT_IN_CSV = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{_ACTIVE}]")
+_CSV_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+RowDict = dict[str, Any]  # a row as a JSON object, or flat
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """What is known of one image; ``prediction`` is None where ``error`` says why."""
 
     path: str
     prediction: Prediction | None
     error: str = ""
+    version: FileVersion = UNKNOWN_VERSION
 
-    def to_json(self) -> Value:
+    def to_json(self) -> RowDict:
         made = self.prediction
         return {
             "path": self.path,
             "status": "ok" if made else "error",
             "error": self.error or None,
+            "size": self.version.size,
+            "modified": self.version.modified,
             "predictions": [dict(vars(one)) for one in made.compositions] if made else [],
             "states": [dict(vars(one)) for one in made.states] if made else [],
             "objects": [dict(vars(one)) for one in made.objects] if made else [],
         }
 
 
+def json_line(value: RowDict) -> str:
+    """A row as one line of JSON, with nothing in it that a terminal acts on."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
 class JsonLines:
-    """Takes rows one by one and lets none wait in a buffer."""
+    """Writes rows one by one; none waits in a buffer."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def write(self, row: Row) -> None:
-        self.stream.write(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
+    def write(self, row: ImageRow) -> None:
+        self.stream.write(json_line(row.to_json()))
         self.stream.flush()
 
 
-def format_of(file: Path) -> str:
-    """``.jsonl``, ``.csv`` or ``.parquet``. Raises UsageError, or EnvironmentLacksError without pyarrow."""
-    kind = file.suffix.lower()
-    if kind not in {".jsonl", ".csv", ".parquet"}:
-        raise UsageError(f"The output {file} is of no known kind.", hint="Use .jsonl, .csv or .parquet.")
-    if kind == ".parquet":
+class RowFormat(ABC):
+    """A kind of file that holds rows."""
+
+    suffix: ClassVar[str]
+
+    def require_packages(self) -> None:
+        """Raise EnvironmentLacksError if an optional package is missing."""
+        return
+
+    @abstractmethod
+    def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
+        """Write rows, ``top_k`` guesses each at most, in constant memory."""
+
+    @abstractmethod
+    def read(self, file: Path) -> Iterator[RowDict]:
+        """Yield the rows of a complete file, as they were given to :meth:`write`."""
+
+
+class JsonLinesFormat(RowFormat):
+    suffix = ".jsonl"
+
+    def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:  # noqa: ARG002 - a list has no columns
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            stream.writelines(map(json_line, rows))
+
+    def read(self, file: Path) -> Iterator[RowDict]:
+        with file.open(encoding="utf-8", newline="\n") as stream:
+            yield from map(json.loads, stream)
+
+
+class CsvFormat(RowFormat):
+    suffix = ".csv"
+
+    def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(_UnixLines(stream), columns(top_k))
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({name: to_cell(content) for name, content in flatten(row).items()})
+
+    def read(self, file: Path) -> Iterator[RowDict]:
+        with file.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                yield nest({name: from_cell(content) for name, content in row.items()})
+
+
+class _UnixLines:
+    r"""Ends the lines of a csv.writer with ``\n``. It quotes ``\r`` only where its own lines end with it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, line: str) -> None:
+        self.stream.write(line.removesuffix("\r\n") + "\n")
+
+
+class ParquetFormat(RowFormat):
+    suffix = ".parquet"
+
+    def require_packages(self) -> None:
         try:
             import pyarrow as pa  # noqa: F401
         except ImportError:
             raise EnvironmentLacksError(
                 "Parquet needs the package pyarrow.", hint="Run: pip install pyarrow"
             ) from None
-    return kind
+
+    def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        types = {"score": pa.float64(), "probability": pa.float64(), "seen": pa.bool_(), "size": pa.int64()}
+        schema = pa.schema(
+            [(name, types.get(name.rpartition(".")[2], pa.string())) for name in columns(top_k)]
+        )
+        stream = map(flatten, rows)
+        with parquet.ParquetWriter(file, schema) as writer:
+            while group := list(islice(stream, ROW_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, schema))
+
+    def read(self, file: Path) -> Iterator[RowDict]:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(ROW_GROUP):
+                yield from map(nest, batch.to_pylist())
+
+
+FORMATS: dict[str, RowFormat] = {one.suffix: one for one in (JsonLinesFormat(), CsvFormat(), ParquetFormat())}
+
+
+def format_of(file: Path) -> RowFormat:
+    """The format that a file's suffix names.
+
+    Raises UsageError for an unknown one, EnvironmentLacksError if a package is missing.
+    """
+    found = FORMATS.get(file.suffix.lower())
+    if found is None:
+        raise UsageError(
+            f"The output {file} has an unknown format.", hint=f"Use a name that ends in {', '.join(FORMATS)}."
+        )
+    found.require_packages()
+    return found
+
+
+def read_rows(file: Path) -> Iterator[RowDict]:
+    """The rows of a complete file, whatever its format, one by one."""
+    return format_of(file).read(file)
 
 
 def columns(top_k: int) -> list[str]:
     """The names of a flat row."""
-    return ["path", "status", "error"] + [
+    return list(IMAGE_FIELDS) + [
         f"{group}.{rank}.{field}"
-        for group, fields in PRIMITIVES.items()
+        for group, fields in RANKED_FIELDS.items()
         for rank in range(1, top_k + 1)
         for field in fields
     ]
 
 
-def flatten_value(value: Value) -> Value:
+def flatten(row: RowDict) -> RowDict:
     """A row without nesting."""
-    made = {name: value[name] for name in ("path", "status", "error")}
-    for group in PRIMITIVES:
-        for rank, item in enumerate(value[group], 1):
+    made = {name: row.get(name) for name in IMAGE_FIELDS}
+    for group in RANKED_FIELDS:
+        for rank, item in enumerate(row[group], 1):
             made |= {f"{group}.{rank}.{field}": content for field, content in item.items()}
     return made
 
 
-def nest_value(value: Value) -> Value:
-    """The inverse of :func:`flat`; absent, None and the empty text are the same there."""
-    made: Value = {"path": value["path"], "status": value["status"], "error": value["error"] or None}
-    for group, fields in PRIMITIVES.items():
+def nest(row: RowDict) -> RowDict:
+    """The inverse of :func:`flatten`; absent, None and the empty text are the same there."""
+    made: RowDict = {name: row.get(name) or None for name in IMAGE_FIELDS}
+    made["size"] = None if row.get("size") in {None, ""} else int(row["size"])
+    for group, fields in RANKED_FIELDS.items():
         made[group] = []
-        while (rank := f"{group}.{len(made[group]) + 1}.{fields[0]}") in value and value[rank]:
+        while (rank := f"{group}.{len(made[group]) + 1}.{fields[0]}") in row and row[rank]:
             stem = rank.removesuffix(fields[0])
-            made[group].append({field: typed(field, value[stem + field]) for field in fields})
+            made[group].append({field: typed(field, row[stem + field]) for field in fields})
     return made
 
 
@@ -108,43 +225,18 @@ def typed(field: str, content: Any) -> Any:
     return content in {True, "True"} if field == "seen" else content
 
 
-def write_values(file: Path, kind: str, values: Iterable[Value], top_k: int) -> None:
-    """Write rows as a whole file of its kind, in constant memory."""
-    if kind == ".parquet":
-        write_parquet(file, values, top_k)
-        return
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        if kind == ".jsonl":
-            stream.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-        else:
-            writer = csv.DictWriter(stream, columns(top_k), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(map(flatten_value, values))
+def to_cell(content: Any) -> Any:
+    """A value as it stands in a CSV file."""
+    if not isinstance(content, str):
+        return content
+    text = _NOT_IN_CSV.sub(lambda found: f"\\u{ord(found[0]):04x}", content)
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
-def write_parquet(file: Path, values: Iterable[Value], top_k: int) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kinds = {"score": pa.float64(), "probability": pa.float64(), "seen": pa.bool_()}
-    schema = pa.schema([(name, kinds.get(name.rpartition(".")[2], pa.string())) for name in columns(top_k)])
-    rows = iter(values)
-    with parquet.ParquetWriter(file, schema) as writer:
-        while some := [flatten_value(value) for value in islice(rows, ROW_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(some, schema))
-
-
-def read_values(file: Path) -> Iterator[Value]:
-    """The rows of a finished file, whatever its kind, one by one."""
-    if file.suffix.lower() == ".parquet":
-        from pyarrow import parquet
-
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(ROW_GROUP):
-                yield from map(nest_value, batch.to_pylist())
-        return
-    with file.open(encoding="utf-8", newline="") as stream:
-        if file.suffix.lower() == ".csv":
-            yield from map(nest_value, csv.DictReader(stream))
-        else:
-            yield from map(json.loads, stream)
+def from_cell(text: Any) -> Any:
+    """The inverse of :func:`to_cell` for text; numbers stay text."""
+    if not isinstance(text, str):
+        return text
+    if text.startswith("'") and _FORMULA.match(text):
+        text = text[1:]
+    return _CSV_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)

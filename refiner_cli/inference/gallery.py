@@ -19,7 +19,7 @@ from PIL import Image
 from refiner_cli.data.crop import Crop, Pixels
 from refiner_cli.files import atomic_file
 from refiner_cli.inference.decoding import decode_batches, make_batches
-from refiner_cli.inference.formats import Value, read_values
+from refiner_cli.inference.formats import RowDict, read_rows
 from refiner_cli.inference.scan import ImageFile
 
 THUMBNAIL = Crop(112, 112)
@@ -41,7 +41,7 @@ def write_gallery(file: Path, output: Path, locate: Callable[[str], Path], *, wo
     shown = 0
     with atomic_file(file) as part, part.open("w", encoding="utf-8") as stream:
         stream.write(head)
-        for value, picture in pictured(islice(read_values(output), LIMIT), locate, workers):
+        for value, picture in pictured(islice(read_rows(output), LIMIT), locate, workers):
             # "<" could end the script that the data stands in.
             text = json.dumps(card(value, picture), ensure_ascii=False, separators=(",", ":"))
             stream.write(("," if shown else "") + text.replace("<", "\\u003c") + "\n")
@@ -51,12 +51,12 @@ def write_gallery(file: Path, output: Path, locate: Callable[[str], Path], *, wo
 
 
 def pictured(
-    values: Iterator[Value], locate: Callable[[str], Path], workers: int
-) -> Iterator[tuple[Value, str]]:
+    values: Iterator[RowDict], locate: Callable[[str], Path], workers: int
+) -> Iterator[tuple[RowDict, str]]:
     """Every row with its thumbnail as base64, empty where there is none."""
     rows, names = tee(values)
     found = (ImageFile(locate(value["path"]), value["path"]) for value in names)
-    for _, outcomes in decode_batches(make_batches(found, GROUP, lambda _: True), THUMBNAIL, workers):
+    for _, outcomes in decode_batches(make_batches(found, GROUP), THUMBNAIL, workers):
         for outcome in outcomes:
             yield next(rows), "" if isinstance(outcome, str) else thumbnail(outcome)
 
@@ -67,7 +67,7 @@ def thumbnail(pixels: Pixels) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def card(value: Value, picture: str) -> list[object]:
+def card(value: RowDict, picture: str) -> list[object]:
     """A row as the page's script takes it: path, error, picture, guesses of state, object, share, seen."""
     guesses = [
         [one["state"], one["object"], round(one["probability"], 4), int(one["seen"])]

@@ -1,22 +1,25 @@
-"""An output that survives whatever happens to the run, and goes on where it stopped.
+"""An output that survives whatever happens to the run, and resumes where it stopped.
 
 ::
 
-    out.jsonl               rows, appended and flushed as they come
-    out.jsonl.run.json      what they were made with, and whether they are complete
-    out.csv.rows-0.jsonl    rows of a run that is not complete, for other kinds of output and for
-                            each of several processes; merged into the output at the end, then gone
+    out.jsonl                     rows, appended and flushed as they come
+    out.jsonl.run.json            what they were made with, and whether they are complete
+    out.csv.rows-0001-0.jsonl     rows of an unfinished run (0001) for other formats, and for each of
+                                  several processes (0); merged into the output at the end, then removed
+    .out.jsonl.lock               held while a process writes; it stays, as removing it would let two in
 
-A row counts once its line is whole. What a kill leaves behind of a line is cut off.
+A row counts once its line is complete; what a kill leaves of a line is cut off. Of two rows with one path
+the later counts; merging leaves only that one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,156 +27,264 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import atomic_file, write_json
-from refiner_cli.inference.formats import JsonLines, Value, format_of, read_values, write_values
-from refiner_cli.inference.scan import name_digest
+from refiner_cli.inference.formats import RowDict, format_of
+from refiner_cli.inference.journal import Journal, cut_torn_line
+from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, name_digest, row_name
 
-FORMAT = "refiner.predictions/1"
-Header = dict[str, Any]  # what decides the rows; every key must be the same to go on
+OUTPUT_SCHEMA = "refiner.predictions/1"
+OTHER_OUTPUT = "Choose another name, or discard these rows with --overwrite."
+PROMISE = (
+    "The same command computes an image again if its size or modification time changed, or if its row is an "
+    "error; rows of images that were deleted from the folder are dropped. All other rows stay as they are."
+)
+Header = dict[str, Any]  # what decides the rows; every key must be the same to resume
+IsGone = Callable[[str], bool]  # of a path: whether its image no longer exists
 
 
 @dataclass(frozen=True)
-class Count:
-    """How many rows an output has, and how many of them are errors."""
+class RowCount:
+    """How many rows an output has, how many of them are errors, and how many were dropped."""
 
     images: int
     errors: int
+    dropped: int = 0
+
+
+@dataclass
+class EarlierRows:
+    """What the rows of earlier runs say, without the rows."""
+
+    versions: dict[bytes, int] = field(default_factory=dict)  # of every path; of the file it was made from
+    errors: set[bytes] = field(default_factory=set)
+
+    def add(self, row: RowDict) -> None:
+        key = name_digest(row["path"])
+        self.versions[key] = hash_version(FileVersion(row.get("size"), row.get("modified")))
+        (self.errors.discard if row["status"] == "ok" else self.errors.add)(key)
+
+    def cover(self, path: str, version: FileVersion, *, keep_errors: bool) -> bool:
+        """Whether a row stays: it is a result, and the file is the one it was made from."""
+        key = name_digest(path)
+        made_from = self.versions.get(key)
+        if made_from is None or (key in self.errors and not keep_errors):
+            return False
+        # A file that cannot be looked at now may be back tomorrow: its result is kept.
+        return version == UNKNOWN_VERSION or made_from in (hash_version(version), NO_VERSION)
+
+
+def hash_version(version: FileVersion) -> int:
+    return int.from_bytes(name_digest(f"{version.size} {version.modified}")[:7], "big")
+
+
+NO_VERSION = hash_version(UNKNOWN_VERSION)
 
 
 class Output:
     """The rows of one file.
 
     Args:
-        file: where the result goes; its ending says what kind it is.
-        top_k: guesses in a row.
+        file: where the result goes; its suffix names the format.
+        top_k: guesses per row.
         rank: which of the processes this is, of ``world``.
     """
 
     def __init__(self, file: Path, top_k: int, rank: int = 0, world: int = 1) -> None:
-        self.file, self.top_k, self.kind = file, top_k, format_of(file)
+        self.file, self.top_k, self.format = file, top_k, format_of(file)
+        self.rank, self.world, self.run = rank, world, 1
         self.sidecar = file.with_name(file.name + ".run.json")
-        self.direct = self.kind == ".jsonl" and world == 1
-        self.journal = file if self.direct else file.with_name(f"{file.name}.rows-{rank}.jsonl")
+        self.lock = file.with_name(f".{file.name}.lock")
+
+    @property
+    def journal(self) -> Path:
+        """Where this process appends its rows."""
+        if self.format.suffix == ".jsonl" and self.world == 1 and not self.journals():
+            return self.file
+        return self.file.with_name(f"{self.file.name}.rows-{self.run:04d}-{self.rank}.jsonl")
 
     def journals(self) -> list[Path]:
-        """Rows that still have to be merged."""
+        """Rows that still have to be merged, oldest first."""
         return sorted(self.file.parent.glob(f"{glob_escape(self.file.name)}.rows-*.jsonl"))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes this output meanwhile. Raises RefinerError if somebody does."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.file.with_name(f".{self.file.name}.lock"))
+        """Keep others from writing this output. Raises RefinerError if one does, or if nobody can."""
         try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.lock)
             lock.acquire(timeout=0)
         except Timeout:
-            raise RefinerError(f"Another process is writing {self.file}.") from None
+            raise RefinerError(f"Another process is writing {self.shown}.") from None
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        except OSError as error:
+            raise RefinerError(
+                f"The output {self.shown} cannot be written ({error.strerror or error})."
+            ) from None
         try:
             yield
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
-    def prepare(self, header: Header, *, overwrite: bool) -> Header:
-        """Get ready to write, or to go on, and return the header that counts.
+    @property
+    def shown(self) -> str:
+        return row_name(str(self.file))
+
+    def prepare(self, header: Header, *, overwrite: bool, folder: Path | None = None) -> Header:
+        """Get ready to write, or to resume, and return the header that counts.
 
         Its ``batch`` is that of the first run, as the last bits of the scores depend on it.
 
+        Args:
+            folder: what the paths of the rows are relative to, if that is one folder; it may have moved.
+
         Raises:
-            UsageError: what is there was made with something else, or by something else.
+            UsageError: the rows were made with something else, or by something else.
         """
         if overwrite:
             for old in (self.sidecar, self.file, *self.journals()):
                 old.unlink(missing_ok=True)
         if self.sidecar.exists():
-            header = self.accepted(header)
+            header = self.accept(header, folder)
+            self.run += 1
         elif self.file.exists() or self.journals():
             raise UsageError(
-                f"The output {self.file} exists already, and nothing says how it was made.",
-                hint="Use another name or --overwrite.",
+                f"The output {self.shown} exists, and nothing says how it was made.", hint=OTHER_OUTPUT
             )
         self.note(header, complete=False)
-        for part in {self.journal, *self.journals()}:
-            repair(part)
+        for part in {self.file, *self.journals()}:
+            if part.suffix.lower() == ".jsonl":
+                cut_torn_line(part)
         return header
 
-    def accepted(self, header: Header) -> Header:
+    def accept(self, header: Header, folder: Path | None = None) -> Header:
+        """The header of the rows so far, if they fit to these. Raises UsageError."""
         try:
             found = json.loads(self.sidecar.read_text("utf-8"))
-            old = found["header"]
-            if found["schema"] != FORMAT or not isinstance(old, dict):
-                raise KeyError("schema")
-        except (ValueError, KeyError, TypeError):
+            old, self.run = found["header"], found.get("run", 1)
+            if (
+                found["schema"] != OUTPUT_SCHEMA
+                or not isinstance(old, dict)
+                or type(self.run) is not int
+                or type(old["batch"]) is not int
+                or not 1 <= old["batch"] <= 1 << 20
+            ):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(
-                f"{self.sidecar} is damaged, so nothing says how {self.file} was made.",
-                hint="Use another name or --overwrite.",
+                f"{row_name(str(self.sidecar))} is damaged, so nothing says how {self.shown} was made.",
+                hint=OTHER_OUTPUT,
             ) from None
         for key, value in header.items():
-            if key != "batch" and old.get(key) != value:
+            if key == "places" and folder and self.was_moved(old.get(key), folder):
+                old = old | {key: value}
+            elif key != "batch" and old.get(key) != value:
                 raise UsageError(
-                    f"The rows in {self.file} were made with another {key.replace('_', ' ')} "
+                    f"The rows in {self.shown} were made with another {key.replace('_', ' ')} "
                     f"({old.get(key)}, now {value}).",
-                    hint="Use another name or --overwrite.",
+                    hint=OTHER_OUTPUT,
                 )
         return old
 
-    def note(self, header: Header, *, complete: bool, count: Count | None = None) -> None:
+    def was_moved(self, places: Any, folder: Path) -> bool:
+        """Whether the one folder that the rows are of is gone, and ``folder`` holds the same images."""
+        if not isinstance(places, list) or len(places) != 1 or " = " in str(places[0]):
+            return False
+        if Path(places[0]).exists():
+            return False
+        some = [row for row in islice(self.rows(), 100) if row["status"] == "ok"]
+        same = sum(FileVersion.of(folder / row["path"]).size == row.get("size", -1) for row in some)
+        return bool(some) and 2 * same >= len(some)
+
+    def note(self, header: Header, *, complete: bool, count: RowCount | None = None) -> None:
         numbers = {"images": count.images, "errors": count.errors} if count else {}
-        write_json(self.sidecar, {"schema": FORMAT, "complete": complete, **numbers, "header": header})
+        write_json(
+            self.sidecar,
+            {"schema": OUTPUT_SCHEMA, "complete": complete, **numbers, "run": self.run, "resume": PROMISE,
+             "header": header},
+        )  # fmt: skip
 
-    def done(self) -> set[bytes]:
-        """The digests of all names that have a row."""
-        return {name_digest(value["path"]) for value in self.rows()}
+    def earlier(self) -> EarlierRows:
+        """What there is already."""
+        found = EarlierRows()
+        for row in self.rows():
+            found.add(row)
+        return found
 
-    def rows(self) -> Iterator[Value]:
-        """Every row there is, wherever; a merge that was interrupted may have left some twice."""
+    def rows(self) -> Iterator[RowDict]:
+        """Every row, oldest first; some paths may have several. Raises UsageError for a damaged file."""
         files = [self.file] if self.file.exists() else []
-        return chain.from_iterable(read_values(file) for file in files + self.journals())
+        for file in chain(files, self.journals()):
+            try:
+                for row in format_of(file).read(file):
+                    name_digest(row["path"])
+                    yield row
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+                raise UsageError(f"{row_name(str(file))} is damaged ({error}).", hint=OTHER_OUTPUT) from None
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[JsonLines]:
-        with self.journal.open("a", encoding="utf-8", newline="") as stream:
-            yield JsonLines(stream)
+    def writing(self) -> Iterator[Journal]:
+        """Raises RefinerError if the file is moved, deleted or changed by others meanwhile."""
+        with Journal(self.journal) as journal:
+            yield journal
+            journal.check()
 
-    def finish(self, header: Header) -> Count:
-        """Merge what has to be merged and say that the output is complete."""
-        if self.journals() or not self.file.exists():
+    def finish(
+        self,
+        header: Header,
+        found: Set[bytes] = frozenset(),
+        earlier: EarlierRows | None = None,
+        is_gone: IsGone | None = None,
+    ) -> RowCount:
+        """Merge what has to be merged, and note that the output is complete.
+
+        Args:
+            found: the digests of the names of all images of this run.
+            earlier: the rows before this run.
+            is_gone: asked about the rows of other images; those that are gone are dropped. None: all stay.
+
+        Raises:
+            RefinerError: rows that were written, now or earlier, are missing.
+        """
+        seen: set[bytes] = set()
+        last: dict[bytes, int] = {}  # of paths with several rows, which one counts
+        dropped: set[bytes] = set()
+        count = RowCount(0, 0)
+
+        def kept() -> Iterator[RowDict]:
+            nonlocal count
+            made = errors = 0
+            for i, row in enumerate(self.rows()):
+                key = name_digest(row["path"])
+                if key not in dropped and last.get(key, i) == i:
+                    made, errors = made + 1, errors + (row["status"] != "ok")
+                    yield row
+            count = RowCount(made, errors, len(dropped))
+
+        for i, row in enumerate(self.rows()):
+            key = name_digest(row["path"])
+            if key in seen:
+                last[key] = i
+            elif is_gone and key not in found and is_gone(row["path"]):
+                dropped.add(key)
+            seen.add(key)
+        required = chain(found, earlier.versions if earlier else ())
+        if missing := {key for key in required if key not in seen}:
+            raise RefinerError(
+                f"{len(missing)} rows that were written to {self.shown} are no longer in it.",
+                hint="Something else changed the file; the same command computes them again.",
+            )
+        if self.journals() or last or dropped or not self.file.exists():
             with atomic_file(self.file) as part:
-                write_values(part, self.kind, self.once(), self.top_k)
+                self.format.write(part, kept(), self.top_k)
             for journal in self.journals():
                 journal.unlink()
-        images = errors = 0
-        for value in read_values(self.file):
-            images += 1
-            errors += value["status"] != "ok"
-        count = Count(images, errors)
+        else:
+            for row in kept():
+                del row
         self.note(header, complete=True, count=count)
         return count
-
-    def once(self) -> Iterator[Value]:
-        names: set[bytes] = set()
-        for value in self.rows():
-            name = name_digest(value["path"])
-            if name not in names:
-                names.add(name)
-                yield value
 
 
 def glob_escape(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def repair(file: Path) -> None:
-    """Cut a file of JSON lines after its last whole row."""
-    if file.suffix.lower() != ".jsonl" or not file.exists():
-        return
-    good = 0
-    with file.open("rb+") as stream:
-        for line in stream:
-            try:
-                whole = line.endswith(b"\n") and isinstance(json.loads(line)["path"], str)
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole:
-                break
-            good += len(line)
-        stream.truncate(good)

@@ -1,83 +1,103 @@
-"""Files in, rows out: one row an image, whatever its file is like, in constant memory."""
+"""Files in, rows out: one row per image, whatever its file is like, in constant memory."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from refiner_cli.core.runtime.memory import OomRetry
+from refiner_cli.data.crop import Pixels
+from refiner_cli.data.safe_paths import path_inside
+from refiner_cli.errors import RefinerError
 from refiner_cli.inference.attention_maps import draw_attention_map
-from refiner_cli.inference.decoding import Batch, Outcome, decode_batches, make_batches
-from refiner_cli.inference.formats import Row
+from refiner_cli.inference.decode_pool import DecodeResult
+from refiner_cli.inference.decoding import Batch, QueuedImage, decode_batches, ignore_log, make_batches
+from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.recogniser import Prediction, Recogniser
-from refiner_cli.inference.scan import ImageFile
+from refiner_cli.inference.scan import ImageFile, row_name
 
-
-def silent(text: str) -> None:
-    """Nobody listens."""
+Log = Callable[[str], None]
 
 
 def predict_files(
-    recogniser: Recogniser, found: Iterable[ImageFile], *, top_k: int, batch: int, workers: int
-) -> Iterator[Row]:
+    recogniser: Recogniser, images: Iterable[ImageFile], *, top_k: int, batch: int, workers: int
+) -> Iterator[ImageRow]:
     """Yield a row for every file, in order; one that cannot be read gives a row that says why."""
-    some = make_batches(found, batch, lambda _: True)
-    return predict_batches(recogniser, some, top_k=top_k, workers=workers)
+    return predict_batches(recogniser, make_batches(images, batch), top_k=top_k, workers=workers)
 
 
 def predict_batches(
     recogniser: Recogniser,
-    some: Iterable[Batch],
+    batches: Iterable[Batch],
     *,
     top_k: int,
     workers: int,
     heatmaps: Path | None = None,
-    log: Callable[[str], None] = silent,
-) -> Iterator[Row]:
-    """Yield a row for every wanted file of the groups, in order.
+    log: Log = ignore_log,
+) -> Iterator[ImageRow]:
+    """Yield a row for every wanted file of the batches, in order.
 
     Args:
         workers: processes that decode; 0: this one does.
-        heatmaps: where a picture of every image is drawn, before its row is yielded.
-        log: gets a line when memory runs out.
+        heatmaps: a folder for an attention map of every image, drawn before its row is yielded.
+        log: receives a line when memory runs out, or when a map cannot be written.
     """
-    crop = recogniser.preprocess.crop
     oom_retry = OomRetry(log)
-    for group, outcomes in decode_batches(some, crop, workers):
-        made = predict_batch(recogniser, group, outcomes, oom_retry, top_k=top_k, heatmaps=heatmaps)
-        for (place, found), outcome in zip(group.wanted, outcomes, strict=True):
-            if isinstance(outcome, str):
-                yield Row(found.name, None, f"The image {found.file} cannot be read ({outcome}).")
+    for batch, results in decode_batches(batches, recogniser.preprocess.crop, workers, log):
+        pixels = stack_pixels(recogniser, batch, results)
+        made: list[Prediction] = []
+        if any(not isinstance(result, str) for result in results):
+            images = recogniser.preprocess.normalise(torch.from_numpy(pixels).to(recogniser.model.device))
+            made = oom_retry.run(lambda part: recogniser.predict_tensor(part, top_k=top_k), images)
+            if heatmaps:
+                maps = oom_retry.run(lambda part: list(recogniser.query_attention(part).cpu()), images)
+                drawn = [one for one, result in zip(batch.wanted, results, strict=True)
+                         if not isinstance(result, str)]  # fmt: skip
+                write_attention_maps(heatmaps, drawn, pixels, maps, log)
+        for queued, result in zip(batch.wanted, results, strict=True):
+            image = queued.image
+            if isinstance(result, str):
+                error = f"The image {row_name(str(image.file))} cannot be read ({row_name(result)})."
+                yield ImageRow(image.name, None, error, queued.version)
             else:
-                yield Row(found.name, made[place])
+                yield ImageRow(image.name, made[queued.place], "", queued.version)
 
 
-def predict_batch(
-    recogniser: Recogniser,
-    group: Batch,
-    outcomes: list[Outcome],
-    oom_retry: OomRetry,
-    *,
-    top_k: int,
-    heatmaps: Path | None,
-) -> list[Prediction]:
-    """The predictions of a whole group by place; those of files that gave no pixels mean nothing."""
+def stack_pixels(recogniser: Recogniser, batch: Batch, results: list[DecodeResult]) -> Pixels:
+    """``B x H x W x 3`` of a complete batch, by place; black where a file is not wanted or gave no pixels."""
     crop = recogniser.preprocess.crop
-    pixels = np.zeros((group.size, crop.height, crop.width, 3), np.uint8)  # B x H x W x 3
-    shown: list[tuple[int, ImageFile]] = []
-    for (place, found), outcome in zip(group.wanted, outcomes, strict=True):
-        if not isinstance(outcome, str):
-            pixels[place] = outcome
-            shown.append((place, found))
-    if not shown:
-        return []
-    images = recogniser.preprocess.normalise(torch.from_numpy(pixels).to(recogniser.model.device))
-    made = oom_retry.run(lambda some: recogniser.predict_tensor(some, top_k=top_k), images)
-    if heatmaps:
-        looks = oom_retry.run(lambda some: list(recogniser.query_attention(some).cpu()), images)
-        for place, found in shown:
-            draw_attention_map(heatmaps / f"{found.name}.jpg", pixels[place], looks[place])
-    return made
+    pixels = np.zeros((batch.size, crop.height, crop.width, 3), np.uint8)
+    for queued, result in zip(batch.wanted, results, strict=True):
+        if not isinstance(result, str):
+            pixels[queued.place] = result
+    return pixels
+
+
+def write_attention_maps(
+    folder: Path, images: list[QueuedImage], pixels: Pixels, maps: list[Tensor], log: Log
+) -> None:
+    """Draw the maps of a batch below a folder. A name that the file system refuses costs its own map only.
+
+    Raises:
+        RefinerError: the disk is full, or the folder cannot be written to.
+    """
+    for queued in images:
+        file = path_inside(folder, queued.image.name, ".jpg")
+        try:
+            draw_attention_map(file, pixels[queued.place], maps[queued.place])
+        except OSError as error:
+            said = f"The attention map {row_name(str(file))} cannot be written ({error.strerror or error})."
+            if error.errno not in {
+                errno.ENAMETOOLONG,
+                errno.ENOTDIR,
+                errno.EISDIR,
+                errno.EEXIST,
+                errno.EINVAL,
+            }:
+                raise RefinerError(said, hint="Free some space or choose another folder.") from None
+            log(said)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from refiner_cli.core.models.base import Model, TextBank
+from refiner_cli.core.models.base import ImageVectors, Model, TextBank
 from refiner_cli.core.runtime.device import autocast
+from refiner_cli.core.runtime.memory import OomRetry, is_out_of_memory
 from refiner_cli.data.decode import to_rgb
 from refiner_cli.data.images import Preprocess, decode
-from refiner_cli.data.labels import LabelSpace
-from refiner_cli.errors import UsageError
+from refiner_cli.data.labels import IntArray, LabelSpace
+from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.inference.ranking import RankedScores, ScoreRanking
+
+BLOCK_PAIRS = 1 << 16  # pairs that are scored at once
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,15 @@ class Prediction:
     objects: tuple[Primitive, ...]
 
 
+@dataclass(frozen=True)
+class PairBlock:
+    """Consecutive pairs of a label space, as :meth:`Model.combine` needs them."""
+
+    pair_state: IntArray  # P' int64, the index of each pair's state
+    pair_object: IntArray  # P' int64
+    is_open: bool  # of the complete label space
+
+
 class Recogniser:
     """Recognises the compositions of a label space.
 
@@ -68,29 +83,38 @@ class Recogniser:
 
     @cached_property
     def bank(self) -> TextBank:
-        """The text vectors of all candidates, encoded once."""
-        with torch.no_grad(), autocast(self.model.device, self.precision):
-            return self.model.encode_pairs(self.space)
+        """The text vectors of all candidates, encoded once. Raises RefinerError if they do not fit."""
+        try:
+            with torch.no_grad(), autocast(self.model.device, self.precision):
+                return self.model.encode_pairs(self.space)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise RefinerError(
+            f"There is not enough memory on {self.model.device} for the texts of "
+            f"{len(self.space.pairs):,} pairs.",
+            hint="Use fewer states and objects, or list the pairs that matter with --pairs.",
+        )
 
     @cached_property
     def bias(self) -> Tensor:
-        """``P``: what unseen pairs get to compete fairly, as validation chose it."""
+        """``P``: what is added to the scores of unseen pairs, as validation chose it."""
         seen = torch.from_numpy(self.space.seen).to(self.model.device)
         return torch.where(seen, 0.0, self.model.calibration.bias)
 
     @property
     def has_queries(self) -> bool:
-        """Whether the model has concept queries, so that :meth:`look` can say what they look at."""
+        """Whether the model has concept queries, so that :meth:`query_attention` can show theirs."""
         return self.model.has_queries
 
     def query_attention(self, images: Tensor) -> Tensor:
-        """What each concept query looks at in preprocessed images, ``B x K x L`` over the patches.
+        """What each concept query attends to in preprocessed images, ``B x K x L`` over the patches.
 
         Raises:
             UsageError: the model has no concept queries.
         """
         if not self.model.has_queries:
-            raise UsageError("This model has no concept queries, so there is nothing that they look at.")
+            raise UsageError("This model has no concept queries whose attention could be shown.")
         with autocast(self.model.device, self.precision):
             return self.model.query_attention(images.to(self.model.device))
 
@@ -113,52 +137,57 @@ class Recogniser:
 
     def predict(
         self, images: Iterable[Image.Image | Path | str], *, top_k: int = 5, batch: int = 32
-    ) -> list[Prediction]:
-        """Recognise images: PIL images, or paths of image files.
+    ) -> Iterator[Prediction]:
+        """Yield the prediction of every image, in order: PIL images, or paths of image files.
+
+        Images are taken and decoded one batch at a time, so that any number of them fits into memory.
 
         Raises:
             DatasetError: a file cannot be read; the message names it.
         """
-        opened = [
-            to_rgb(image) if isinstance(image, Image.Image) else decode(Path(image)) for image in images
-        ]
-        found: list[Prediction] = []
-        for start in range(0, len(opened), batch):
-            pixels = torch.stack([self.preprocess(image) for image in opened[start : start + batch]])
-            found += self.predict_tensor(pixels, top_k=top_k)
-        return found
+        pixels = (self.preprocess(to_rgb(image) if isinstance(image, Image.Image) else decode(Path(image)))
+                  for image in images)  # fmt: skip
+        oom_retry = OomRetry(lambda _: None)
+        while group := list(islice(pixels, batch)):
+            yield from oom_retry.run(partial(self.predict_tensor, top_k=top_k), torch.stack(group))
 
     @torch.no_grad()
     def predict_tensor(self, images: Tensor, *, top_k: int = 5) -> list[Prediction]:
-        """Recognise preprocessed images, ``B x 3 x H x W``."""
+        """Recognise preprocessed images, ``B x 3 x H x W``. Raises ModelFileError for scores like NaN."""
         with autocast(self.model.device, self.precision):
-            scores = self.model.score(self.model.encode_images_tta(images.to(self.model.device)), self.bank)
-            total = self.model.combine(scores, self.space) + self.bias  # B x P
-        probability = total.double().softmax(-1)
-        best = total.topk(min(top_k, total.shape[1]))
-        shares = probability.gather(1, best.indices)
+            ranked = self.rank(self.model.encode_images_tta(images.to(self.model.device)), top_k)
         states, objects = (
-            self.top(self.marginal(probability, torch.from_numpy(index), len(names)), names, top_k)
-            for index, names in (
-                (self.space.pair_state, self.space.states),
-                (self.space.pair_object, self.space.objects),
+            self.top(probability, names, top_k)
+            for probability, names in (
+                (ranked.states, self.space.states),
+                (ranked.objects, self.space.objects),
             )
         )
-        compositions = [
-            tuple(map(self.composition, *columns))
-            for columns in zip(best.indices.tolist(), best.values.tolist(), shares.tolist(), strict=True)
-        ]
+        columns = (ranked.pairs.tolist(), ranked.scores.tolist(), ranked.probabilities.tolist())
+        compositions = [tuple(map(self.composition, *image)) for image in zip(*columns, strict=True)]
         return [Prediction(*parts) for parts in zip(compositions, states, objects, strict=True)]
+
+    def rank(self, vectors: ImageVectors, top_k: int) -> RankedScores:
+        """Score images against all pairs, one block of pairs after the other."""
+        bank, space, P = self.bank, self.space, len(self.space.pairs)
+        ranking = ScoreRanking(len(vectors), (len(space.states), len(space.objects)), top_k,
+                               self.model.device)  # fmt: skip
+        for start in range(0, P, BLOCK_PAIRS):
+            rows = slice(start, start + BLOCK_PAIRS)
+            offsets = None if bank.offsets is None else bank.offsets[rows]
+            scores = self.model.score(
+                vectors, dataclasses.replace(bank, pairs=bank.pairs[rows], offsets=offsets)
+            )
+            block = PairBlock(space.pair_state[rows], space.pair_object[rows], space.is_open)
+            total = self.model.combine(scores, block) + self.bias[rows]  # B x P'
+            ranking.update(
+                total, start, torch.from_numpy(block.pair_state), torch.from_numpy(block.pair_object)
+            )
+        return ranking.result()
 
     def composition(self, index: int, score: float, probability: float) -> Composition:
         state, obj = self.space.pairs[index]
         return Composition(state, obj, score, probability, bool(self.space.seen[index]))
-
-    @staticmethod
-    def marginal(probability: Tensor, index: Tensor, size: int) -> Tensor:
-        """``B x P`` -> ``B x size``: probabilities summed over the pairs of each state (or object)."""
-        zeros = torch.zeros(len(probability), size, dtype=probability.dtype, device=probability.device)
-        return zeros.index_add_(1, index.to(probability.device), probability)
 
     @staticmethod
     def top(probability: Tensor, names: tuple[str, ...], k: int) -> list[tuple[Primitive, ...]]:

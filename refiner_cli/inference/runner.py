@@ -1,113 +1,149 @@
-"""A whole prediction run: from places to a finished output, going on where an earlier one stopped."""
+"""A complete prediction run: from places to a finished output, resuming where an earlier run stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
+from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.errors import RefinerError
 from refiner_cli.inference.decoding import make_batches
-from refiner_cli.inference.formats import JsonLines, Row
-from refiner_cli.inference.output import Count, Header, Output
+from refiner_cli.inference.formats import ImageRow, JsonLines
+from refiner_cli.inference.output import Header, IsGone, Output, RowCount
 from refiner_cli.inference.predict import predict_batches
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.scan import ImageFile, name_digest
-from refiner_cli.inference.team import Team
+from refiner_cli.inference.scan import FileVersion, ImageFile, is_folder, locate, name_digest, origin
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How to run."""
+    """How to predict."""
 
     top_k: int = 5
     batch: int = 32  # images encoded at once
     workers: int = 0  # processes that decode; 0: this one does
     stop_at_error: bool = False
-    heatmaps: Path | None = None  # a folder for pictures of what the queries look at
+    keep_errors: bool = False  # leave rows with an error as they are
+    overwrite: bool = False  # discard existing rows
+    heatmaps: Path | None = None  # a folder for attention maps
 
 
-OnRow = Callable[[Row | None], None]  # gets every row, and None for an image that has one already
-LogFn = Callable[[str], None]
+class PredictListener(Protocol):
+    """Receives what happens during a run."""
+
+    def row_written(self, row: ImageRow) -> None:
+        """An image got its row."""
+
+    def row_kept(self) -> None:
+        """An image has a row of an earlier run."""
+
+    def note(self, text: str) -> None:
+        """One sentence worth showing."""
+
+
+class RowWriter(Protocol):
+    def write(self, row: ImageRow) -> None: ...
 
 
 def predict_to_output(
     output: Output,
     recogniser: Recogniser,
-    found: Iterable[ImageFile],
-    places: Sequence[str],
-    plan: PredictOptions,
-    team: Team,
-    *,
-    overwrite: bool,
-    watch: OnRow,
-    log: LogFn,
-) -> Count:
-    """Make sure that every file has one row in the output, and return how many there are.
+    images: Iterable[ImageFile],
+    places: Sequence[Path],
+    options: PredictOptions,
+    listener: PredictListener,
+    ranks: DistributedContext = SINGLE_PROCESS,
+) -> RowCount:
+    """Make sure that every image has one row in the output, and return how many there are.
 
     Args:
-        places: where ``found`` comes from; the names of rows are relative to it.
+        places: where ``images`` come from; the names of rows are relative to it.
 
     Raises:
-        UsageError: what is in the output was made with another model, vocabulary, or the like.
-        RefinerError: an image cannot be read and the plan is to stop then, or the output is in use.
+        UsageError: the rows in the output were made with another model, vocabulary, or the like.
+        RefinerError: an image cannot be read and the run is to stop then; the output is in use, or was
+            changed by others.
     """
-    header: Header = {**recogniser.fingerprint(), "top_k": plan.top_k, "places": list(places),
-                      "batch": plan.batch}  # fmt: skip
-    with output.locked() if team.leads else nullcontext():
-        if team.leads:
-            header = output.prepare(header, overwrite=overwrite)
-        team.wait()
-        header = output.accepted(header)
-        done = output.done()
-        team.wait()  # nobody writes while another still reads
+    header: Header = {**recogniser.fingerprint(), "top_k": options.top_k, "places": origin(places),
+                      "batch": options.batch}  # fmt: skip
+    folder = places[0] if len(places) == 1 and is_folder(places[0]) else None
+    with output.locked() if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            header = output.prepare(header, overwrite=options.overwrite, folder=folder)
+        ranks.barrier()
+        header = output.accept(header)
+        earlier = output.earlier()
+        ranks.barrier()  # nobody writes while another still reads
+        found: set[bytes] = set()
 
-        def wanted(one: ImageFile) -> bool:
-            new = name_digest(one.name) not in done
-            if not new:
-                watch(None)
-            return new
+        def wanted(image: ImageFile, version: FileVersion) -> bool:
+            found.add(name_digest(image.name))
+            kept = earlier.cover(image.name, version, keep_errors=options.keep_errors)
+            if kept:
+                listener.row_kept()
+            return not kept
 
-        some = filter(team.mine, make_batches(found, header["batch"], wanted))
-        with output.writing() as sink:
-            write_rows(
-                predict_batches(recogniser, some, top_k=plan.top_k, workers=plan.workers,
-                               heatmaps=plan.heatmaps, log=log),
-                sink, watch, stop_at_error=plan.stop_at_error,
-            )  # fmt: skip
-        team.wait()
-        count = output.finish(header) if team.leads else Count(0, 0)
-        team.wait()
+        batches = (batch for batch in make_batches(images, header["batch"], wanted)
+                   if batch.number % ranks.world_size == ranks.rank)  # fmt: skip
+        rows = predict_batches(recogniser, batches, top_k=options.top_k, workers=options.workers,
+                               heatmaps=options.heatmaps, log=listener.note)  # fmt: skip
+        with output.writing() as journal:
+            write_rows(rows, journal, listener, stop_at_error=options.stop_at_error)
+        ranks.barrier()
+        count = RowCount(0, 0)
+        if ranks.is_main:
+            count = output.finish(header, found, earlier, gone_test(places))
+        ranks.barrier()
     return count
 
 
 def predict_to_stream(
     stream: TextIO,
     recogniser: Recogniser,
-    found: Iterable[ImageFile],
-    plan: PredictOptions,
-    *,
-    watch: OnRow,
-    log: LogFn,
-) -> Count:
-    """Write the rows to a stream as JSON lines. Raises RefinerError as :func:`predict_into`."""
-    some = make_batches(found, plan.batch, lambda _: True)
-    rows = predict_batches(recogniser, some, top_k=plan.top_k, workers=plan.workers,
-                          heatmaps=plan.heatmaps, log=log)  # fmt: skip
-    return write_rows(rows, JsonLines(stream), watch, stop_at_error=plan.stop_at_error)
+    images: Iterable[ImageFile],
+    options: PredictOptions,
+    listener: PredictListener,
+) -> RowCount:
+    """Write the rows to a stream as JSON lines. Raises RefinerError as :func:`predict_to_output`."""
+    batches = make_batches(images, options.batch)
+    rows = predict_batches(recogniser, batches, top_k=options.top_k, workers=options.workers,
+                           heatmaps=options.heatmaps, log=listener.note)  # fmt: skip
+    return write_rows(rows, JsonLines(stream), listener, stop_at_error=options.stop_at_error)
 
 
-def write_rows(rows: Iterable[Row], sink: JsonLines, watch: OnRow, *, stop_at_error: bool) -> Count:
-    """Write rows as they come. Raises RefinerError at the first bad image if that is the plan."""
+def write_rows(
+    rows: Iterable[ImageRow], writer: RowWriter, listener: PredictListener, *, stop_at_error: bool
+) -> RowCount:
+    """Write rows as they come. Raises RefinerError at the first unreadable image if requested."""
     images = errors = 0
     for row in rows:
         if row.prediction is None:
             if stop_at_error:
-                raise RefinerError(row.error, hint="Without --on-error fail the run would go on.")
+                raise RefinerError(row.error, hint="With --on-error skip the run would continue.")
             errors += 1
-        sink.write(row)
+        writer.write(row)
         images += 1
-        watch(row)
-    return Count(images, errors)
+        listener.row_written(row)
+    return RowCount(images, errors)
+
+
+def gone_test(places: Sequence[Path]) -> IsGone | None:
+    """Whether the image of a row was deleted; None for lists of files, which need not name all images."""
+    if not places or not all(map(is_folder, places)):
+        return None
+
+    def is_gone(name: str) -> bool:
+        if name.endswith("/"):  # a folder that could not be opened, and now can
+            return True
+        try:
+            locate(places, name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except (OSError, ValueError):  # out of reach, not gone
+            return False
+        return False
+
+    return is_gone

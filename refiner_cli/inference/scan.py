@@ -1,12 +1,16 @@
 """Find the images of files, folders and lists: lazily, in a fixed order, each under a name of its own.
 
-Hidden files and folders are left out. Links to files are followed; links to folders are not, as
-they lead to the same images twice or in a circle. A place given by hand is always followed.
+Hidden files and folders are left out, and so are folders of images that refiner made. Links to files are
+followed; links to folders are not, as they lead to the same images twice or in a circle. A place given by
+hand is always followed. What cannot be looked at is one entry of its own and costs no other.
 """
 
 from __future__ import annotations
 
+import codecs
+import datetime as dt
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +19,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from refiner_cli.data.image_file import IMAGE_SUFFIXES
+from refiner_cli.data.safe_paths import OUTPUT_MARKER
 from refiner_cli.errors import UsageError
+
+# A backslash that starts what could be read as an escape; names hold the escape of the backslash instead.
+_LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})")
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,33 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class FileVersion:
+    """What shows that a file changed: its size in bytes and when it was modified; None: unknown."""
+
+    size: int | None = None
+    modified: str | None = None  # UTC, ISO 8601 with microseconds
+
+    @classmethod
+    def of(cls, file: Path) -> FileVersion:
+        """Of the file as it is now; unknown where it cannot be looked at."""
+        try:
+            status = file.stat()
+            modified = dt.datetime.fromtimestamp(status.st_mtime_ns // 1000 / 1e6, dt.UTC)
+        except (OSError, ValueError, OverflowError):
+            return cls()
+        return cls(status.st_size, modified.isoformat(timespec="microseconds").replace("+00:00", "Z"))
+
+
+UNKNOWN_VERSION = FileVersion()
+
+
+@dataclass(frozen=True)
 class PathFilter:
     """Which files of a folder count; patterns as in a shell, on the name or the path below the folder."""
 
     include: Sequence[str] = ()  # empty: everything that ends like an image
     exclude: Sequence[str] = ()
+    outputs: Sequence[Path] = ()  # files and folders that this run writes; never an input
 
     def takes(self, path: str) -> bool:
         """``path`` is relative to the folder, with slashes."""
@@ -42,8 +72,17 @@ class PathFilter:
         return wanted and not self.leaves_out(path)
 
     def leaves_out(self, path: str) -> bool:
-        """Whether a file or a whole folder is excluded."""
+        """Whether a file or a complete folder is excluded."""
         return matches(path, self.exclude)
+
+    def outputs_below(self, root: Path) -> set[str]:
+        """The outputs that lie below a folder, relative to it, with slashes."""
+        try:
+            base = root.resolve()
+            resolved = [file.resolve() for file in self.outputs]
+        except (OSError, RuntimeError):
+            return set()
+        return {file.relative_to(base).as_posix() for file in resolved if file.is_relative_to(base)}
 
 
 NO_FILTER = PathFilter()
@@ -52,6 +91,11 @@ NO_FILTER = PathFilter()
 def matches(path: str, patterns: Iterable[str]) -> bool:
     name = path.rpartition("/")[2]
     return any(fnmatch(path, pattern) or fnmatch(name, pattern) for pattern in patterns)
+
+
+def is_folder(place: Path) -> bool:
+    """Whether a path is a folder; False for whatever cannot be looked at."""
+    return os.path.isdir(place)  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
 
 
 def scan(places: Sequence[Path], chosen: PathFilter = NO_FILTER) -> Iterator[ImageFile]:
@@ -63,78 +107,123 @@ def scan(places: Sequence[Path], chosen: PathFilter = NO_FILTER) -> Iterator[Ima
         UsageError: a place does not exist.
     """
     for place in places:
-        if not place.exists():
-            raise UsageError(f"There is no file or folder {place}.")
-    if len(places) == 1 and places[0].is_dir():
+        if not os.path.exists(place):  # noqa: PTH110 - unlike Path.exists, it raises nothing
+            raise UsageError(f"There is no file or folder {row_name(str(place))}.")
+    if len(places) == 1 and is_folder(places[0]):
         return walk(places[0], "", chosen)
     return list_files(places, chosen)
 
 
 def list_files(places: Iterable[Path], chosen: PathFilter = NO_FILTER) -> Iterator[ImageFile]:
-    """:func:`scan` for a list, which may be read while it is written; what is not there is found later."""
+    """:func:`scan` for a list, which may be read while it is written; a missing file is yielded as well."""
     names: set[bytes] = set()
     for place in places:
-        prefix = f"{place.as_posix().rstrip('/')}/"
-        some = (
-            walk(place, prefix, chosen) if place.is_dir() else [ImageFile(place, printable(place.as_posix()))]
-        )
-        for found in some:
-            key = name_digest(found.name)
+        if is_folder(place):
+            images = walk(place, f"{place.as_posix().rstrip('/')}/", chosen)
+        else:
+            images = iter([ImageFile(place, row_name(place.as_posix()))])
+        for image in images:
+            key = name_digest(image.name)
             if key not in names:
                 names.add(key)
-                yield found
+                yield image
+
+
+def read_list(lines: Iterable[bytes]) -> Iterator[Path]:
+    """The paths of a list with one per line, as bytes: a path need not be text.
+
+    Empty lines and a byte order mark do not count. Lines may end as on Windows, too.
+    """
+    for number, content in enumerate(lines):
+        line = content.removesuffix(b"\n")
+        if number == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.endswith(b"\r") and not os.path.lexists(line):
+            line = line[:-1]
+        if line:
+            yield Path(os.fsdecode(line))
 
 
 def origin(places: Sequence[Path]) -> list[str]:
-    """What the names of :func:`scan` hang on: two runs whose origins differ must not share an output."""
-    if len(places) == 1 and places[0].is_dir():
-        return [str(places[0].resolve())]
-    return [f"{place.as_posix()} = {place.resolve()}" for place in places if place.is_dir()]
+    """What the names of :func:`scan` are relative to: two runs with different origins share no output."""
+    if len(places) == 1 and is_folder(places[0]):
+        return [row_name(str(places[0].resolve()))]
+    return [row_name(f"{place.as_posix()} = {place.resolve()}") for place in places if is_folder(place)]
 
 
 def locate(places: Sequence[Path], name: str) -> Path:
     """The file that goes by a name."""
-    return places[0] / name if len(places) == 1 and places[0].is_dir() else Path(name)
+    path = row_path(name)
+    return places[0] / path if len(places) == 1 and is_folder(places[0]) else Path(path)
 
 
-def walk(root: Path, prefix: str, chosen: PathFilter, below: str = "") -> Iterator[ImageFile]:
-    """Yield the images of one folder, ``root / below``; a folder that cannot be opened is yielded itself."""
-    try:
-        with os.scandir(root / below) as entries:
-            here = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
-                for entry in entries
-                if not entry.name.startswith(".") and not (entry.is_symlink() and entry.is_dir())
-            )
-    except OSError:
-        yield ImageFile(root / below, printable(prefix + below))
-        return
-    for name, is_folder in here:
-        path = below + name
-        if is_folder:
-            if not chosen.leaves_out(path):
-                yield from walk(root, prefix, chosen, path + "/")
+def walk(root: Path, prefix: str, chosen: PathFilter) -> Iterator[ImageFile]:
+    """Yield the images below a folder; a folder that cannot be opened is yielded itself, with a slash."""
+    outputs = chosen.outputs_below(root)
+    stack = [iter([("", True)])]  # one iterator per level: folders may be deeper than Python's own stack
+    while stack:
+        path, has_entries = next(stack[-1], (None, False))
+        if path is None:
+            stack.pop()
+        elif path in outputs or (path and has_entries and chosen.leaves_out(path)):
+            continue
+        elif has_entries:
+            below = f"{path}/" if path else ""
+            try:
+                entries = list_folder(root / path)
+            except OSError:
+                yield ImageFile(root / path, row_name(prefix + below))
+                continue
+            if path and any(name == OUTPUT_MARKER for name, _ in entries):
+                continue
+            stack.append(iter([(below + name, deeper) for name, deeper in entries if name[0] != "."]))
         elif chosen.takes(path):
-            yield ImageFile(root / path, printable(prefix + path))
+            yield ImageFile(root / path, row_name(prefix + path))
 
 
-def printable(name: str) -> str:
-    """A name that can be written as UTF-8: bytes that are none become ``\\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def list_folder(folder: Path) -> list[tuple[str, bool]]:
+    """Sorted names of a folder's entries, and which of them are folders; links to folders are left out."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                deeper = entry.is_dir(follow_symlinks=False)
+                if entry.is_symlink() and entry.is_dir():
+                    continue
+            except OSError:  # a link to itself, or into a folder that may not be entered
+                deeper = False
+            found.append((entry.name, deeper))
+    return sorted(found)
+
+
+def row_name(path: str) -> str:
+    r"""A path as UTF-8 text, different for any two paths: bytes that are not UTF-8 become ``\xNN``."""
+    escaped = _LIKE_ESCAPE.sub(r"\\x5c", path)
+    return os.fsencode(escaped).decode("utf-8", "backslashreplace")
+
+
+def row_path(name: str) -> str:
+    """The inverse of :func:`row_name`."""
+    if "\\x" not in name:
+        return name
+    parts = re.split(r"\\x([0-9a-f]{2})", name)  # text and digits in turn
+    return os.fsdecode(
+        b"".join(bytes.fromhex(part) if i % 2 else part.encode() for i, part in enumerate(parts))
+    )
 
 
 def name_digest(name: str) -> bytes:
     """A name in 12 bytes: with a million of them, two share one with a chance of one in 10^17."""
-    return blake2b(name.encode(), digest_size=12).digest()
+    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-def count_aside(found: Iterable[ImageFile]) -> Callable[[], int]:
-    """Count in a thread of its own; the function this gives says 0 until the count is known."""
+def count_in_background(images: Iterable[ImageFile]) -> Callable[[], int]:
+    """Count in another thread; the function this returns gives 0 until the count is known."""
     total = 0
 
     def count() -> None:
         nonlocal total
-        total = sum(1 for _ in found)
+        total = sum(1 for _ in images)
 
     threading.Thread(target=count, daemon=True).start()
     return lambda: total

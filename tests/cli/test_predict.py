@@ -88,9 +88,11 @@ def test_the_same_command_again_goes_on_and_mixes_nothing(
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + b"".join(lines[5:9]) + lines[10][:40])
     again = cli(*command, "--json")
-    assert again.json["new"] == 8
+    kept_errors = b"".join(lines[:3] + lines[5:9]).count(b'"status": "error"')
+    assert again.json["new"] == 8 + kept_errors
     assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
-    assert cli(*command, "--json").json["new"] == 0
+    assert cli(*command, "--json").json["new"] == 4  # the errors
+    assert cli(*command, "--json", "--keep-errors").json["new"] == 0
     for change, named in (
         (["--top-k", 3], "top k"), (["--world", "open"], "vocabulary"),
         (["--precision", "bf16"], "precision"),
@@ -129,7 +131,7 @@ def test_a_list_on_stdin_may_name_what_is_not_there(
     cli: Cli, small_export: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = f"{photos / 'a.jpg'}\n\n{photos / 'gone.jpg'}\n{photos / 'a.jpg'}\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
     outcome = cli("-q", "predict", small_export, "-")
     assert outcome.code == 5
     found = [(Path(row["path"]).name, row["status"]) for row in map(json.loads, outcome.out.splitlines())]
@@ -198,6 +200,7 @@ def test_two_processes_share_the_work_and_leave_one_result(
     one = (tmp_path / "one.jsonl").read_bytes()
     assert sorted(out.read_bytes().splitlines()) == sorted(one.splitlines()), done.stderr
     assert {file.name for file in tmp_path.iterdir() if "two" in file.name} == {
+        ".two.jsonl.lock",
         "two.jsonl",
         "two.jsonl.run.json",
     }
@@ -214,17 +217,17 @@ def test_an_interrupt_ends_with_130_and_what_is_there_stays(
 ) -> None:
     seen = 0
 
-    def follow(self: object, row: object) -> None:
+    def listen(self: object, row: object) -> None:
         nonlocal seen
         seen += 1
         if seen == 20:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("refiner_cli.cli.predict.PredictProgress.__call__", follow)
+        patch.setattr("refiner_cli.cli.predict.ProgressListener.row_written", listen)
         stopped = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8)
     assert stopped.code == 130
-    assert "goes on" in stopped.err
+    assert "resumes" in stopped.err
     assert len(rows_of(tmp_path / "out.jsonl")) == 20
     again = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8, "--json").json
     assert again["new"] == again["images"] - 20

@@ -35,7 +35,7 @@ def main(model: str, folder: str, side: int = 1600, count: int = 400) -> None:
                 began = time.perf_counter()
                 images.append(crop.fit(read(file, wanted)))
                 seconds[way] += time.perf_counter() - began
-            made = [recogniser.predict([image], top_k=1)[0].compositions[0] for image in images]
+            made = [next(recogniser.predict([image], top_k=1)).compositions[0] for image in images]
             answers.append([(guess.state, guess.object) for guess in made])
     changed = sum(full != scaled for full, scaled in answers)
     print(  # noqa: T201

@@ -28,15 +28,15 @@ def some_images(small_demo: Path) -> list[Path]:
 def test_paths_and_opened_images_give_the_same_predictions(
     recogniser: Recogniser, some_images: list[Path]
 ) -> None:
-    by_path = recogniser.predict(some_images, top_k=3)
-    by_image = recogniser.predict([Image.open(path) for path in some_images], top_k=3)
+    by_path = list(recogniser.predict(some_images, top_k=3))
+    by_image = list(recogniser.predict([Image.open(path) for path in some_images], top_k=3))
     assert by_path == by_image
     assert all(len(made.compositions) == 3 for made in by_path)
 
 
 def test_a_prediction_ranks_all_candidates_fairly(recogniser: Recogniser, some_images: list[Path]) -> None:
     everything = len(recogniser.space.pairs)
-    made = recogniser.predict(some_images[:1], top_k=everything)[0]
+    made = next(recogniser.predict(some_images[:1], top_k=everything))
     scores = [one.score for one in made.compositions]
     assert scores == sorted(scores, reverse=True)
     assert sum(one.probability for one in made.compositions) == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_a_prediction_ranks_all_candidates_fairly(recogniser: Recogniser, some_i
 
 
 def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[Path]) -> None:
-    made = recogniser.predict(some_images[:1], top_k=len(recogniser.space.pairs))[0]
+    made = next(recogniser.predict(some_images[:1], top_k=len(recogniser.space.pairs)))
     pixels = recogniser.preprocess(Image.open(some_images[0]).convert("RGB"))[None]
     with torch.no_grad():
         scores = recogniser.model.score(recogniser.model.encode_images(pixels), recogniser.bank)
@@ -66,7 +66,7 @@ def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[P
 def test_an_unreadable_file_is_named(recogniser: Recogniser, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with pytest.raises(DatasetError, match=r"bad\.jpg"):
-        recogniser.predict([tmp_path / "bad.jpg"])
+        next(recogniser.predict([tmp_path / "bad.jpg"]))
 
 
 def test_an_own_vocabulary_keeps_what_is_seen(recogniser: Recogniser, tmp_path: Path) -> None:

@@ -11,27 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.inference.formats import Row, columns, flatten_value, nest_value, read_values, write_values
-from refiner_cli.inference.output import Count, Output
+from refiner_cli.inference.formats import ImageRow, columns, flatten, format_of, nest, read_rows
+from refiner_cli.inference.output import Output, RowCount
 from refiner_cli.inference.recogniser import Composition, Prediction, Primitive
 from refiner_cli.inference.scan import name_digest
 
 HEADER = {"model": "m", "vocabulary": "v", "places": ["/photos"], "batch": 8}
 
 
-def row(name: str, error: str = "") -> Row:
+def row(name: str, error: str = "") -> ImageRow:
     if error:
-        return Row(name, None, error)
+        return ImageRow(name, None, error)
     made = Prediction(
         (Composition("old", "car", 21.25, 0.1 + 0.2, seen=True),
          Composition("new", "car", -3.5, 1e-12, seen=False)),
         (Primitive("old", 0.75), Primitive("new", 0.25)),
         (Primitive("car", 1.0),),
     )  # fmt: skip
-    return Row(name, made)
+    return ImageRow(name, made)
 
 
-def write(output: Output, *rows: Row) -> None:
+def write(output: Output, *rows: ImageRow) -> None:
     with output.writing() as sink:
         for one in rows:
             sink.write(one)
@@ -42,10 +42,11 @@ def test_every_kind_gives_the_same_rows_back(tmp_path: Path, kind: str) -> None:
     if kind == ".parquet":
         pytest.importorskip("pyarrow")
     values = [row('a, "b"\n\u00fc.jpg').to_json(), row("c.jpg", 'It is "torn",\nreally.').to_json()]
-    write_values(tmp_path / f"out{kind}", kind, values, 3)
-    assert list(read_values(tmp_path / f"out{kind}")) == values
-    assert [nest_value(flatten_value(value)) for value in values] == values
-    assert set(flatten_value(values[0])) < set(columns(3))
+    file = tmp_path / f"out{kind}"
+    format_of(file).write(file, values, 3)
+    assert list(read_rows(tmp_path / f"out{kind}")) == values
+    assert [nest(flatten(value)) for value in values] == values
+    assert set(flatten(values[0])) < set(columns(3))
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
@@ -53,12 +54,12 @@ def test_a_second_run_adds_what_is_missing(tmp_path: Path, name: str) -> None:
     for names in (["a.jpg", "b.jpg"], ["c.jpg"]):
         output = Output(tmp_path / name, 2)
         output.prepare(HEADER, overwrite=False)
-        done = output.done()
+        done = set(output.earlier().versions)
         assert not done & {name_digest(one) for one in names}
         write(output, *map(row, names))
         count = output.finish(HEADER)
-    assert count == Count(3, 0)
-    assert [value["path"] for value in read_values(tmp_path / name)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert count == RowCount(3, 0)
+    assert [value["path"] for value in read_rows(tmp_path / name)] == ["a.jpg", "b.jpg", "c.jpg"]
     assert json.loads((tmp_path / f"{name}.run.json").read_text())["complete"]
     assert {file.name for file in tmp_path.iterdir()} == {name, f"{name}.run.json"}
 
@@ -75,7 +76,7 @@ def test_wherever_a_kill_cuts_whole_rows_stay(tmp_path_factory: Any, cut: int, t
     output.prepare(HEADER, overwrite=False)
     whole = left[: left.rfind(b"\n") + 1]
     assert output.file.read_bytes() == whole
-    assert len(output.done()) == whole.count(b"\n")
+    assert len(output.earlier().versions) == whole.count(b"\n")
 
 
 @pytest.mark.parametrize("key", ["model", "vocabulary", "places"])
@@ -85,9 +86,9 @@ def test_rows_of_different_makes_are_not_mixed(tmp_path: Path, key: str) -> None
     write(output, row("a.jpg"))
     with pytest.raises(UsageError, match=key):
         output.prepare(HEADER | {key: "other"}, overwrite=False)
-    assert len(output.done()) == 1
+    assert len(output.earlier().versions) == 1
     output.prepare(HEADER | {key: "other"}, overwrite=True)
-    assert not output.done()
+    assert not output.earlier().versions
 
 
 def test_the_batch_of_the_first_run_stays(tmp_path: Path) -> None:
@@ -109,12 +110,12 @@ def test_journals_of_several_processes_become_one_and_none_counts_twice(tmp_path
     write(team[0], row("a.jpg"))
     write(team[1], row("b.jpg", "torn"))
     journal = team[1].journal.read_bytes()
-    assert team[0].done() == {name_digest("a.jpg"), name_digest("b.jpg")}
-    assert team[0].finish(HEADER) == Count(2, 1)
+    assert set(team[0].earlier().versions) == {name_digest("a.jpg"), name_digest("b.jpg")}
+    assert team[0].finish(HEADER) == RowCount(2, 1)
     team[1].journal.write_bytes(journal)  # as if killed before it was removed
     alone = Output(tmp_path / "out.jsonl", 2)
     alone.prepare(HEADER, overwrite=False)
-    assert alone.finish(HEADER) == Count(2, 1)
+    assert alone.finish(HEADER) == RowCount(2, 1)
     assert not alone.journals()
 
 

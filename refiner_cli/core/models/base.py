@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.shifted_views import shifted_views
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE
-from refiner_cli.data.labels import LabelSpace
+from refiner_cli.data.labels import IntArray, LabelSpace
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,25 @@ class TextBank:
     states: Tensor | None  # S x D
     objects: Tensor | None  # O x D
     offsets: Tensor | None = None  # P, subtracted from the pairs' logits; None: nothing
+
+
+class PairIndices(Protocol):
+    """Which state and object each scored pair has: a :class:`LabelSpace`, or a block of its pairs."""
+
+    @property
+    def pair_state(self) -> IntArray:
+        """P int64: the index of each pair's state."""
+        ...
+
+    @property
+    def pair_object(self) -> IntArray:
+        """P int64: the index of each pair's object."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every state competes with every object."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -181,7 +200,7 @@ class Model(nn.Module, ABC):
                 tuple(self.score(branch, bank) for branch in images.branches if self.training),
             )
 
-    def combine(self, scores: Scores, space: LabelSpace, calibration: Calibration | None = None) -> Tensor:
+    def combine(self, scores: Scores, space: PairIndices, calibration: Calibration | None = None) -> Tensor:
         """The final scores ``B x P``: composition logits and weighted evidence for state and object.
 
         Where every state competes with every object, the composition decides alone: the evidence does not

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from refiner_cli.config import MethodConfig
 from refiner_cli.core.models.adapters import AdapterStack
-from refiner_cli.core.models.base import Calibration, ImageVectors, Model, Scores, TextBank
+from refiner_cli.core.models.base import Calibration, ImageVectors, Model, PairIndices, Scores, TextBank
 from refiner_cli.core.models.prompts import ROLES, Prompts
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
@@ -158,7 +158,7 @@ class Troika(Model):
         attracted = [checkpoint(part, rows, use_reentrant=False) for rows in parts]
         return torch.cat(attracted, 1) + self.backbone.logit_bias
 
-    def combine(self, scores: Scores, space: LabelSpace, calibration: Calibration | None = None) -> Tensor:
+    def combine(self, scores: Scores, space: PairIndices, calibration: Calibration | None = None) -> Tensor:
         """The published score: composition logit plus the product of state and object probabilities."""
         del calibration  # the published score has no weights
         assert scores.state is not None  # noqa: S101 - troika always aligns all three

@@ -1,0 +1,75 @@
+"""The best pairs of a batch of images, from scores that arrive in blocks of pairs.
+
+Softmax, sums over states and objects, and the top k are kept up to date block by block, so that the memory
+does not grow with the number of pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refiner_cli.errors import ModelFileError
+
+
+@dataclass(frozen=True)
+class RankedScores:
+    """Of B images: the best k pairs, and the probabilities of all S states and O objects."""
+
+    pairs: Tensor  # B x k int64, best first
+    scores: Tensor  # B x k, as they were given
+    probabilities: Tensor  # B x k, among all pairs
+    states: Tensor  # B x S, summed over the pairs of each state
+    objects: Tensor  # B x O
+
+
+class ScoreRanking:
+    """Takes blocks of scores, B x P' each.
+
+    Args:
+        images: B.
+        sizes: the numbers of states and objects.
+    """
+
+    def __init__(self, images: int, sizes: tuple[int, int], top_k: int, device: torch.device) -> None:
+        exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.top_k = top_k
+        self.peak = torch.full((images, 1), -torch.inf, dtype=exact, device=device)  # best score so far
+        self.mass = torch.zeros(images, 1, dtype=exact, device=device)  # sum of exp(score - peak)
+        self.parts = [torch.zeros(images, size, dtype=exact, device=device) for size in sizes]
+        self.scores = torch.empty(images, 0, device=device)
+        self.pairs = torch.empty(images, 0, dtype=torch.int64, device=device)
+
+    def update(self, scores: Tensor, first: int, state: Tensor, obj: Tensor) -> None:
+        """Add the pairs from index ``first`` on.
+
+        Args:
+            scores: B x P'.
+            state: P' int64, the index of each pair's state; ``obj`` alike.
+        """
+        best = scores.topk(min(self.top_k, scores.shape[1]))
+        self.scores = torch.cat([self.scores, best.values], 1)
+        self.pairs = torch.cat([self.pairs, best.indices + first], 1)
+        best = self.scores.topk(min(self.top_k, self.scores.shape[1]))
+        self.scores, self.pairs = best.values, self.pairs.gather(1, best.indices)
+
+        values = scores.to(self.peak.dtype)
+        peak = torch.maximum(self.peak, values.amax(1, keepdim=True))
+        shrink = (self.peak - peak).exp()  # of what was summed below an older peak
+        weights = (values - peak).exp_()  # B x P'
+        self.peak, self.mass = peak, self.mass * shrink + weights.sum(1, keepdim=True)
+        for part, index in zip(self.parts, (state, obj), strict=True):
+            part.mul_(shrink).index_add_(1, index.to(weights.device), weights)
+
+    def result(self) -> RankedScores:
+        """Raises ModelFileError if a score was not a finite number."""
+        if not torch.isfinite(self.mass).all():
+            raise ModelFileError(
+                "The model computes scores that are not finite numbers.",
+                hint="Its weights may be damaged; with --precision fp16 or bf16, try fp32.",
+            )
+        probabilities = (self.scores.to(self.peak.dtype) - self.peak).exp() / self.mass
+        states, objects = (part / self.mass for part in self.parts)
+        return RankedScores(self.pairs, self.scores, probabilities, states, objects)
