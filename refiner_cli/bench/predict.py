@@ -80,9 +80,7 @@ def bare(recogniser: Recogniser, files: Sequence[Path], batch: int, workers: int
         yield len(pixels)
 
 
-def bare_pixels(
-    recogniser: Recogniser, files: Sequence[Path], workers: int
-) -> Iterator[Pixels]:
+def bare_pixels(recogniser: Recogniser, files: Sequence[Path], workers: int) -> Iterator[Pixels]:
     crop = recogniser.preprocess.crop
     if workers == 0:
         yield from map(crop.load, files)

@@ -21,7 +21,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
-
 from refiner_cli.data.crop import Crop, Pixels
 from refiner_cli.data.image_file import UnreadableError, default_limits
 from refiner_cli.data.workers import init_worker
@@ -118,7 +117,7 @@ class DecodeProcess:
                 waited += TICK_SECONDS
                 if waited >= seconds or self.closing.is_set():
                     self.stop()
-                    raise ProcessLostError(f"it was not decoded within {seconds:.0f} s")
+                    raise ProcessLostError(f"no result within {seconds:.0f} seconds")
             result: DecodeResult = pipe.recv()
         except (EOFError, OSError):
             raise self.lost() from None
