@@ -70,10 +70,10 @@ def describe_model(folder: Path) -> dict[str, Any]:
 def describe_backbone(name: str) -> dict[str, Any]:
     """A backbone that was not trained, from open_clip's own tables: nothing is downloaded."""
     from refiner_cli.core.model_io.zero_shot import split_name
-    from refiner_cli.core.towers.backbone import model_config
+    from refiner_cli.core.towers.architectures import find_architecture
 
     model, tag = split_name(name)
-    config = model_config(model)
+    config = find_architecture(model).config
     vision, text = config["vision_cfg"], config["text_cfg"]
     return {
         "kind": "backbone", "name": model, "tag": tag or None, "joint_width": config["embed_dim"],

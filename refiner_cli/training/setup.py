@@ -62,6 +62,8 @@ def build_trainer(
     log(f"precision {str(precision).removeprefix('torch.')} ({why_precision})")
     log(f"{workers} decoding processes ({why_workers})")
     backbone = load_backbone(config.backbone, config.pretrained, config.seed)
+    for note in backbone.notes:
+        log(note)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
     text = backbone.text

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from refiner_cli.core.towers.backbone import model_config, preprocess_config
+from refiner_cli.core.towers.architectures import find_architecture, preprocess_config
 from refiner_cli.data.images import AUGMENTS, Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError
 
-CONFIG = preprocess_config(model_config("tiny"), {})
+CONFIG = preprocess_config(find_architecture("tiny").config, {})
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])

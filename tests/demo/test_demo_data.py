@@ -123,7 +123,7 @@ def test_a_tiny_backbone_can_be_loaded_from_a_file(tmp_path: Path) -> None:
     assert set(changed.nonzero().flatten().tolist()) <= set(words.tolist())
 
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    with pytest.raises(ModelFileError, match=r"torn\.safetensors do not fit"):
+    with pytest.raises(ModelFileError, match=r"torn\.safetensors cannot be read"):
         load_backbone("tiny", str(tmp_path / "torn.safetensors"))
 
 

@@ -1,41 +1,44 @@
 """The frozen backbone: any open_clip image-text model with a ViT image tower.
 
-:func:`load_backbone` takes a model name and where its weights come from; :func:`build_backbone`
-puts one together from a stored description and weights (an exported model). Nothing of a backbone
-is ever trained.
+:func:`load_backbone` takes a model name and where its weights come from; :func:`build_backbone` builds
+one from a stored description and tensors (an exported model). Nothing of a backbone is ever trained.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor, nn
 
-from refiner_cli.core.towers import tiny
-from refiner_cli.core.towers.image import ImageTower, open_image_tower
-from refiner_cli.core.towers.text import PromptTokenizer, TextTower
-from refiner_cli.errors import ConfigError, EnvironmentLacksError, FetchError, ModelFileError
-
-RANDOM_WEIGHTS = "none"
-StateDict = dict[str, Tensor]
+from refiner_cli.core.towers.architectures import (
+    HF_HUB,
+    LOCAL_DIR,
+    Architecture,
+    find_architecture,
+    first_line,
+    preprocess_config,
+    quiet_libraries,
+)
+from refiner_cli.core.towers.image import ImageTower
+from refiner_cli.core.towers.open_tower import open_image_tower
+from refiner_cli.core.towers.text import TextTower
+from refiner_cli.core.towers.tokenizers import PromptTokenizer, clip_tokenizer, transformers_tokenizer
+from refiner_cli.core.towers.weight_files import StateDict, load_tensors
+from refiner_cli.core.towers.weights import RANDOM_WEIGHTS, WeightsSource, find_weights
+from refiner_cli.core.towers.weights_profile import WeightsProfile
+from refiner_cli.errors import ConfigError, ModelFileError
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
     """What it takes to build the same backbone again, but for its weights."""
 
-    name: str  # an open_clip model name, tiny, or a file with an open_clip model configuration
-    pretrained: str  # an open_clip tag, a weights file, "none" or "built-in"
+    name: str  # an open_clip model name, tiny, a configuration file, local-dir:FOLDER or hf-hub:OWNER/NAME
+    pretrained: str  # an open_clip tag, a weights file, TAG=FILE, "none", "built-in" or "own"
     model: dict[str, Any]  # open_clip's model configuration
     preprocess: dict[str, Any]  # open_clip's preprocessing configuration
     seed: int = 0  # of random weights
@@ -49,6 +52,7 @@ class Backbone:
     clip: Any  # open_clip.CLIP or open_clip.CustomTextCLIP
     visual: ImageTower
     text: TextTower
+    notes: tuple[str, ...] = ()  # sentences for the log: how the weights were recognised and adapted
 
     @property
     def logit_scale(self) -> float:
@@ -80,173 +84,108 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
     """Load a backbone on the CPU in float32.
 
     Args:
-        name: an open_clip model name, ``tiny``, or a JSON file with an open_clip model configuration.
-        pretrained: an open_clip tag, a local weights file, or ``none`` for random ones drawn from ``seed``.
+        name: ``tiny``, an open_clip model name, a JSON file with an open_clip model configuration,
+            ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
+        pretrained: an open_clip tag, a weights file, ``TAG=FILE`` for a file of a tag's weights, or
+            ``none`` for random ones drawn from ``seed``. Names of the last two kinds have their own.
 
     Raises:
-        ConfigError: an unknown model, tag or unsupported tower.
-        FetchError: the weights cannot be fetched.
-        ModelFileError: a weights file that does not fit.
+        ConfigError: an unknown model or tag, an unsupported tower, or a file that leaves open what it
+            was trained with.
+        FetchError: the weights or the tokenizer cannot be downloaded.
+        ModelFileError: a weights file that cannot be read or does not fit.
     """
-    config = model_config(name)
-    if pretrained == RANDOM_WEIGHTS:
-        return build_backbone(
-            BackboneSpec(name, RANDOM_WEIGHTS, config, preprocess_config(config, {}), seed), None
-        )
-    if name == tiny.NAME and not Path(pretrained).is_file():
-        return build_backbone(
-            BackboneSpec(name, "built-in", config, preprocess_config(config, {})), tiny.load()
-        )
-    tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
-    weights: str | StateDict
-    if tag:
-        # The tag decides the activation: OpenAI's weights need QuickGELU under every model name.
-        config["quick_gelu"] = bool(tag.get("quick_gelu", False))
-        weights = download_weights(name, pretrained, tag)
-    elif Path(pretrained).is_file():
-        small = name == tiny.NAME and tiny.is_small(Path(pretrained))
-        weights = tiny.load(Path(pretrained)) if small else pretrained
-    else:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ConfigError(
-            f"{pretrained!r} is neither a weights file nor a tag of {name}.", hint=f"Its tags: {tags}."
-        )
-    spec = BackboneSpec(name, pretrained, config, preprocess_config(config, tag))
-    return build_backbone(spec, weights)
+    architecture = find_architecture(name)
+    source = find_weights(architecture, pretrained)
+    config = dict(architecture.config)
+    if source.profile.quick_gelu is not None:
+        # The weights decide, not the name: OpenAI's need QuickGELU under every model name.
+        config["quick_gelu"] = source.profile.quick_gelu
+    preprocess = preprocess_config(config, source.profile.preprocess or {})
+    spec = BackboneSpec(architecture.name, source.pretrained, config, preprocess, seed)
+    return load_weights(spec, source, architecture.folder)
 
 
-def model_config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a model, or the content of a configuration file."""
-    if name == tiny.NAME:
-        return tiny.config()
-    if name.endswith(".json"):
-        try:
-            config = json.loads(Path(name).read_text("utf-8"))
-            return dict(config.get("model_cfg", config))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"The backbone configuration {name} cannot be read ({error}).") from None
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ConfigError(
-            f"The backbone {name!r} is unknown.",
-            hint="Use tiny or an open_clip ViT such as ViT-L-14 or ViT-B-32.",
-        )
-    return dict(config)
+def reload_backbone(spec: BackboneSpec) -> Backbone:
+    """Load the backbone of a stored description again: its weights by name, the rest as described.
+
+    Raises: what :func:`load_backbone` raises.
+    """
+    folder = Path(spec.name.removeprefix(LOCAL_DIR)) if spec.name.startswith(LOCAL_DIR) else None
+    repository = spec.name.removeprefix(HF_HUB) if spec.name.startswith(HF_HUB) else ""
+    architecture = Architecture(spec.name, spec.model, spec.preprocess, folder, repository)
+    known = WeightsProfile(bool(spec.model.get("quick_gelu", False)), spec.preprocess)
+    return load_weights(spec, find_weights(architecture, spec.pretrained, known), folder)
 
 
-def preprocess_config(config: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's preprocessing for a model and a tag's own mean, deviation and resizing."""
-    chosen: dict[str, Any] = open_clip.transform.merge_preprocess_dict(
-        open_clip.transform.PreprocessCfg().__dict__, tag
-    )
-    chosen["size"] = config["vision_cfg"].get("image_size", 224)
-    return chosen
+def load_weights(spec: BackboneSpec, source: WeightsSource, folder: Path | None) -> Backbone:
+    """Build the towers, then download and load their weights: what is refused costs no download.
+
+    Args:
+        folder: of a ``local-dir:`` name, whose tokenizer is then the folder's.
+    """
+    hub_name = spec.model["text_cfg"].get("hf_tokenizer_name")
+    if spec.pretrained == RANDOM_WEIGHTS:
+        hub_name = folder = None
+    backbone = assemble(spec, folder if hub_name and folder else hub_name)
+    adapted = source.load_into(backbone.clip, spec.name)
+    return replace(backbone, notes=(*source.notes, *adapted))
 
 
-def download_weights(name: str, pretrained: str, tag: dict[str, Any]) -> str:
-    """Path of the weights of a tag, downloaded once into the usual model cache."""
-    with quiet_libraries():
-        try:
-            return str(open_clip.download_pretrained(tag))
-        except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
-            reason = str(error).splitlines()[0]
-            raise FetchError(
-                f"The weights {pretrained} of {name} cannot be fetched ({reason})",
-                hint="Fetch the file elsewhere and pass it with --pretrained FILE.",
-            ) from None
-
-
-def build_backbone(
-    spec: BackboneSpec, weights: str | StateDict | None, tokenizer: Path | None = None
-) -> Backbone:
-    """Build from a description and weights: a file, a state dict, or None for random ones.
+def build_backbone(spec: BackboneSpec, state: StateDict, tokenizer: Path | None = None) -> Backbone:
+    """Build from a description and tensors, without the network.
 
     Args:
         tokenizer: folder of a saved tokenizer, where the model needs one that is not CLIP's.
+
+    Raises:
+        ConfigError: the description does not give a supported model.
+        ModelFileError: the tensors do not fit, or the tokenizer is missing.
+    """
+    needs_own = spec.model["text_cfg"].get("hf_tokenizer_name") and spec.pretrained != RANDOM_WEIGHTS
+    if needs_own and tokenizer is None:
+        raise ModelFileError(
+            f"The tokenizer of the stored backbone {spec.name} is missing.",
+            hint="Copy or export the model again, with its folder tokenizer.",
+        )
+    backbone = assemble(spec, tokenizer if needs_own else None)
+    notes = load_tensors(backbone.clip, state, "The stored weights", spec.name)
+    return replace(backbone, notes=tuple(notes))
+
+
+def assemble(spec: BackboneSpec, tokenizer: str | Path | None) -> Backbone:
+    """The towers with random weights.
+
+    Args:
+        tokenizer: a name on the Hugging Face hub or a folder; None: CLIP's tokenizer.
+
+    Raises:
+        ConfigError: the description does not give a supported model.
     """
     config = {key: value for key, value in spec.model.items() if key != "custom_text"}
-    custom = spec.model.get("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    if "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
+    text_config = config["text_cfg"]
+    if "multimodal_cfg" in config or "hf_model_name" in text_config:
         raise ConfigError(
-            f"The backbone {spec.name} has a text tower that is not open_clip's own transformer.",
+            f"The text tower of the backbone {spec.name} is not open_clip's own transformer.",
             hint="Use an open_clip ViT such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
         )
+    if "timm_model_name" in config["vision_cfg"]:  # never weights of the image tower alone
+        config["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
+    kind = open_clip.CustomTextCLIP if spec.model.get("custom_text", False) else open_clip.CLIP
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         try:
             clip = kind(**config)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"The backbone {spec.name} cannot be built ({error}).") from None
-        if weights is not None:
-            load_weights(clip, spec, weights)
+        except Exception as error:  # noqa: BLE001 - impossible sizes fail in open_clip, timm and torch
+            raise ConfigError(f"The backbone {spec.name} cannot be built ({first_line(error)}).") from None
     clip.eval().requires_grad_(False)  # noqa: FBT003
-    return Backbone(
-        spec, clip, open_image_tower(clip.visual), TextTower(clip, tokenizer_for(spec, tokenizer))
-    )
+    visual = open_image_tower(clip.visual)
+    return Backbone(spec, clip, visual, TextTower(clip, prompt_tokenizer(text_config, tokenizer)))
 
 
-def load_weights(clip: nn.Module, spec: BackboneSpec, weights: str | StateDict) -> None:
-    """Load a weights file or a state dict into a model."""
-    source = weights if isinstance(weights, str) else "the given tensors"
-    try:
-        if isinstance(weights, str):
-            open_clip.load_checkpoint(clip, weights, weights_only=True)
-        else:
-            clip.load_state_dict(weights)
-    except Exception as error:  # noqa: BLE001 - torn files fail in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"The weights {source} do not fit the backbone {spec.name} ({reason})") from None
-
-
-def tokenizer_for(spec: BackboneSpec, folder: Path | None) -> PromptTokenizer:
-    """The tokenizer that belongs to a text tower.
-
-    Random weights have no vocabulary of their own: there CLIP's tokens are folded into the table.
-    """
-    text = spec.model["text_cfg"]
-    length, size = text.get("context_length", 77), text.get("vocab_size", 49408)
-    options = dict(text.get("tokenizer_kwargs") or {})
-    if "hf_tokenizer_name" not in text or spec.pretrained == RANDOM_WEIGHTS:
-        clip_bpe = open_clip.SimpleTokenizer(context_length=length)
-        plain = PromptTokenizer.wrap(clip_bpe, length, clip_bpe.encode)
-        return PromptTokenizer(
-            encode=lambda words: [i % size for i in plain.encode(words)],
-            prefix_ids=tuple(i % size for i in plain.prefix_ids),
-            eos_id=plain.eos_id % size,
-            pad_id=plain.pad_id % size,
-        )
-    hugging = hf_tokenizer(spec, str(folder) if folder else text["hf_tokenizer_name"], length, options)
-
-    def split(words: str) -> list[int]:
-        return list(hugging.tokenizer(hugging.clean_fn(words), add_special_tokens=False)["input_ids"])
-
-    return PromptTokenizer.wrap(hugging, length, split)
-
-
-def hf_tokenizer(spec: BackboneSpec, source: str, length: int, options: dict[str, Any]) -> Any:
-    """A tokenizer of the transformers library, from the hub or a folder."""
-    mode = spec.model["text_cfg"].get("tokenizer_mode")
-    try:
-        return open_clip.tokenizer.HFTokenizer(source, context_length=length, tokenizer_mode=mode, **options)
-    except ImportError:
-        raise EnvironmentLacksError(
-            f"The backbone {spec.name} needs the package transformers.",
-            hint="Run: pip install transformers sentencepiece",
-        ) from None
-    except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
-        reason = str(error).splitlines()[0]
-        raise FetchError(f"The tokenizer {source} cannot be fetched ({reason})") from None
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own log lines and warnings off the terminal; errors come as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+def prompt_tokenizer(text_config: dict[str, Any], source: str | Path | None) -> PromptTokenizer:
+    """The tokenizer of a text tower; ``source`` as in :func:`assemble`."""
+    length = text_config.get("context_length", 77)
+    if source is None:
+        return clip_tokenizer(length, text_config.get("vocab_size", 49408))
+    return transformers_tokenizer(source, text_config, length)

@@ -12,8 +12,6 @@ Shapes: ``E`` text width, ``D`` joint width, ``n`` context tokens, ``N`` prompts
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import open_clip
 import torch
@@ -22,35 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from refiner_cli.core.towers import prefix_cache
+from refiner_cli.core.towers.tokenizers import PromptTokenizer
 from refiner_cli.errors import ConfigError
 
 DEFAULT_CHUNK_SIZE = 512  # prompts; training fits it to the free memory (text_chunks.py)
-
-
-@dataclass(frozen=True)
-class PromptTokenizer:
-    """What a tokenizer puts around a text, and how it splits one."""
-
-    encode: Callable[[str], list[int]]  # text -> ids without special tokens
-    prefix_ids: tuple[int, ...]  # before the text
-    eos_id: int  # right after it
-    pad_id: int  # up to the context length
-    save: Callable[[str], object] | None = None  # writes the tokenizer to a folder, if it is not CLIP's
-
-    @classmethod
-    def wrap(cls, tokenizer: Any, context_length: int, split: Callable[[str], list[int]]) -> PromptTokenizer:
-        """Find head, end and padding by looking at how ``tokenizer`` wraps one word."""
-        ids = tokenizer(["apple"], context_length=context_length)[0].tolist()
-        word = split("apple")
-        start = next(i for i in range(len(ids)) if ids[i : i + len(word)] == word)
-        tail = ids[start + len(word) :]
-        return cls(
-            encode=split,
-            prefix_ids=tuple(ids[:start]),
-            eos_id=tail[0],
-            pad_id=tail[-1],
-            save=getattr(tokenizer, "save_pretrained", None),
-        )
 
 
 class TextTower:
@@ -80,7 +53,7 @@ class TextTower:
     def embed_tokens(self, ids: list[int]) -> Tensor:
         """Token embeddings, ``len(ids) x E``."""
         table: Tensor = self.text.token_embedding.weight
-        return table[torch.tensor(ids, device=table.device)].float()
+        return table[torch.tensor(ids, dtype=torch.int64, device=table.device)].float()
 
     def embed_context(self, words: str) -> Tensor:
         """Token embeddings of a context such as "a photo of", ``n x E``."""
@@ -88,7 +61,7 @@ class TextTower:
 
     def embed_label(self, name: str) -> Tensor:
         """One vector for a state or an object, ``E``: the mean of its token embeddings."""
-        ids = self.tokens.encode(label_to_text(name))
+        ids = self.tokens.encode_inside(label_to_text(name))
         if not ids:
             raise ConfigError(f"The name {name!r} holds no word that the text tower can read.")
         return self.embed_tokens(ids).mean(0)
@@ -108,7 +81,7 @@ class TextTower:
         return torch.cat(encoded)
 
     def _token_ids(self, text: str) -> list[int]:
-        ids = [*self.tokens.prefix_ids, *self.tokens.encode(text), self.tokens.eos_id]
+        ids = self.tokens.ids(text)
         if len(ids) > self.context_length:
             raise ConfigError(
                 f"The prompt {text!r} needs {len(ids)} tokens; the text tower takes {self.context_length}."
