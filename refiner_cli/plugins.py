@@ -3,7 +3,7 @@
 A package adds a method with an entry point in the group ``refiner.methods`` that names a
 :class:`refiner_cli.core.models.base.Model` subclass, and datasets with one in the group
 ``refiner.datasets`` that names a function without arguments returning the text of a catalogue in
-TOML. This module knows names only; nothing is imported before a method is asked for.
+TOML. This module knows names only; nothing is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -62,13 +62,18 @@ def added_catalogues() -> dict[str, str]:
     Raises:
         ConfigError: a package's catalogue cannot be loaded.
     """
-    texts = {}
-    for point in added(DATASETS_GROUP).values():
-        source = f"the datasets of the package {distribution(point)}"
+    texts: dict[str, str] = {}
+    for point in entry_points(group=DATASETS_GROUP):  # two packages may use one name
+        origin = f"the package {distribution(point)} (entry point {point.name})"
         try:
-            texts[source] = str(point.load()())
+            text = point.load()()
+            if not isinstance(text, str):
+                raise TypeError(f"it returns {type(text).__name__}, not text")
         except Exception as error:  # noqa: BLE001 - somebody else's package may fail in any way
-            raise ConfigError(f"{source[0].upper()}{source[1:]} cannot be loaded ({error}).") from None
+            raise ConfigError(
+                f"The datasets of {origin} cannot be loaded ({error}).", hint="Update or uninstall it."
+            ) from None
+        texts[origin] = text
     return texts
 
 

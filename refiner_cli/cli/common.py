@@ -30,18 +30,20 @@ ModelPath = Annotated[
 
 
 def open_dataset(text: str) -> Benchmark:
-    """The benchmark that a name or a folder means; the demo is drawn if it is not there yet."""
+    """The benchmark that a name or a folder means; the demo is drawn if it does not exist yet."""
     from refiner_cli.data.benchmark import load_benchmark
-    from refiner_cli.data.download.catalog import catalogue
-    from refiner_cli.data.paths import find_dataset, home
+    from refiner_cli.data.download.catalog_files import load_catalogue
+    from refiner_cli.data.paths import Home, find_dataset, home
 
-    place = home(os.environ)
-    if text == "demo" and not (place.datasets / "demo").is_dir():
+    def place() -> Home:
+        return home(os.environ)
+
+    if text == "demo" and not (place().datasets / "demo").is_dir():
         from refiner_cli.demo.dataset import make_demo
 
         terminal.note("The demo dataset is drawn (once).")
-        make_demo(place.datasets / "demo")
-    return load_benchmark(find_dataset(text, place, catalogue().datasets.keys()))
+        make_demo(place().datasets / "demo")
+    return load_benchmark(find_dataset(text, place, lambda: load_catalogue(place().root).datasets))
 
 
 def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> tuple[Model, ModelInfo]:

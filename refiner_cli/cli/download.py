@@ -1,4 +1,4 @@
-"""``refiner download``: get datasets, or check what is there."""
+"""``refiner download``: get datasets, or verify them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli import shelf
+from refiner_cli.cli import download_view
 from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.progress import show_progress
@@ -23,12 +23,15 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Cata
 
 def download(
     names: Names = None,
-    show: Annotated[bool, typer.Option("--list", help="Show the catalogue, and what of it is here.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show the catalogue, and which datasets are downloaded.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be fetched, and do not.")
+        bool, typer.Option("--dry-run", help="Show what would be fetched, and fetch nothing.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check again what is here: counts, split files, every image.")
+        bool,
+        typer.Option("--verify", help="Verify downloaded datasets again: counts, split files, every image."),
     ] = False,
     from_archive: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="An archive fetched by hand; repeatable.")
@@ -37,37 +40,37 @@ def download(
         Path | None, typer.Option(metavar="DIR", help="Where datasets are kept.  [REFINER_HOME/datasets]")
     ] = None,
     delete_archives: Annotated[
-        bool, typer.Option("--delete-archives", help="Remove the archives once their datasets are made.")
+        bool, typer.Option("--delete-archives", help="Remove the archives once their datasets are complete.")
     ] = False,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Get datasets: fetch (an interrupted fetch goes on), unpack, verify."""
+    """Download datasets: fetch (resuming an interrupted download), unpack, verify."""
     if sum((show, dry_run, verify, bool(from_archive))) > 1:
         raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
     with show_progress(terminal) as report:
         downloader = downloader_for(out, workers, report)
         known = downloader.catalogue
         if show:
-            shelf.show_catalogue(downloader.store, known, as_json=as_json)
+            download_view.show_catalogue(downloader.place, known, as_json=as_json)
             return
         if not names:
-            raise UsageError("A name is missing.", hint=f"There are {', '.join(known.datasets)}.")
+            raise UsageError("A name is missing.", hint=f"The catalogue has {', '.join(known.datasets)}.")
         datasets = [known.find(name) for name in dict.fromkeys(names)]
         if dry_run:
-            shelf.show_plan(downloader, datasets, as_json=as_json)
+            download_view.show_plan(downloader, datasets, as_json=as_json)
             return
         if verify:
             outcomes = [downloader.reverify(dataset) for dataset in datasets]
         else:
             outcomes = downloader.download(datasets, from_archive or [])
-        gone = downloader.delete_archives(datasets) if delete_archives else []
-    shelf.show_outcomes(downloader.store, outcomes, gone, as_json=as_json)
+        removed = downloader.delete_archives(datasets) if delete_archives else []
+    download_view.show_outcomes(downloader.place, outcomes, removed, as_json=as_json)
 
 
 def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader:
-    """What brings datasets into the user's folder."""
-    from refiner_cli.data.download.catalog import catalogue
+    """A downloader into the user's folder, with every catalogue."""
+    from refiner_cli.data.download.catalog_files import load_catalogue
     from refiner_cli.data.download.datasets_dir import DatasetsDir
     from refiner_cli.data.download.downloader import Downloader
     from refiner_cli.data.paths import home
@@ -78,6 +81,12 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
 
         make_demo(folder)
 
-    store = DatasetsDir(out or home(os.environ).datasets)
+    place = home(os.environ)
     count = cores() if workers < 0 else max(1, workers)
-    return Downloader(store, catalogue(), {"demo": draw}, workers=count, report=report)
+    return Downloader(
+        DatasetsDir(out or place.datasets),
+        load_catalogue(place.root),
+        {"demo": draw},
+        workers=count,
+        report=report,
+    )

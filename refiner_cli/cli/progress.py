@@ -21,7 +21,7 @@ _DOING = {"fetch": "fetching", "check": "hashing", "unpack": "unpacking", "verif
 
 
 def describe(stage: str, done: float, total: float | None, rate: float | None) -> str:
-    """``"1.2 GB of 2.0 GB, 10.1 MB/s, 1:19 left"``, as far as it is known."""
+    """``"1.2 GB of 2.0 GB, 10.1 MB/s, 1:19 left"``, leaving out what is unknown."""
     amount = (lambda number: f"{number:,.0f}") if stage in COUNTED else format_size
     text = amount(done) if total is None else f"{amount(done)} of {amount(total)}"
     if rate:
@@ -35,7 +35,7 @@ def describe(stage: str, done: float, total: float | None, rate: float | None) -
 
 @contextlib.contextmanager
 def show_progress(terminal: Terminal) -> Iterator[Report]:
-    """What to give to the library as its ``report``."""
+    """A ``report`` for the library that shows its events."""
     if terminal.quiet:
         yield silent
     elif terminal.err.is_terminal:
@@ -53,7 +53,7 @@ class _Amount(ProgressColumn):
 
 @dataclass
 class _Drawn:
-    """A bar a task; what was fetched by earlier runs counts as done, but not as this run's rate."""
+    """One bar per task; bytes of earlier runs count as done, but not towards the rate."""
 
     terminal: Terminal
     bars: Bars
@@ -91,5 +91,5 @@ class _Written:
             self.tenths[key] = tenth
             passed = time.monotonic() - start
             rate = (event.done - before) / passed if passed > 0 else None
-            told = describe(event.stage, event.done, event.total, rate)
-            self.terminal.note(f"{_DOING[event.stage]} {event.name}: {told}")
+            text = describe(event.stage, event.done, event.total, rate)
+            self.terminal.note(f"{_DOING[event.stage]} {event.name}: {text}")

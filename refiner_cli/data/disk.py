@@ -1,9 +1,8 @@
-"""The disk: room, locks, and errors in plain words."""
+"""The disk: free space, locks among processes, and its errors in plain words."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +15,7 @@ from refiner_cli.data.progress import Notice, Report, StoppedError
 from refiner_cli.errors import FetchError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def flush(folder: Path) -> None:
-    """Make sure that what was written below a folder survives a power cut, as far as the system can."""
-    if hasattr(os, "sync"):  # one call for 60,000 images; fsync on each would take minutes
-        os.sync()
-    if os.name != "nt":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
@@ -39,8 +27,8 @@ def os_errors_as(doing: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise FetchError(
                 f"The disk became full while {doing} ({error.strerror}).",
-                hint="Free some space, or choose another place with --out, and run the command again: "
-                "what is there already is kept.",
+                hint="Free some space, or choose another place with --out, and run the command again; "
+                "it resumes.",
             ) from error
         raise FetchError(f"{doing[:1].upper()}{doing[1:]} failed: {error}.") from error
 
@@ -68,24 +56,29 @@ def format_size(count: float) -> str:
 def locked(file: Path, what: str, report: Report, stop: Event) -> Iterator[None]:
     """Hold a lock among processes. The system frees it when its holder dies, however it dies.
 
-    Raises StoppedError when ``stop`` is set while waiting.
+    The lock file stays: removing it would let two processes hold two files of one name. A file system
+    without locks is used without them, with a notice.
+
+    Raises:
+        StoppedError: ``stop`` was set while waiting.
+        FetchError: the lock file cannot be written.
     """
-    with os_errors_as(f"locking {file}"):
-        file.parent.mkdir(parents=True, exist_ok=True)
     # Not thread-local and no singleton: two threads of one process exclude each other, too.
     lock = FileLock(file, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report(Notice(f"Another process is at work on {what}; waiting for it."))
-        while True:
-            if stop.wait(0.2):
-                raise StoppedError from None
+    with os_errors_as(f"locking {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            report(Notice(f"Another process holds the lock on {what}; waiting."))
             try:
-                lock.acquire(timeout=0)
-                break
+                lock.acquire(poll_interval=0.2, cancel_check=stop.is_set)
             except Timeout:
-                continue
+                raise StoppedError from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            report(Notice(f"{file.parent} does not support locks; do not download twice at the same time."))
     try:
         yield
     finally:

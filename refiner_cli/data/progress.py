@@ -1,7 +1,7 @@
-"""What a long task tells while it runs: how far it is, and what it met on the way.
+"""Events that a long task reports while it runs: its progress, and notices.
 
 Functions that take a ``report`` call it with one event at a time, possibly from another thread.
-They know nothing of terminals.
+They do not know about terminals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Stage = Literal["fetch", "check", "unpack", "verify", "link"]
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` units of one named task; the total is None where nobody knows it.
+    """``done`` of ``total`` units of one named task; the total is None if it is unknown.
 
     The unit is bytes for ``fetch``, ``check`` (hashing) and ``unpack``, images for ``verify`` and ``link``.
     """
@@ -28,17 +28,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Notice:
-    """One sentence worth showing, such as a mirror that failed."""
+    """One sentence worth showing, for example about a mirror that failed."""
 
     text: str
 
 
 class StoppedError(Exception):
-    """The caller asked a task to stop; what it has done so far is kept."""
+    """The caller stopped a task; what it has done so far is kept."""
 
 
 Report = Callable[[Progress | Notice], None]
 
 
 def silent(event: Progress | Notice) -> None:
-    """A report for callers who do not want to know."""
+    """A report that discards every event."""

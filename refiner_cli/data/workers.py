@@ -1,4 +1,4 @@
-"""What processes that decode images have in common. Knows neither torch nor numpy."""
+"""What all processes that decode images need at their start. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing import connection
 
 
 def init_worker() -> None:
-    """In a worker: leave interrupts to the parent, and end when it ends, even by SIGKILL."""
+    """In a worker process: ignore SIGINT, and exit when the parent does, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

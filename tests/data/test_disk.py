@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 from pathlib import Path
 from threading import Event, Thread, Timer
 
 import pytest
 
-from refiner_cli.data.disk import flush, format_size, locked, os_errors_as, require_free_space
+from refiner_cli.data.disk import format_size, locked, os_errors_as, require_free_space
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
@@ -55,17 +57,65 @@ def test_a_lock_keeps_others_out_and_says_so(tmp_path: Path, log: Log, stop: Eve
         order.append("first")
     thread.join(30)
     assert order == ["first", "second"]
-    assert log.notices == ["Another process is at work on x.zip; waiting for it."]
+    assert log.notices == ["Another process holds the lock on x.zip; waiting."]
 
 
 def test_waiting_for_a_lock_ends_when_asked(tmp_path: Path, log: Log, stop: Event) -> None:
-    with locked(tmp_path / "x.lock", "x", Log(), Event()):
-        Timer(0.05, stop.set).start()
-        with pytest.raises(StoppedError), locked(tmp_path / "x.lock", "x", log, stop):
-            pytest.fail("two hold one lock")
+    held, release = Event(), Event()
+
+    def other() -> None:
+        with locked(tmp_path / "x.lock", "x", Log(), Event()):
+            held.set()
+            release.wait(30)
+
+    thread = Thread(target=other)
+    thread.start()
+    held.wait(30)
+    Timer(0.05, stop.set).start()
+    with pytest.raises(StoppedError), locked(tmp_path / "x.lock", "x", log, stop):
+        pytest.fail("two hold one lock")
+    release.set()
+    thread.join(30)
 
 
-def test_flushing_a_folder_changes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a")
-    flush(tmp_path)
-    assert (tmp_path / "a").read_text() == "a"
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
+def test_a_file_system_without_locks_is_used_without_them(
+    tmp_path: Path, log: Log, stop: Event, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with locked(tmp_path / "x.lock", "x", log, stop):
+        (tmp_path / "worked").touch()
+    assert (tmp_path / "worked").exists()
+    assert len(log.notices) == 1
+    assert "does not support locks" in log.notices[0]
+
+
+@pytest.mark.parametrize("parent", ["file", "shut"])
+def test_a_lock_file_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, log: Log, stop: Event, monkeypatch: pytest.MonkeyPatch, parent: str
+) -> None:
+    (tmp_path / "file").touch()
+    if parent == "shut":
+        real = os.open
+
+        def fail(path: object, *more: int, **how: int) -> int:
+            if str(path).endswith("x.lock"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *more, **how)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", fail)
+    with (
+        pytest.raises(FetchError, match=r"Locking .* failed"),
+        locked(tmp_path / parent / "x.lock", "x", log, stop),
+    ):
+        pytest.fail("locked")
+
+
+def test_the_lock_file_stays(tmp_path: Path, log: Log, stop: Event) -> None:
+    """A process that waits holds it open: removing it would let a third one lock another file."""
+    with locked(tmp_path / "x.lock", "x", log, stop):
+        pass
+    assert (tmp_path / "x.lock").exists()

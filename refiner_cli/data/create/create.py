@@ -23,12 +23,12 @@ from refiner_cli.data.benchmark import (
 )
 from refiner_cli.data.create.photos import Photo
 from refiner_cli.data.create.splits import assign_images, choose_unseen, name_unseen, require_cover
-from refiner_cli.data.disk import flush
 from refiner_cli.data.download.verify import Verification, verify
 from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.labels import Pair
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.errors import DatasetError
+from refiner_cli.files import move_into_place
 
 Placing = Literal["link", "copy"]
 
@@ -94,10 +94,9 @@ def create_dataset(
         verification = verify(work, None, decode=False, workers=workers, report=report, stop=stop)
         if not verification.usable:
             raise DatasetError(f"The new dataset is not usable: {verification.summary()}.")
-        flush(work)
         if out.is_dir():
             out.rmdir()
-        work.rename(out)
+        move_into_place(work, out)
     except OSError as error:
         raise DatasetError(f"{out} cannot be written ({error}).") from error
     finally:

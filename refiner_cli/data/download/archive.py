@@ -1,17 +1,16 @@
-"""Zip and tar archives, read as if whoever made them meant harm.
+"""What zip and tar archives have in common, read as if their makers meant harm.
 
-Nothing is ever extracted to where an archive says. A caller names the members it wants and a target
-for each; links are never made; and an archive is refused as a whole if a name in it leaves its
-folder, if a link in it points out of it, or if it would expand absurdly.
+Nothing is ever extracted to a place that an archive names. A caller picks members and a target for
+each. Links are never created. An archive is refused as a whole if one of its names or links leaves
+its folder, if it holds a device or a sparse file, or if it would expand absurdly. All limits hold
+before memory is allocated. Open one with :func:`refiner_cli.data.download.content.open_archive`.
 """
 
 from __future__ import annotations
 
 import gzip
-import posixpath
+import os
 import re
-import shutil
-import stat
 import struct
 import tarfile
 import zipfile
@@ -21,17 +20,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import IO, BinaryIO, Self
+from typing import IO, Self
 
-from refiner_cli.data.disk import format_size, os_errors_as
-from refiner_cli.data.download.content import sniff_content
-from refiner_cli.data.progress import Progress, Report, StoppedError
+from refiner_cli.data.disk import format_size
+from refiner_cli.data.progress import Report
 from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import FetchError
 
-MAX_EXPANSION = 200  # deflate reaches 1032; photos 1.1, text 10
-_ALLOWANCE = 64 << 20  # bytes any archive may expand to, so that small ones need no ratio
-_BLOCK = 1 << 20
+MAX_EXPANSION = 200  # times the archive's size; deflate reaches 1032, photos 1.1, text 10
+MAX_MEMBERS = 1_000_000  # the largest known dataset has 100,000; one takes about 1 kB of memory
+MAX_IN_MEMORY = 128 << 20  # bytes of a member that is read at once: pair lists and metadata
+_ALLOWANCE = 64 << 20  # bytes that any archive may expand to, so that small ones need no ratio
+_NOWHERE = os.path.join(os.sep, "nonexistent", "refiner")  # noqa: PTH118 - nothing is ever unpacked there
+_UNTRUSTED = "Do not use it; get the archive from its publisher."
+COPY_BLOCK = 1 << 20
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -40,38 +42,51 @@ _BROKEN = (
     EOFError,
     NotImplementedError,  # a compression method or an encryption that zipfile does not have
     struct.error,
-    UnicodeDecodeError,
+    ValueError,  # numbers in headers that are none, names that do not decode, seeks to nowhere
+    OverflowError,
+    IndexError,
+    KeyError,
+    RecursionError,  # headers of headers of headers
 )
 
 
 class ArchiveError(FetchError):
-    """An archive that is damaged, hostile, or no archive."""
+    """An archive that is damaged, hostile, not the published one, or not an archive."""
 
-    def __init__(self, path: Path, wrong: str, hint: str) -> None:
-        super().__init__(f"The archive {path} {wrong}.", hint=hint)
-        self.path = path
+    def __init__(self, path: Path, problem: str, hint: str = _UNTRUSTED) -> None:
+        super().__init__(f"The archive {path} {problem}.", hint=hint)
+        self.path, self.problem = path, problem
 
 
 class Archive(ABC):
-    """The files in an archive. Use :func:`open_archive`."""
+    """The files in an archive.
+
+    Attributes:
+        members: size in bytes by safe relative name, in the archive's order.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.members: dict[str, int] = {}  # safe relative name -> size in bytes, in the archive's order
-        self._limit = max(_ALLOWANCE, MAX_EXPANSION * path.stat().st_size)
+        self.members: dict[str, int] = {}
+        self.size = path.stat().st_size
+        self.expansion_limit = max(_ALLOWANCE, MAX_EXPANSION * self.size)
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """One member, in memory."""
+        """Read one member into memory. Raises ArchiveError if it is larger than ``MAX_IN_MEMORY``."""
 
     @abstractmethod
     def unpack(self, wanted: Mapping[Path, str], report: Report, stop: Event) -> None:
-        """Write a member to each target, whose folder exists. What an earlier run has written is kept.
+        """Write a member to each target, whose folder exists. Targets of an earlier run are kept.
 
         Raises:
             ArchiveError: the archive is damaged.
             StoppedError: ``stop`` was set; what is written so far stays.
         """
+
+    @abstractmethod
+    def check(self, report: Report, stop: Event) -> None:
+        """Read everything against the archive's own checksums. Raises like :meth:`unpack`."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -82,216 +97,69 @@ class Archive(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _admit(self, name: str, length: int | None) -> None:
-        """List a file, or refuse the archive for its name. A folder has no length and is not listed."""
+    def _add(self, name: str, length: int | None) -> str:
+        """List a file and return its safe name. A folder (length None) is checked but not listed."""
         try:
             path = relative(name)
         except ValueError as reason:
             if length is None and not name.strip("./"):
-                return  # the top folder itself
-            raise ArchiveError(
-                self.path, f"is refused: its member {name!r} is {reason}", _ELSEWHERE
-            ) from None
+                return ""  # the top folder itself
+            raise ArchiveError(self.path, f"is refused: its member {name[:200]!r} is {reason}") from None
         if length is not None:
+            if length < 0:
+                raise ArchiveError(
+                    self.path, f"is refused: the size of its member {name[:200]!r} is negative"
+                )
             self.members[path] = length
+            if len(self.members) > MAX_MEMBERS:
+                raise ArchiveError(self.path, f"is refused: it has more than {MAX_MEMBERS:,} members")
+        return path
 
-    def _refuse_link(self, name: str, target: str, *, from_root: bool) -> None:
-        """Links are never made, but one that points out of the archive tells what the archive is for."""
-        base = "" if from_root else posixpath.dirname(name)
-        to = target.replace("\\", "/")
-        if posixpath.normpath(posixpath.join(base, to)).startswith(("/", "..")) or re.match(r"[A-Za-z]:", to):
-            raise ArchiveError(self.path, f"is refused: its link {name!r} points to {target!r}", _ELSEWHERE)
+    def _refuse_unsafe(self, info: tarfile.TarInfo) -> None:
+        """Refuse links that leave the archive, devices and pipes. Links that stay inside are ignored."""
+        target = info.linkname.replace("\\", "/")
+        try:
+            safe = not re.match(r"[A-Za-z]:", target) and tarfile.data_filter(
+                info.replace(linkname=target, deep=False), _NOWHERE
+            )
+        except (tarfile.FilterError, OSError, ValueError):
+            safe = None
+        if not safe:
+            name = info.name[:200]
+            if info.issym() or info.islnk():
+                raise ArchiveError(self.path, f"is refused: its link {name!r} points to {target[:200]!r}")
+            raise ArchiveError(self.path, f"is refused: its member {name!r} is a device or a pipe")
 
-    def _refuse_bomb(self, expanded: int) -> None:
-        if expanded > self._limit:
+    def refuse_bomb(self, expanded: int) -> None:
+        """Raise ArchiveError for more expanded bytes than an archive of this size may have."""
+        if expanded > self.expansion_limit:
             raise ArchiveError(
                 self.path,
-                f"is refused: its {format_size(self.path.stat().st_size)} would expand to more than "
-                f"{format_size(self._limit)}",
-                _ELSEWHERE,
+                f"is refused: its {format_size(self.size)} would expand to more than "
+                f"{format_size(self.expansion_limit)}",
+            )
+
+    def _refuse_large(self, name: str) -> None:
+        if self.members[name] > MAX_IN_MEMORY:
+            raise ArchiveError(
+                self.path,
+                f"is refused: its member {name!r} has {format_size(self.members[name])}, "
+                f"more than the {format_size(MAX_IN_MEMORY)} that are read into memory",
             )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
+        """Turn whatever a damaged archive raises into an ArchiveError; errors of the disk pass."""
         try:
             yield
         except _BROKEN as error:
-            raise _damaged(self.path, error) from error
+            raise ArchiveError(self.path, f"is damaged ({error})", "Get it again.") from error
 
 
-class ZipArchive(Archive):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with self._reading(), os_errors_as(f"reading {path}"):
-            self._zip = zipfile.ZipFile(path)
-        self._infos: dict[str, zipfile.ZipInfo] = {}
-        try:
-            with self._reading():
-                self._list()
-        except BaseException:
-            self.close()
-            raise
-
-    def _list(self) -> None:
-        # A torn zip may end in a whole one that it holds (metadata saved by torch.save is one).
-        if self._zip.infolist() and min(info.header_offset for info in self._zip.infolist()) != 0:
-            raise zipfile.BadZipFile("its end is missing")
-        for info in self._zip.infolist():
-            mode = info.external_attr >> 16
-            if stat.S_ISLNK(mode):
-                self._refuse_link(
-                    info.filename, self._zip.read(info)[:4096].decode("utf-8", "replace"), from_root=False
-                )
-            elif info.is_dir():
-                self._admit(info.filename, None)
-            else:
-                self._admit(info.filename, info.file_size)
-                self._infos[relative(info.filename)] = info
-        self._refuse_bomb(sum(info.file_size for info in self._infos.values()))
-
-    def read(self, name: str) -> bytes:
-        with self._reading():
-            return self._zip.read(self._open_info(name))
-
-    def unpack(self, wanted: Mapping[Path, str], report: Report, stop: Event) -> None:
-        done, total = 0, sum(self.members[name] for name in wanted.values())
-        for target, name in wanted.items():
-            if stop.is_set():
-                raise StoppedError
-            info = self._open_info(name)
-            if not _is_there(target, info.file_size, info.CRC):
-                with (
-                    self._reading(),
-                    os_errors_as(f"unpacking {self.path.name} to {target}"),
-                    self._zip.open(info) as source,
-                ):
-                    _copy(source, target)
-            done += info.file_size
-            report(Progress("unpack", self.path.name, done, total))
-
-    def _open_info(self, name: str) -> zipfile.ZipInfo:
-        info = self._infos[name]
-        if info.flag_bits & 1:
-            raise ArchiveError(self.path, "is encrypted", "Unpack it and pack it again without a password.")
-        return info
-
-    def close(self) -> None:
-        self._zip.close()
-
-
-class TarArchive(Archive):
-    """A tar file, plain or gzipped. It has no directory, so that every call reads it from its beginning."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        for info, _ in self._walk():
-            if info.issym() or info.islnk():
-                self._refuse_link(info.name, info.linkname, from_root=info.islnk())
-            elif info.isreg():
-                self._admit(info.name, info.size)
-            elif info.isdir():
-                self._admit(info.name, None)
-            else:
-                raise ArchiveError(path, f"is refused: {info.name!r} is a device or a pipe", _ELSEWHERE)
-
-    def read(self, name: str) -> bytes:
-        found = b""
-        for info, tar in self._walk():
-            if info.isreg() and relative(info.name) == name:
-                found = _file(tar, info).read()
-        return found
-
-    def unpack(self, wanted: Mapping[Path, str], report: Report, stop: Event) -> None:
-        done, total = 0, sum(self.members[name] for name in wanted.values())
-        targets: dict[str, list[Path]] = {}
-        for target, name in wanted.items():
-            targets.setdefault(name, []).append(target)
-        for info, tar in self._walk():
-            if stop.is_set():
-                raise StoppedError
-            if not info.isreg() or relative(info.name) not in targets:
-                continue
-            first, *others = targets[relative(info.name)]
-            with self._reading(), os_errors_as(f"unpacking {self.path.name} to {first}"):
-                _copy(_file(tar, info), first)
-                for other in others:
-                    shutil.copyfile(first, other)
-            done += info.size * (1 + len(others))
-            report(Progress("unpack", self.path.name, done, total))
-
-    def close(self) -> None:
-        """Nothing stays open between calls."""
-
-    def _walk(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-        with os_errors_as(f"reading {self.path}"):
-            stream = self.path.open("rb")
-        with stream, self._reading():
-            gzipped = stream.read(2) == b"\x1f\x8b"
-            stream.seek(0)
-            source = _Counted(gzip.GzipFile(fileobj=stream) if gzipped else stream, self)
-            with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
-                for info in tar:
-                    yield info, tar
-
-
-class _Counted:
-    """A stream that refuses to give more than its archive may expand to, whatever its headers claim."""
-
-    def __init__(self, stream: gzip.GzipFile | BinaryIO, archive: Archive) -> None:
-        self._stream, self._archive, self._given = stream, archive, 0
-
-    def read(self, count: int) -> bytes:
-        block = self._stream.read(count)
-        self._given += len(block)
-        self._archive._refuse_bomb(self._given)  # noqa: SLF001 - one unit with the class above
-        return block
-
-
-def open_archive(path: Path) -> Archive:
-    """Open a zip or a tar archive, by its content.
-
-    Raises:
-        ArchiveError: it is no archive (an error page that was saved as one is named), damaged, or refused.
-        FetchError: it cannot be read.
-    """
-    with os_errors_as(f"reading {path}"), path.open("rb") as stream:
-        head = stream.read(4096)
-    if kind := sniff_content(head):
-        raise ArchiveError(path, f"is no archive but {kind}", "Fetch it again, or by hand in a browser.")
-    return ZipArchive(path) if head.startswith(b"PK") else TarArchive(path)
-
-
-_ELSEWHERE = "Do not use it; get the archive from its publisher."
-
-
-def _damaged(path: Path, error: Exception) -> ArchiveError:
-    return ArchiveError(path, f"is damaged ({error})", "Get it again.")
-
-
-def _file(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = tar.extractfile(info)
-    if stream is None:
-        raise tarfile.ReadError(f"{info.name} has no content")
-    return stream
-
-
-def _copy(source: IO[bytes], target: Path) -> None:
-    # A file of that name may be a hard link into an older dataset: make a new one, do not write through it.
+def copy_member(source: IO[bytes], target: Path) -> None:
+    """Write a stream to a new file."""
+    # A file of that name may be a hard link into an older dataset: replace it, do not write through it.
     target.unlink(missing_ok=True)
     with target.open("xb") as stream:
-        while block := source.read(_BLOCK):
+        while block := source.read(COPY_BLOCK):
             stream.write(block)
-
-
-def _is_there(target: Path, length: int, crc: int) -> bool:
-    """Whether an earlier run has written this member completely."""
-    try:
-        if target.stat().st_size != length or target.is_symlink():
-            return False
-        with target.open("rb") as stream:
-            found = 0
-            while block := stream.read(_BLOCK):
-                found = zlib.crc32(block, found)
-    except OSError:
-        return False
-    return found == crc

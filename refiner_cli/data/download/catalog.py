@@ -1,21 +1,50 @@
 """The catalogue of known datasets: where they come from and what they must contain.
 
-Read from ``catalog.toml``, which is data; this module only gives it types.
+This is the schema of every catalogue file; see :mod:`refiner_cli.data.download.catalog_files`. Names
+and files in it become paths, so they are checked as strictly as those of an archive.
 """
 
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable
-from functools import cache
-from importlib import resources
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from refiner_cli.data.benchmark import Benchmark, Split
+from refiner_cli.data.safe_paths import portable
 from refiner_cli.errors import UsageError
+
+_RESERVED = {"archives", "refiner.lock"}  # stand beside the datasets in their folder
+
+
+def _path(text: str) -> str:
+    """A relative path that every system can have. Raises ValueError."""
+    if portable(text, windows=True) != text:
+        raise ValueError("is not a plain relative path")
+    return text
+
+
+def _file_name(text: str) -> str:
+    if "/" in _path(text) or text.startswith("."):
+        raise ValueError("is not a plain file name")
+    return text
+
+
+def _dataset_name(text: str) -> str:
+    if text in _RESERVED:
+        raise ValueError("is reserved")
+    return _file_name(text)
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_dataset_name)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+RelativePath = Annotated[str, AfterValidator(_path)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Entry(BaseModel):
@@ -23,22 +52,22 @@ class Entry(BaseModel):
 
 
 class Counts(Entry):
-    """Sizes of a benchmark. In the catalogue, None says that the number is not known for sure."""
+    """Sizes of a benchmark. In the catalogue, None says that the number is not known."""
 
-    states: int | None = None
-    objects: int | None = None
-    train_pairs: int | None = None
-    val_seen_pairs: int | None = None
-    val_unseen_pairs: int | None = None
-    test_seen_pairs: int | None = None
-    test_unseen_pairs: int | None = None
-    train_images: int | None = None
-    val_images: int | None = None
-    test_images: int | None = None
+    states: Count | None = None
+    objects: Count | None = None
+    train_pairs: Count | None = None
+    val_seen_pairs: Count | None = None
+    val_unseen_pairs: Count | None = None
+    test_seen_pairs: Count | None = None
+    test_unseen_pairs: Count | None = None
+    train_images: Count | None = None
+    val_images: Count | None = None
+    test_images: Count | None = None
 
     @classmethod
     def of(cls, benchmark: Benchmark) -> Self:
-        """What a benchmark really has. A pair is seen if it is a training pair."""
+        """The sizes of a loaded benchmark. A pair is seen if it is a training pair."""
         train = set(benchmark.pairs["train"])
         val, test = set(benchmark.pairs["val"]), set(benchmark.pairs["test"])
         return cls(
@@ -55,7 +84,7 @@ class Counts(Entry):
         )
 
     def differences(self, expected: Counts) -> list[str]:
-        """``"train images: 830, expected 831"`` for every number that is known and not met."""
+        """``"train images: 830, expected 831"`` for every known number that differs."""
         found = self.model_dump()
         return [
             f"{name.replace('_', ' ')}: {found[name]}, expected {number}"
@@ -65,44 +94,56 @@ class Counts(Entry):
 
 
 class Source(Entry):
-    """One file on the net."""
+    """One archive that a publisher offers.
 
-    file: str
-    urls: tuple[str, ...] = ()
-    holds: str
-    sha256: str | None = None
+    Attributes:
+        urls: tried in this order; none: it can only be fetched by hand.
+        holds: pattern of a path inside, by which a file given by hand is recognised.
+        sha256: as its publisher states it.
+    """
+
+    file: FileName
+    urls: tuple[Url, ...] = ()
+    holds: Text
+    sha256: Sha256 | None = None
 
 
 class WithdrawnRelease(Entry):
     """A release that must not be used, recognised by its counts."""
 
-    name: str
-    reason: str
+    name: Text
+    reason: Text
     counts: Counts
 
 
 class Vectors(Entry):
     """The shape of a table of word vectors."""
 
-    words: int
-    dimensions: int
+    words: Count
+    dimensions: Count
 
 
 class Dataset(Entry):
-    """One thing that ``refiner download`` can bring."""
+    """One thing that ``refiner download`` can get.
 
-    name: str
-    title: str
+    Attributes:
+        split_folders: names of the folder that holds its pair lists, where an archive has several.
+        separator: between state and object in its pair lists, if it is not a space.
+        files: of word vectors: what to take out of the archive.
+    """
+
+    name: Name
+    title: Text
     kind: Literal["benchmark", "vectors", "made"]
     sources: tuple[Source, ...] = ()
-    split_folders: tuple[str, ...] = ()  # folders that may hold its splits, where an archive has several
-    separator: str | None = None  # between state and object in its pair lists, if it is not a space
-    files: tuple[str, ...] = ()  # vectors: what to take out of the archive
-    home: str
-    licence: str
+    split_folders: tuple[str, ...] = ()
+    separator: Text | None = None
+    files: tuple[RelativePath, ...] = ()
+    home: Text
+    licence: Text
     citation: tuple[str, ...]
     expected: Counts = Counts()
-    split_sha256: dict[Split, str] = Field(default_factory=dict)
+    split_sha256: dict[Split, Sha256] = Field(default_factory=dict)
     refused: tuple[WithdrawnRelease, ...] = ()
     vectors: Vectors | None = None
 
@@ -121,9 +162,14 @@ class Dataset(Entry):
 
 
 class Catalogue(Entry):
-    """All datasets, by name."""
+    """All datasets by name.
+
+    Attributes:
+        origins: where a dataset was added, by its name; those of this package are not listed.
+    """
 
     datasets: dict[str, Dataset]
+    origins: dict[str, str] = {}
 
     def find(self, name: str) -> Dataset:
         """Raises UsageError, with the nearest name, for a name that is not in the catalogue."""
@@ -141,18 +187,8 @@ class Catalogue(Entry):
         }
 
 
-def parse(text: str) -> Catalogue:
-    """Read a catalogue. Raises ValueError or KeyError: a mistake in it is ours, not the user's."""
-    raw: dict[str, Any] = tomllib.loads(text)
-    sources = {file: {"file": file, **fields} for file, fields in raw["sources"].items()}
-    datasets = {
-        name: {"name": name, **fields, "sources": [sources[file] for file in fields.get("sources", [])]}
-        for name, fields in raw["datasets"].items()
-    }
-    return Catalogue.model_validate({"datasets": datasets})
-
-
-@cache
-def catalogue() -> Catalogue:
-    """The catalogue that ships with the package."""
-    return parse(resources.files("refiner_cli.data.download").joinpath("catalog.toml").read_text("utf-8"))
+def first_problem(error: ValidationError) -> str:
+    """The first thing that a schema finds wrong, with its place: ``"urls.0: ..."``."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    return f"{place}: {problem['msg']}" if place else problem["msg"]

@@ -1,30 +1,53 @@
-"""The folder of datasets: what is in it, and which of it is verified.
+"""The folder of datasets: what it holds, and which of it is verified.
 
 ::
 
-    <root>/mit-states/                 a finished dataset, which appeared in one rename
-    <root>/mit-states/refiner.json     when and as what it was verified
-    <root>/.mit-states.partial/        one in the making; the next run goes on with it
-    <root>/archives/                   what was fetched, and the parts of what is being fetched
-    <root>/refiner.lock                hashes of what was fetched first
+    <root>/mit-states/                 a complete dataset, which appeared in one rename
+    <root>/mit-states/refiner.json     when it was verified, and with what result
+    <root>/.mit-states.partial/        one that is not complete; the next run resumes it
+    <root>/archives/                   downloaded archives, and parts of unfinished downloads
+    <root>/refiner.lock                hashes of the first downloads
 """
 
 from __future__ import annotations
 
-import json
+import glob
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from refiner_cli.data.disk import flush, os_errors_as
-from refiner_cli.data.download.catalog import Dataset
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refiner_cli.data.disk import os_errors_as
+from refiner_cli.data.download.catalog import Counts, Dataset
 from refiner_cli.data.download.verify import Verification
-from refiner_cli.files import write_json
+from refiner_cli.files import move_into_place, write_json
 
 VERIFIED_FILE = "refiner.json"
-SCHEMA = "refiner.dataset/1"
+
+
+class UnreadableNote(BaseModel):
+    """An image that could not be decoded."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: str
+    reason: str
+
+
+class VerifiedNote(BaseModel):
+    """The content of ``refiner.json``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+    format: Literal["refiner.dataset/1"] = Field("refiner.dataset/1", alias="schema")
+    verified: str  # when, in ISO 8601
+    name: str
+    counts: Counts | None = None
+    fingerprint: str = ""
+    unreadable: tuple[UnreadableNote, ...] = Field((), strict=False)  # a list in JSON
 
 
 @dataclass(frozen=True)
@@ -32,9 +55,9 @@ class Status:
     """One dataset of the catalogue as it stands on the disk.
 
     Attributes:
-        verified: when it was last found whole, in ISO 8601; empty if never, or if it was not.
+        verified: when it was last found complete, in ISO 8601; empty if never, or if it was not.
         unreadable: images that could not be decoded then.
-        fetched: bytes of its archives, whole or in part.
+        fetched: bytes of its archives, complete or partial.
     """
 
     dataset: Dataset
@@ -66,47 +89,60 @@ class DatasetsDir:
 
     def status(self, dataset: Dataset) -> Status:
         folder = self.folder(dataset)
-        seal = self._seal(folder)
-        files = [file for source in dataset.sources for file in self.archives.glob(f"{source.file}*")]
+        note = _read_note(folder)
+        files = [
+            file
+            for source in dataset.sources
+            for file in (
+                self.archives / source.file,
+                *self.archives.glob(f"{glob.escape(source.file)}.*.part"),
+            )
+        ]
         return Status(
             dataset=dataset,
             folder=folder,
             present=folder.is_dir(),
-            verified=str(seal.get("verified", "")),
-            unreadable=len(seal.get("unreadable", ())),
-            fetched=sum(file.stat().st_size for file in files if file.suffix != ".json"),
+            verified=note.verified if note else "",
+            unreadable=len(note.unreadable) if note else 0,
+            fetched=sum(file.stat().st_size for file in files if file.is_file()),
         )
 
     def mark_verified(self, folder: Path, verification: Verification | None, name: str) -> None:
         """Note in a folder that it was verified just now."""
-        told = verification.to_json() if verification else {"name": name}
-        kept = {key: told[key] for key in ("name", "counts", "fingerprint", "unreadable") if key in told}
-        with os_errors_as(f"writing {folder / VERIFIED_FILE}"):
-            write_json(
-                folder / VERIFIED_FILE,
-                {"schema": SCHEMA, "verified": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", **kept},
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        note = VerifiedNote(verified=now, name=name)
+        if verification:
+            note = VerifiedNote(
+                verified=now,
+                name=verification.name,
+                counts=verification.counts,
+                fingerprint=verification.fingerprint,
+                unreadable=tuple(
+                    UnreadableNote(path=f.path, reason=f.reason) for f in verification.unreadable
+                ),
             )
+        with os_errors_as(f"writing {folder / VERIFIED_FILE}"):
+            write_json(folder / VERIFIED_FILE, note.model_dump(by_alias=True, exclude_none=True))
 
     def unmark_verified(self, folder: Path) -> None:
-        """Take the note back: the folder was found wanting."""
-        (folder / VERIFIED_FILE).unlink(missing_ok=True)
+        """Remove the note, because the folder did not pass."""
+        with os_errors_as(f"removing {folder / VERIFIED_FILE}"):
+            (folder / VERIFIED_FILE).unlink(missing_ok=True)
 
     def publish(self, dataset: Dataset) -> Path:
-        """Let a finished dataset appear, in one rename."""
+        """Let a complete dataset appear, in one rename."""
         work, folder = self.work(dataset), self.folder(dataset)
         with os_errors_as(f"moving {work} to {folder}"):
-            flush(work)
-            work.rename(folder)
-            flush(self.root)
+            move_into_place(work, folder)
         return folder
 
     def discard(self, dataset: Dataset) -> None:
-        """Remove what is in the making."""
+        """Remove the folder of an unfinished dataset."""
         shutil.rmtree(self.work(dataset), ignore_errors=True)
 
-    def _seal(self, folder: Path) -> dict[str, Any]:
-        try:
-            seal = json.loads((folder / VERIFIED_FILE).read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return seal if isinstance(seal, dict) and seal.get("schema") == SCHEMA else {}
+
+def _read_note(folder: Path) -> VerifiedNote | None:
+    try:
+        return VerifiedNote.model_validate_json((folder / VERIFIED_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -1,62 +1,42 @@
-"""Datasets by name: plan, fetch, prepare, verify, and let them appear whole.
+"""Datasets by name: plan, fetch, prepare, verify, and publish them.
 
-Whatever ends a run - an error, Ctrl-C, SIGKILL, a power cut - the next one goes on: archives are
-kept in parts, a dataset in the making in its own folder, and the finished one appears in one rename
-after its content was verified.
+Whatever ends a run - an error, Ctrl-C, SIGKILL, a power cut - the next one resumes it: archives are
+kept in parts, an unfinished dataset in a folder of its own, and the complete one appears in one
+rename after its content was verified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
-import httpx2 as httpx
-
-from refiner_cli.data.disk import locked, os_errors_as, require_free_space
-from refiner_cli.data.download.archive import Archive, ArchiveError, open_archive
-from refiner_cli.data.download.catalog import Catalogue, Dataset, Source
+from refiner_cli.data.disk import locked, os_errors_as
+from refiner_cli.data.download.archive import Archive, ArchiveError
+from refiner_cli.data.download.archive_fetcher import ArchiveFetcher, PlannedFile
+from refiner_cli.data.download.catalog import Catalogue, Dataset
+from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.download.datasets_dir import DatasetsDir
-from refiner_cli.data.download.fetch import RetryPolicy, fetch, fetched_already
 from refiner_cli.data.download.lockfile import Lockfile
 from refiner_cli.data.download.manual import ManualArchives, recognise
+from refiner_cli.data.download.mirrors import RetryPolicy
 from refiner_cli.data.download.prepare import prepare
-from refiner_cli.data.download.remote import client, probe
 from refiner_cli.data.download.verify import Verification, verify, verify_vectors
 from refiner_cli.data.progress import Report, silent
 from refiner_cli.errors import FetchError, RefinerError, UsageError
 
-Generator = Callable[[Path], object]  # draws a dataset of the kind 'made' into a folder that it creates
-PARALLEL_DOWNLOADS = 4  # files fetched at the same time
+Maker = Callable[[Path], object]  # makes a dataset of the kind 'made' in a folder that it creates
 
 
 @dataclass(frozen=True)
-class PlannedFile:
-    """One archive that a download needs and the store lacks.
-
-    Attributes:
-        size: bytes of the whole file; None if no server told.
-        have: bytes that an earlier run brought.
-        url: the address that answered; empty if none did.
-    """
-
-    source: Source
-    dataset: Dataset  # the first that needs it
-    size: int | None
-    have: int
-    url: str
-
-
-@dataclass(frozen=True)
-class Outcome:
+class Downloaded:
     """A dataset that is ready.
 
     Attributes:
-        already: it was there before.
-        verification: None for word vectors, and for what was there and verified before.
+        already: it existed before.
+        verification: None for word vectors, and for datasets that were verified earlier.
     """
 
     dataset: Dataset
@@ -67,53 +47,52 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Downloader:
-    """Brings datasets of a catalogue into a store.
+    """Gets datasets of a catalogue into a folder.
 
     Attributes:
-        makers: for each dataset of the kind 'made', what draws it.
+        makers: a function for each dataset of the kind 'made'.
         workers: processes that decode images while verifying.
         stop: set it from another thread to end early; everything is kept.
     """
 
-    store: DatasetsDir
+    place: DatasetsDir
     catalogue: Catalogue
-    makers: Mapping[str, Generator] = field(default_factory=dict)
+    makers: Mapping[str, Maker] = field(default_factory=dict)
     workers: int = 1
     report: Report = silent
     stop: Event = field(default_factory=Event)
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
 
     def plan(self, datasets: Sequence[Dataset], by_hand: ManualArchives | None = None) -> list[PlannedFile]:
-        """What :meth:`download` would fetch, with the sizes that servers tell. Nothing is written."""
-        with client() as web:
-            return self._plan(web, datasets, by_hand or ManualArchives())
+        """What :meth:`download` would fetch, with the sizes that servers state. Nothing is written."""
+        return self._fetcher().plan(datasets, by_hand or ManualArchives())
 
-    def download(self, datasets: Sequence[Dataset], given: Sequence[Path] = ()) -> list[Outcome]:
-        """Bring every dataset, or find it there already. One that fails does not keep the others back.
+    def download(self, datasets: Sequence[Dataset], given: Sequence[Path] = ()) -> list[Downloaded]:
+        """Get every dataset that does not exist yet. One that fails does not stop the others.
 
         Args:
             given: archives fetched by hand, recognised by name or content; for a single dataset only.
 
         Raises:
             UsageError: a given file is none of the dataset's archives.
-            FetchError: fetching or verification failed; the message says how to go on.
+            FetchError: fetching or verification failed; the hint says how to continue.
             DatasetError: an archive holds a malformed, hostile or withdrawn dataset.
             StoppedError: ``stop`` was set.
         """
         if given and len(datasets) != 1:
             raise UsageError("Archives given by hand belong to one dataset.", hint="Name just one.")
-        with os_errors_as(f"creating {self.store.root}"):
-            self.store.archives.mkdir(parents=True, exist_ok=True)
-        by_hand = recognise(datasets[0], given, self._pins()) if given else ManualArchives()
-        failed = self._fetch(datasets, by_hand)
-        outcomes: list[Outcome] = []
+        with os_errors_as(f"creating {self.place.root}"):
+            self.place.archives.mkdir(parents=True, exist_ok=True)
+        by_hand = recognise(datasets[0], given, self._lockfile()) if given else ManualArchives()
+        failed = self._fetcher().fetch(datasets, by_hand)
+        outcomes: list[Downloaded] = []
         errors: list[RefinerError] = []
         for dataset in datasets:
             lacking = [failed[source.file] for source in dataset.sources if source.file in failed]
             try:
                 if lacking:
                     raise lacking[0]
-                outcomes.append(self._bring(dataset, by_hand))
+                outcomes.append(self._build(dataset, by_hand))
             except RefinerError as error:
                 errors.append(error)
         if len(errors) > 1:
@@ -122,122 +101,56 @@ class Downloader:
             raise errors[0]
         return outcomes
 
-    def reverify(self, dataset: Dataset) -> Outcome:
-        """Like :meth:`download` for what is there already: only :meth:`verify` it."""
-        return Outcome(dataset, self.store.folder(dataset), already=True, verification=self.verify(dataset))
+    def reverify(self, dataset: Dataset) -> Downloaded:
+        """Like :meth:`download` for an existing dataset: only :meth:`verify` it."""
+        return Downloaded(
+            dataset, self.place.folder(dataset), already=True, verification=self.verify(dataset)
+        )
 
     def verify(self, dataset: Dataset) -> Verification | None:
-        """Check a dataset of the store again, and note the result.
+        """Check an existing dataset again, and note the result.
 
-        Raises FetchError if it must not be used or is not there, DatasetError if it cannot be read.
+        Raises:
+            FetchError: it must not be used, or does not exist.
+            DatasetError: it cannot be read.
         """
-        folder = self.store.folder(dataset)
+        folder = self.place.folder(dataset)
         if not folder.is_dir():
             raise FetchError(
-                f"{dataset.name} is not in {self.store.root}.", hint=f"Run 'refiner download {dataset.name}'."
+                f"{dataset.name} is not in {self.place.root}.", hint=f"Run 'refiner download {dataset.name}'."
             )
         try:
             verification = self._inspect(dataset, folder)
         except RefinerError:
-            self.store.unmark_verified(folder)
+            self.place.unmark_verified(folder)
             raise
-        self.store.mark_verified(folder, verification, dataset.name)
+        self.place.mark_verified(folder, verification, dataset.name)
         return verification
 
     def delete_archives(self, datasets: Sequence[Dataset]) -> list[Path]:
-        """Remove the archives of the given datasets, save those that others of the catalogue need, too."""
+        """Remove the archives of the given datasets, except those that other datasets need, too."""
         keep = self.catalogue.shared_sources(datasets)
         sources = {source.file for dataset in datasets for source in dataset.sources} - keep
-        gone = [file for file in (self.store.archives / name for name in sorted(sources)) if file.is_file()]
-        for file in gone:
-            file.unlink()
-        return gone
+        files = [self.place.archives / name for name in sorted(sources)]
+        removed = [file for file in files if file.is_file()]
+        for file in removed:
+            with os_errors_as(f"removing {file}"):
+                file.unlink()
+        return removed
 
-    # --- fetching --------------------------------------------------------------------------------
+    # --- preparing and publishing ----------------------------------------------------------------
 
-    def _plan(
-        self, web: httpx.Client, datasets: Sequence[Dataset], by_hand: ManualArchives
-    ) -> list[PlannedFile]:
-        wanted: dict[str, tuple[Source, Dataset]] = {}
-        for dataset in datasets:
-            if not self.store.folder(dataset).is_dir() and not (dataset.by_hand and by_hand.archives):
-                for source in dataset.sources:
-                    if (
-                        source.file not in by_hand.sources
-                        and not (self.store.archives / source.file).is_file()
-                    ):
-                        wanted.setdefault(source.file, (source, dataset))
-
-        def one(source: Source, dataset: Dataset) -> PlannedFile:
-            remote = probe(web, source.urls)
-            have = fetched_already(self.store.archives / source.file, source.urls)
-            return PlannedFile(
-                source, dataset, remote.length if remote else None, have, remote.url if remote else ""
-            )
-
-        with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
-            return list(pool.map(lambda pair: one(*pair), wanted.values()))
-
-    def _fetch(self, datasets: Sequence[Dataset], by_hand: ManualArchives) -> dict[str, RefinerError]:
-        """Fetch what is needed, several files at once. Returns an error for each file that did not come."""
-        failed: dict[str, RefinerError] = {}
-        with client() as web:
-            planned = self._plan(web, datasets, by_hand)
-            # What comes out of an archive of photos is about as large as the archive.
-            needed = sum(2 * file.size - file.have for file in planned if file.size is not None)
-            require_free_space(
-                self.store.root, needed, f"Fetching and unpacking {', '.join(d.name for d in datasets)}"
-            )
-
-            def one(file: PlannedFile) -> None:
-                try:
-                    self._fetch_one(web, file)
-                except RefinerError as error:
-                    failed[file.source.file] = error
-
-            with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
-                try:
-                    list(pool.map(one, planned))
-                except BaseException:  # above all Ctrl-C, which reaches only this thread
-                    self.stop.set()
-                    raise
-        return failed
-
-    def _fetch_one(self, web: httpx.Client, file: PlannedFile) -> None:
-        source, dataset = file.source, file.dataset
-        if not source.urls:
-            raise FetchError(
-                f"{dataset.title} cannot be fetched by a program.",
-                hint=f"Get it in a browser from {dataset.home} and run "
-                f"'refiner download {dataset.name} --from-archive FILE' (once for each file).",
-            )
-        target = self.store.archives / source.file
-        with locked(self.store.lock(source.file), source.file, self.report, self.stop):
-            if not target.is_file():  # else another process brought it meanwhile
-                fetch(
-                    web,
-                    source,
-                    target,
-                    by_hand=dataset.home,
-                    accept=self._pins().check,
-                    report=self.report,
-                    stop=self.stop,
-                    patience=self.patience,
-                )
-
-    # --- making a folder of it -------------------------------------------------------------------
-
-    def _bring(self, dataset: Dataset, by_hand: ManualArchives) -> Outcome:
-        folder = self.store.folder(dataset)
-        with locked(self.store.lock(dataset.name), dataset.name, self.report, self.stop):
+    def _build(self, dataset: Dataset, by_hand: ManualArchives) -> Downloaded:
+        folder = self.place.folder(dataset)
+        with locked(self.place.lock(dataset.name), dataset.name, self.report, self.stop):
             if folder.is_dir():
-                verified = self.store.status(dataset).verified
-                return Outcome(
+                verified = self.place.status(dataset).verified
+                return Downloaded(
                     dataset, folder, already=True, verification=None if verified else self.verify(dataset)
                 )
-            work = self.store.work(dataset)
+            work = self.place.work(dataset)
             if dataset.kind == "made":
-                self.store.discard(dataset)
+                self.place.discard(dataset)
                 self.makers[dataset.name](work)
             else:
                 with self._archives(dataset, by_hand) as archives:
@@ -245,34 +158,34 @@ class Downloader:
             try:
                 verification = self._inspect(dataset, work)
             except RefinerError:
-                self.store.discard(dataset)
+                self.place.discard(dataset)
                 raise
-            self.store.mark_verified(work, verification, dataset.name)
-            self.store.publish(dataset)
+            self.place.mark_verified(work, verification, dataset.name)
+            self.place.publish(dataset)
         if verification:
             verification = replace(verification, root=folder)
-        return Outcome(dataset, folder, already=False, verification=verification)
+        return Downloaded(dataset, folder, already=False, verification=verification)
 
     @contextmanager
     def _archives(self, dataset: Dataset, by_hand: ManualArchives) -> Iterator[list[Archive]]:
-        """All archives of a dataset, open. A damaged one of ours is removed, to be fetched anew."""
-        ours = [
-            self.store.archives / source.file
+        """All archives of a dataset, open. A damaged one that was fetched is removed, to be fetched again."""
+        fetched = [
+            self.place.archives / source.file
             for source in dataset.sources
-            if source.file not in by_hand.sources and (self.store.archives / source.file).is_file()
+            if source.file not in by_hand.sources and (self.place.archives / source.file).is_file()
         ]
         with ExitStack() as stack:
             try:
-                yield [stack.enter_context(open_archive(path)) for path in (*by_hand.archives, *ours)]
+                yield [stack.enter_context(open_archive(path)) for path in (*by_hand.archives, *fetched)]
             except ArchiveError as error:
                 stack.close()
-                if error.path in ours:
+                if error.path in fetched:
                     error.path.unlink()
-                    self._pins().forget(error.path.name)
+                    self._lockfile().forget(error.path.name)
                 raise
 
     def _inspect(self, dataset: Dataset, folder: Path) -> Verification | None:
-        """Raise FetchError for a folder that must not be used."""
+        """Verify a folder. Raises FetchError if it must not be used."""
         verification = None
         if dataset.vectors:
             problems = [
@@ -286,11 +199,14 @@ class Downloader:
             wrong = "" if verification.usable else verification.summary()
         if wrong:
             raise FetchError(
-                f"{dataset.title} in {folder} is not what it should be: {wrong}.",
-                hint=f"Remove {self.store.folder(dataset)} if it is there, and run "
+                f"{dataset.title} in {folder} does not match the catalogue: {wrong}.",
+                hint=f"Remove {self.place.folder(dataset)} if it exists, and run "
                 f"'refiner download {dataset.name}' again; or see {dataset.home}.",
             )
         return verification
 
-    def _pins(self) -> Lockfile:
-        return Lockfile(self.store.root, self.report, self.stop)
+    def _fetcher(self) -> ArchiveFetcher:
+        return ArchiveFetcher(self.place, self.report, self.stop, self.policy)
+
+    def _lockfile(self) -> Lockfile:
+        return Lockfile(self.place.root, self.report, self.stop)

@@ -1,101 +1,123 @@
-"""The lock file beside the data: the hash of every archive as it was fetched first.
+"""The lock file beside the data: the hash of every archive as it was first downloaded.
 
-No publisher states a checksum. So the first fetch decides, and a later one that differs is refused
-until a person has looked at it.
+Publishers rarely state a checksum. So the first download decides, after the archive has passed its
+own checks, and a later one that differs is refused until a person has looked at it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refiner_cli.data.disk import locked, os_errors_as
-from refiner_cli.data.download.catalog import Source
+from refiner_cli.data.download.archive import ArchiveError
+from refiner_cli.data.download.catalog import Source, first_problem
+from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.errors import FetchError
 from refiner_cli.files import write_json
 
 LOCK_FILE = "refiner.lock"
-SCHEMA = "refiner.lock/1"
-_BLOCK = 1 << 20
+_HASH_BLOCK = 1 << 20
+
+
+class Pin(BaseModel):
+    """The archive that came first."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    url: str = ""
+    pinned: str = ""  # when, in ISO 8601
+
+
+class Pins(BaseModel):
+    """The content of a lock file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+    format: Literal["refiner.lock/1"] = Field("refiner.lock/1", alias="schema")
+    archives: dict[str, Pin] = {}
 
 
 class Lockfile:
-    """The lock file of one folder of datasets, read anew by every call: other processes write it, too."""
+    """The lock file of one folder of datasets, read again by every call: other processes write it, too."""
 
     def __init__(self, root: Path, report: Report, stop: Event) -> None:
         self.file = root / LOCK_FILE
         self._report = report
         self._stop = stop
 
-    def sha256(self, archive: str) -> str | None:
-        """The pinned hash of an archive, or None if it was never fetched."""
-        return self._read().get(archive, {}).get("sha256")
-
     def check(self, source: Source, path: Path, url: str = "") -> None:
-        """Hash a whole file, hold it against what is known, and pin it if nothing is.
+        """Compare a complete file with what is known of it; if nothing is, check its content and pin it.
 
         Raises:
-            FetchError: the hash is not the published one, or not the one of the first fetch.
+            ArchiveError: the file does not have the published hash; or nothing is known, and it is damaged.
+            FetchError: it does not have the hash of the first download.
         """
         found = hash_file(path, source.file, self._report, self._stop)
-        pinned = self.sha256(source.file)
+        pin = self._read().archives.get(source.file)
         if source.sha256 is not None and found != source.sha256:
-            raise FetchError(
-                f"{path} is not the published {source.file}: its SHA-256 is {found}, not {source.sha256}.",
-                hint="Delete it and get it again.",
+            raise ArchiveError(
+                path,
+                f"is not the published {source.file}: its SHA-256 is {found}, not {source.sha256}",
+                "Delete it and get it again.",
             )
-        if pinned is not None and found != pinned:
+        if pin is not None and found != pin.sha256:
             raise FetchError(
-                f"{path} is not what came first as {source.file}: its SHA-256 is {found}, "
-                f"but {self.file} has {pinned}.",
+                f"{path} differs from the {source.file} downloaded earlier: its SHA-256 is {found}, "
+                f"but {self.file} has {pin.sha256}.",
                 hint="Delete it and get it again; or, if its publisher replaced it on purpose, "
                 f"remove {source.file} from {self.file.name} and run the command again.",
             )
-        if pinned is None:
-            entry = {"sha256": found, "url": url, "pinned": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
-            self._change(lambda archives: archives.update({source.file: entry}))
+        if pin is None:
+            if source.sha256 is None:
+                with open_archive(path) as archive:
+                    archive.check(self._report, self._stop)
+            new = Pin(sha256=found, url=url, pinned=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+            self._change(lambda archives: archives.update({source.file: new}))
+
+    def has(self, archive: str) -> bool:
+        """Whether an archive was downloaded earlier."""
+        return archive in self._read().archives
 
     def forget(self, archive: str) -> None:
         """Remove a pin, because the file it was taken from turned out to be damaged."""
         self._change(lambda archives: archives.pop(archive, None))
 
-    def _change(self, change: Callable[[dict[str, dict[str, str]]], object]) -> None:
+    def _change(self, change: Callable[[dict[str, Pin]], object]) -> None:
         with (
             locked(self.file.with_name(".locks") / f"{LOCK_FILE}.lock", LOCK_FILE, self._report, self._stop),
             os_errors_as(f"writing {self.file}"),
         ):
-            archives = self._read()
+            archives = dict(self._read().archives)
             change(archives)
-            write_json(self.file, {"schema": SCHEMA, "archives": archives})
+            write_json(self.file, Pins(archives=archives).model_dump(by_alias=True))
 
-    def _read(self) -> dict[str, dict[str, str]]:
+    def _read(self) -> Pins:
         try:
-            value = json.loads(self.file.read_text("utf-8"))
-            archives = value["archives"]
-            if value["schema"] != SCHEMA or not all(
-                isinstance(entry["sha256"], str) for entry in archives.values()
-            ):
-                raise ValueError(f"its schema is not {SCHEMA}")
+            return Pins.model_validate_json(self.file.read_bytes())
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return Pins()
+        except (OSError, ValidationError) as error:
+            reason = str(error) if isinstance(error, OSError) else first_problem(error)
             raise FetchError(
-                f"The lock file {self.file} cannot be read ({error}).",
-                hint="Mend it, or delete it to pin anew.",
+                f"The lock file {self.file} cannot be read ({reason}).",
+                hint="Fix it, or delete it to pin every archive again.",
             ) from None
-        return dict(archives)
 
 
 def hash_file(path: Path, name: str, report: Report, stop: Event) -> str:
-    """SHA-256 of a file in hex, with progress. Raises StoppedError if asked to stop."""
+    """SHA-256 of a file in hex, with progress. Raises StoppedError when ``stop`` is set."""
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     with os_errors_as(f"reading {path}"), path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(_HASH_BLOCK):
             if stop.is_set():
                 raise StoppedError
             digest.update(block)

@@ -1,4 +1,4 @@
-"""Archives that a person fetched: which of a dataset's archives each of them is."""
+"""Archives fetched by hand: which of a dataset's archives each of them is."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from refiner_cli.data.download.archive import open_archive
 from refiner_cli.data.download.catalog import Dataset, Source
+from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.download.lockfile import Lockfile
 from refiner_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
 class ManualArchives:
-    """Files given by hand, and the names of the sources that they stand for."""
+    """Files given by hand, and the file names of the sources that they are."""
 
     archives: tuple[Path, ...] = ()
     sources: frozenset[str] = frozenset()
 
 
-def recognise(dataset: Dataset, given: Sequence[Path], pins: Lockfile) -> ManualArchives:
-    """Match files to a dataset's sources, by name or else by content, and pin their hashes.
+def recognise(dataset: Dataset, given: Sequence[Path], lockfile: Lockfile) -> ManualArchives:
+    """Match files to a dataset's sources, by name or else by content, and check or pin their hashes.
 
-    A dataset that only comes by hand may come in any number of files: file-sharing sites cut
-    folders into several zips.
+    A dataset that can only be fetched by hand may consist of any number of files: file-sharing sites
+    split folders into several zips.
 
     Raises:
-        UsageError: a file is not there, or is none of the archives.
-        ArchiveError: a file is no archive, or refused.
-        FetchError: a file differs from what was fetched before.
+        UsageError: a file does not exist, or is none of the archives.
+        ArchiveError: a file is not an archive, damaged, or refused.
+        FetchError: a file differs from the one downloaded earlier.
     """
     sources: set[str] = set()
     for path in given:
@@ -40,7 +40,7 @@ def recognise(dataset: Dataset, given: Sequence[Path], pins: Lockfile) -> Manual
         source = _source(dataset, path)
         if source:
             sources.add(source.file)
-            pins.check(source, path)
+            lockfile.check(source, path)
         elif not dataset.by_hand:
             wanted = "; ".join(f"{source.file}, which holds {source.holds}" for source in dataset.sources)
             raise UsageError(

@@ -1,19 +1,18 @@
-"""A file that is not all there yet."""
+"""A partially downloaded file: its bytes so far, and a note of what they belong to."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from dataclasses import asdict
 from pathlib import Path
 
-from refiner_cli.data.download.remote import HttpMetadata
-from refiner_cli.files import write_json
+from pydantic import ValidationError
+
+from refiner_cli.data.download.http import HttpMetadata
+from refiner_cli.files import move_into_place, write_json
 
 
 class PartialDownload:
-    """The bytes of a file so far, from one address, and the note of what they belong to."""
+    """The bytes of a file from one address, in ``FILE.MIRROR.part``, and ``FILE.MIRROR.json``."""
 
     def __init__(self, target: Path, url: str) -> None:
         self.target, self.url = target, url
@@ -22,32 +21,32 @@ class PartialDownload:
         self.note = target.with_name(f"{target.name}.{mirror}.json")
 
     def remote(self) -> HttpMetadata | None:
-        """What the bytes belong to; None if there are none, or nobody knows."""
+        """What the bytes belong to; None if there are none, or the note does not say."""
         try:
-            remote = HttpMetadata(**json.loads(self.note.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            remote = HttpMetadata.model_validate_json(self.note.read_bytes())
+        except (OSError, ValidationError):
             return None
-        return remote if self.path.is_file() else None
+        return remote if remote.url == self.url and self.path.is_file() else None
 
     def start(self, remote: HttpMetadata) -> None:
-        """Begin anew. The note comes first, so that no byte is ever taken for another file's."""
-        self.drop()
-        write_json(self.note, asdict(remote))
+        """Start again. The note comes first, so that no byte is ever taken for another file's."""
+        self.discard()
+        write_json(self.note, remote.model_dump())
         self.path.touch()
 
     def size(self) -> int:
-        return self.path.stat().st_size
+        """Bytes so far."""
+        return self.path.stat().st_size if self.path.is_file() else 0
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
-    def drop_if_empty(self) -> None:
-        if self.path.is_file() and not self.size():
-            self.drop()
+    def discard_if_empty(self) -> None:
+        if not self.size():
+            self.discard()
 
     def finish(self) -> None:
-        with self.path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        self.path.replace(self.target)
+        """Move the complete file to its target."""
+        move_into_place(self.path, self.target)
         self.note.unlink(missing_ok=True)

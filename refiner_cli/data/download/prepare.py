@@ -1,9 +1,9 @@
 """From archives as they were published to one folder in the field's format.
 
-The metadata is the map. It names every image that counts, so each is looked up in the archives and
-written straight to where it belongs: MIT-States' folders lose their spaces, UT-Zappos' images go
-from its brand folders to ``<Attr>_<Obj>/``, and it does not matter what an archive calls its top
-folder. No second copy is ever on the disk, and what an earlier run has written is kept.
+The metadata names every image that counts. Each is looked up in the archives and written directly
+to its final path: MIT-States' folders lose their spaces, UT-Zappos' images move from brand folders
+to ``<Attr>_<Obj>/``, and the name of an archive's top folder does not matter. No second copy is
+ever on the disk, and files of an earlier run are kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from refiner_cli.errors import DatasetError, FetchError
 
 @dataclass(frozen=True)
 class PathRules:
-    """What the system under us makes of file names."""
+    """How the operating system treats file names."""
 
     windows: bool = os.name == "nt"
     folds_case: bool = sys.platform in {"win32", "darwin"}
@@ -65,12 +65,12 @@ def prepare(
     stop: Event,
     rules: PathRules | None = None,
 ) -> None:
-    """Write the dataset into the folder ``work``, which may hold the beginnings of an earlier run.
+    """Write the dataset into the folder ``work``, which may hold files of an earlier run.
 
     Raises:
         FetchError: an archive is damaged, hostile or not the right one, or the disk is full.
         DatasetError: the metadata is malformed or hostile, or the release is one to refuse.
-        StoppedError: ``stop`` was set; the next call goes on.
+        StoppedError: ``stop`` was set; the next call resumes.
     """
     with os_errors_as(f"preparing {work}"):
         work.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def prepare(
             rows = _write_splits(dataset, archives, work)
             places = _locate(rows, archives)
             wanted = _targets(places, work / IMAGES, rules or PathRules())
-        _make_room(wanted, work)
+        _create_folders(wanted, work)
         for archive in archives:
             archive.unpack({t: p.name for t, p in wanted.items() if p.archive is archive}, report, stop)
 
@@ -123,7 +123,7 @@ def refuse_withdrawn(dataset: Dataset, pairs: dict[Split, tuple[Pair, ...]]) -> 
         if not found.differences(release.counts):
             raise DatasetError(
                 f"This is {release.name}, which must not be used. {release.reason}.",
-                hint=f"Get the current one: 'refiner download {dataset.name}', or see {dataset.home}.",
+                hint=f"Get the current release: 'refiner download {dataset.name}', or see {dataset.home}.",
             )
 
 
@@ -141,7 +141,7 @@ def _find_splits(dataset: Dataset, archives: Sequence[Archive]) -> tuple[Archive
     if len(fitting) != 1:
         what = f"{len(fitting)} folders of pair lists" if fitting else "no pair lists"
         raise FetchError(
-            f"{_list(archives)}: there are {what} for {dataset.title}.", hint=_wrong_archive(dataset)
+            f"{_names(archives)}: there are {what} for {dataset.title}.", hint=_wrong_archive(dataset)
         )
     return fitting[0]
 
@@ -151,14 +151,14 @@ def _find_file(dataset: Dataset, archives: Sequence[Archive], file: str) -> Plac
         for name in archive.members:
             if name == file or name.endswith("/" + file):
                 return Place(archive, name)
-    raise FetchError(f"{_list(archives)}: there is no {file}.", hint=_wrong_archive(dataset))
+    raise FetchError(f"{_names(archives)}: there is no {file}.", hint=_wrong_archive(dataset))
 
 
 def _locate(rows: Sequence[Row], archives: Sequence[Archive]) -> dict[str, Place]:
-    """Where each image lies, by its path in the metadata.
+    """Where each image is, by its path in the metadata.
 
-    ``_image``, the path in the publisher's own tree, is looked up where ``image`` is not there. Of
-    several files that fit, the one in the folder that most images come from is taken.
+    ``_image``, the path in the publisher's own tree, is looked up where ``image`` is missing. Of
+    several matching files, the one in the folder that most images come from is taken.
     """
     by_name: dict[str, list[tuple[str, Place]]] = {}
     for archive in archives:
@@ -175,9 +175,9 @@ def _locate(rows: Sequence[Row], archives: Sequence[Archive]) -> dict[str, Place
     missing = [image for image, places in fits.items() if not places]
     if missing:
         raise FetchError(
-            f"{_list(archives)}: {len(missing)} of the {len(fits)} images that the metadata names "
-            f"are not there, {missing[0]} for one.",
-            hint="An archive is incomplete, or is another one.",
+            f"{_names(archives)}: {len(missing)} of the {len(fits)} images that the metadata names "
+            f"are missing, for example {missing[0]!r}.",
+            hint="An archive is incomplete, or is not the right one.",
         )
     return {image: max(places, key=lambda fit: folders[fit[0]])[1] for image, places in fits.items()}
 
@@ -193,7 +193,7 @@ def _fitting(by_name: dict[str, list[tuple[str, Place]]], path: str) -> list[tup
 
 
 def _comparable(path: str) -> str:
-    """Paths that differ only by what published scripts and systems do to names become equal.
+    """A form in which paths are equal that differ only by what published scripts and systems change.
 
     Spaces become underscores (MIT-States), a folder's last dot may be lost or escaped (UT-Zappos'
     ``L.A.M.B.``), accents may be composed or not.
@@ -203,7 +203,7 @@ def _comparable(path: str) -> str:
 
 
 def _targets(places: dict[str, Place], images: Path, rules: PathRules) -> dict[Path, Place]:
-    """Where each image goes. Raises DatasetError for names that this system cannot have."""
+    """Where each image goes. Raises DatasetError for names that this system does not allow."""
     targets: dict[Path, Place] = {}
     seen: dict[str, str] = {}
     for image, place in places.items():
@@ -220,12 +220,12 @@ def _targets(places: dict[str, Place], images: Path, rules: PathRules) -> dict[P
     return targets
 
 
-def _make_room(wanted: dict[Path, Place], work: Path) -> None:
+def _create_folders(wanted: dict[Path, Place], work: Path) -> None:
     for folder in {target.parent for target in wanted}:
         folder.mkdir(parents=True, exist_ok=True)
     total = sum(place.archive.members[place.name] for place in wanted.values())
-    there = sum(file.stat().st_size for file in _files(work / IMAGES))
-    require_free_space(work, max(0, total - there), f"Unpacking to {work}")
+    written = sum(file.stat().st_size for file in _files(work / IMAGES))
+    require_free_space(work, max(0, total - written), f"Unpacking to {work}")
 
 
 def _files(folder: Path) -> Iterable[Path]:
@@ -236,7 +236,7 @@ def _dotted(name: str) -> str:
     return ".".join(name.split())
 
 
-def _list(archives: Sequence[Archive]) -> str:
+def _names(archives: Sequence[Archive]) -> str:
     return ", ".join(str(archive.path) for archive in archives)
 
 

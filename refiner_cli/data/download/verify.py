@@ -1,4 +1,4 @@
-"""Whether a benchmark folder is what it should be, by its content: no checksum of the data exists."""
+"""Verify a benchmark folder by its content, because publishers state no checksums of the data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from refiner_cli.data.progress import Progress, Report
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """The result.
 
     Attributes:
-        problems: why the dataset must not be used, one sentence each.
-        notes: what a user should know, and may live with.
+        problems: why the dataset must not be used, one clause each.
+        notes: what a user should know, but may accept.
         missing: images that the metadata names and the folder lacks; such a dataset must not be used either.
-        unreadable: images that are there and cannot be decoded. They may be so as published.
+        unreadable: images that exist and cannot be decoded. They may have been published so.
     """
 
     name: str
@@ -41,10 +41,12 @@ class Verification:
         return not self.problems and not self.missing
 
     def summary(self) -> str:
-        """Everything that is wrong, in one sentence."""
+        """Everything that is wrong, as one clause."""
         found = [*self.problems]
         if self.missing:
-            found.append(f"{len(self.missing)} images are missing, {self.missing[0]} for one")
+            count = len(self.missing)
+            images = "1 image is" if count == 1 else f"{count} images are"
+            found.append(f"{images} missing, for example {self.missing[0]!r}")
         return "; ".join(found)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,12 +66,12 @@ class Verification:
 def verify(
     root: Path, dataset: Dataset | None, *, workers: int, report: Report, stop: Event, decode: bool = True
 ) -> Verification:
-    """Hold a benchmark folder against the catalogue (if it is in there), and decode every image.
+    """Compare a benchmark folder with its catalogue entry, if it has one, and decode every image.
 
-    With ``decode=False``, for images that were decoded a moment ago, only see that each is there.
+    With ``decode=False``, for images that were decoded a moment ago, only check that each exists.
 
     Raises:
-        DatasetError: it cannot be read as a benchmark at all, or is a release to refuse.
+        DatasetError: it cannot be read as a benchmark at all, or is a withdrawn release.
         StoppedError: ``stop`` was set.
     """
     benchmark = load_benchmark(root, dataset.name if dataset else None)
@@ -86,7 +88,7 @@ def verify(
         )
     else:
         found = [
-            UnreadableImage(path, "not there", missing=True)
+            UnreadableImage(path, "missing", missing=True)
             for path in paths
             if not (benchmark.images / path).is_file()
         ]
@@ -103,7 +105,7 @@ def verify(
 
 
 def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
-    """Problems and notes that names, pairs and paths alone tell."""
+    """Problems and notes found from names, pairs and paths alone."""
     problems: list[str] = []
     notes: list[str] = []
     train = benchmark.pairs["train"]
@@ -130,7 +132,7 @@ def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
 
 
 def verify_vectors(file: Path, vectors: Vectors, report: Report, stop: Event) -> list[str]:
-    """Problems of a table of word vectors: one word and its numbers a line."""
+    """Problems of a table of word vectors: one word and its numbers per line."""
     words, done, total = 0, 0, file.stat().st_size
     with file.open("rb") as stream:
         for line in stream:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refiner_cli.data.download.archive import ArchiveError, open_archive
-from refiner_cli.data.download.content import sniff_content
+from refiner_cli.data.download.archive import ArchiveError
+from refiner_cli.data.download.content import open_archive, sniff_content
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
@@ -261,18 +261,18 @@ def test_unpacking_stops_when_asked(pack: Pack, tmp_path: Path, log: Log, stop: 
         (b"PK\x03\x04...", None),
         (b"\x1f\x8b...", None),
         (bytes(257) + b"ustar", None),
-        (b"", "nothing"),
+        (b"", "an empty file"),
         (b"\xef\xbb\xbf \n<html><title>404 Not\tFound</title>", "a web page ('404 Not Found')"),
         (b"<!DOCTYPE HTML>...", "a web page"),
         (b"<Error><Code>AccessDenied</Code></Error>", "an error message ('AccessDenied')"),
-        (b"\xff\xd8\xff", "something that is neither a zip nor a tar archive"),
+        (b"\xff\xd8\xff", "neither a zip nor a tar archive"),
     ],
 )
-def test_what_is_no_archive_is_named(head: bytes, kind: str | None) -> None:
+def test_what_is_not_an_archive_is_named(head: bytes, kind: str | None) -> None:
     assert sniff_content(head) == kind
 
 
-def test_a_saved_web_page_is_no_archive(tmp_path: Path) -> None:
+def test_a_saved_web_page_is_not_an_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"<html><title>Quota exceeded</title>")
-    with pytest.raises(ArchiveError, match="is no archive but a web page \\('Quota exceeded'\\)"):
+    with pytest.raises(ArchiveError, match="is not an archive but a web page \\('Quota exceeded'\\)"):
         open_archive(tmp_path / "x.zip")

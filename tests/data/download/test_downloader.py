@@ -15,10 +15,11 @@ from threading import Event, Thread
 import pytest
 
 from refiner_cli.data.benchmark import SPLITS, load_benchmark
-from refiner_cli.data.download.catalog import Catalogue, Counts, Dataset, catalogue
+from refiner_cli.data.download.catalog import Catalogue, Counts, Dataset
+from refiner_cli.data.download.catalog_files import built_in
 from refiner_cli.data.download.datasets_dir import DatasetsDir
 from refiner_cli.data.download.downloader import Downloader
-from refiner_cli.data.download.fetch import RetryPolicy
+from refiner_cli.data.download.mirrors import RetryPolicy
 from refiner_cli.errors import DatasetError, FetchError, UsageError
 from tests.data.conftest import Log
 from tests.data.download import published
@@ -43,7 +44,7 @@ def images(expected: Counts, pairs: published.Pairs) -> Counts:
 def make(tmp_path: Path, log: Log, stop: Event) -> Make:
     def build(*datasets: Dataset, **how: object) -> Downloader:
         known = Catalogue(datasets={dataset.name: dataset for dataset in datasets})
-        how.setdefault("patience", RetryPolicy(2, 0.001))
+        how.setdefault("policy", RetryPolicy(2, 0.001))
         return Downloader(DatasetsDir(tmp_path / "data"), known, report=log, stop=stop, **how)  # type: ignore[arg-type]
 
     return build
@@ -57,7 +58,7 @@ def tiny(site: Site) -> Dataset:
     padding = {"cgqa/features.bin": random.Random(0).randbytes(300_000)}
     url = site.put("/cgqa.zip", published.c_gqa(pairs, rows, "cgqa/", padding))
     changes = {"expected": images(Counts(states=2, objects=3, train_pairs=4), pairs), "split_sha256": {}}
-    return served(catalogue().find("c-gqa"), {"cgqa.zip": [url]}, **changes)
+    return served(built_in().find("c-gqa"), {"cgqa.zip": [url]}, **changes)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -81,7 +82,7 @@ def both(site: Site, splits: Path) -> tuple[Dataset, Dataset]:
     }
     return tuple(  # type: ignore[return-value]
         served(dataset, urls, expected=images(dataset.expected, pairs))
-        for dataset, pairs in ((catalogue().find("mit-states"), mit), (catalogue().find("ut-zappos"), zappos))
+        for dataset, pairs in ((built_in().find("mit-states"), mit), (built_in().find("ut-zappos"), zappos))
     )
 
 
@@ -145,7 +146,7 @@ def test_both_layouts_of_c_gqa(make: Make, site: Site, splits: Path, root: str) 
     photos = {
         f"{root}images/{row['image']}": published.photo(number % 256) for number, row in enumerate(rows)
     }
-    dataset = catalogue().find("c-gqa")
+    dataset = built_in().find("c-gqa")
     url = site.put("/cgqa.zip", published.zipped({**files, **photos}))
     dataset = served(dataset, {"cgqa.zip": [url]}, expected=images(dataset.expected, pairs))
     (outcome,) = make(dataset).download([dataset])
@@ -160,7 +161,7 @@ def test_the_first_release_of_c_gqa_is_refused_by_name(make: Make, site: Site, t
     pairs = {"train": train, "val": train[:2], "test": train[:2]}
     rows = published.rows_of({split: found[:5] for split, found in pairs.items()}, "{split}{number}.jpg")
     url = site.put("/cgqa.zip", published.c_gqa(pairs, rows, ""))
-    dataset = served(catalogue().find("c-gqa"), {"cgqa.zip": [url]})
+    dataset = served(built_in().find("c-gqa"), {"cgqa.zip": [url]})
     with pytest.raises(DatasetError, match="first release of C-GQA") as caught:
         make(dataset).download([dataset])
     assert caught.value.exit_code == 3
@@ -181,7 +182,7 @@ def test_names_of_vaw_czsl_with_spaces_become_dots(make: Make, tmp_path: Path) -
     files = [tmp_path / "drive-001.zip", tmp_path / "drive-002.zip"]
     files[0].write_bytes(published.zipped({**first, **dict(halves[0])}))
     files[1].write_bytes(published.zipped(dict(halves[1])))
-    dataset = catalogue().find("vaw-czsl").model_copy(update={"expected": Counts()})
+    dataset = built_in().find("vaw-czsl").model_copy(update={"expected": Counts()})
     make(dataset).download([dataset], files)
     benchmark = load_benchmark(tmp_path / "data/vaw-czsl")
     assert benchmark.states == ("light.blue", "old")
@@ -194,8 +195,8 @@ def test_names_of_vaw_czsl_with_spaces_become_dots(make: Make, tmp_path: Path) -
 
 
 def test_a_dataset_that_only_comes_by_hand_says_where_from(make: Make) -> None:
-    dataset = catalogue().find("clothing16k")
-    with pytest.raises(FetchError, match="cannot be fetched by a program") as caught:
+    dataset = built_in().find("clothing16k")
+    with pytest.raises(FetchError, match="cannot be fetched automatically") as caught:
         make(dataset).download([dataset])
     assert dataset.home in caught.value.hint
     assert "--from-archive" in caught.value.hint
@@ -204,7 +205,7 @@ def test_a_dataset_that_only_comes_by_hand_says_where_from(make: Make) -> None:
 def test_glove_takes_one_file_out_of_its_archive(make: Make, site: Site, tmp_path: Path) -> None:
     table = b"".join(b"word%d %s\n" % (n, b" ".join([b"0.1"] * 3)) for n in range(5))
     url = site.put("/glove.6B.zip", published.zipped({"glove.6B.50d.txt": b"x", "glove.6B.300d.txt": table}))
-    glove = catalogue().find("glove")
+    glove = built_in().find("glove")
     assert glove.vectors is not None
     small = served(
         glove, {"glove.6B.zip": [url]}, vectors=glove.vectors.model_copy(update={"words": 5, "dimensions": 3})
@@ -218,10 +219,10 @@ def test_glove_takes_one_file_out_of_its_archive(make: Make, site: Site, tmp_pat
 
 
 def test_a_made_dataset_is_made_and_verified(make: Make, grocery: Path, tmp_path: Path) -> None:
-    demo = catalogue().find("demo")
+    demo = built_in().find("demo")
     (outcome,) = make(demo, makers={"demo": lambda out: shutil.copytree(grocery, out)}).download([demo])
     assert outcome.folder == tmp_path / "data/demo"
-    assert make(demo).store.status(demo).verified
+    assert make(demo).place.status(demo).verified
 
 
 # --- fetching once, and only once -------------------------------------------------------------------
@@ -255,7 +256,7 @@ def test_the_hash_of_the_first_fetch_is_pinned(make: Make, tiny: Dataset, site: 
     pairs = published.tiny_pairs()
     other = published.c_gqa(pairs, published.rows_of(pairs, "{split}{number}.jpg"), "other/")
     site.put("/cgqa.zip", other)
-    with pytest.raises(FetchError, match=r"is not what came first as cgqa\.zip") as caught:
+    with pytest.raises(FetchError, match=r"differs from the cgqa\.zip downloaded earlier") as caught:
         make(tiny).download([tiny])
     assert "refiner.lock" in caught.value.hint
     assert not (tmp_path / "data/c-gqa").exists()
@@ -423,7 +424,7 @@ def test_an_image_that_no_archive_holds_is_named(make: Make, tiny: Dataset, site
     files = published.split_files("", pairs, rows)
     files |= {f"images/{row['image']}": published.photo() for row in rows[1:]}
     site.put("/cgqa.zip", published.zipped(files))
-    with pytest.raises(FetchError, match=r"1 of the 8 images .* are not there, test0.jpg"):
+    with pytest.raises(FetchError, match=r"1 of the 8 images .* are missing, for example 'test0\.jpg'"):
         make(tiny).download([tiny])
 
 
@@ -439,7 +440,7 @@ def test_an_unreadable_image_is_listed_and_not_replaced(
     (outcome,) = make(tiny).download([tiny])
     assert outcome.verification is not None
     assert [fault.path for fault in outcome.verification.unreadable] == ["test0.jpg"]
-    assert make(tiny).store.status(tiny).unreadable == 1
+    assert make(tiny).place.status(tiny).unreadable == 1
     assert (tmp_path / "data/c-gqa/images/test0.jpg").read_bytes() == published.photo()[:200]
 
 
@@ -458,11 +459,11 @@ def test_wrong_counts_are_not_published(make: Make, tiny: Dataset, tmp_path: Pat
 def test_verification_finds_what_happened_since(make: Make, tiny: Dataset, tmp_path: Path) -> None:
     downloader = make(tiny)
     downloader.download([tiny])
-    assert downloader.store.status(tiny).verified
+    assert downloader.place.status(tiny).verified
     (tmp_path / "data/c-gqa/images/val0.jpg").unlink()
-    with pytest.raises(FetchError, match=r"1 images are missing, val0\.jpg"):
+    with pytest.raises(FetchError, match=r"1 image is missing, for example 'val0.jpg'"):
         downloader.verify(tiny)
-    status = downloader.store.status(tiny)
+    status = downloader.place.status(tiny)
     assert status.present
     assert not status.verified
 
@@ -475,7 +476,7 @@ def test_a_folder_that_was_put_there_by_hand_is_verified_first(
     (outcome,) = make(tiny).download([tiny])
     assert outcome.already
     assert outcome.verification is not None
-    assert make(tiny).store.status(tiny).verified
+    assert make(tiny).place.status(tiny).verified
 
 
 def test_what_is_not_there_cannot_be_verified(make: Make, tiny: Dataset) -> None:
@@ -502,8 +503,10 @@ def report(event):
 
 downloader = Downloader(DatasetsDir(Path(sys.argv[2])), catalogue, report=report)
 if stage == "publish":
-    os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    replace = Path.replace
+    def kill_or_replace(part, target):
+        os.kill(os.getpid(), signal.SIGKILL) if part.is_dir() else replace(part, target)
+    Path.replace = kill_or_replace
 downloader.download(list(catalogue.datasets.values()))
 """
 
@@ -585,7 +588,7 @@ def test_two_processes_at_once_fetch_once(start: Start, tiny: Dataset, site: Sit
     def watch(name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            if "Another process is at work on cgqa.zip" in line:
+            if "Another process holds the lock on cgqa.zip" in line:
                 waiting[name] = True
                 gate.set()
 
@@ -632,7 +635,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_larger_one_goes_on(
     padding = {"padding.bin": random.Random(0).randbytes(150_000)}
     site.put("/cgqa.zip", published.c_gqa(pairs, rows, "", padding), length=False)
     downloader = Downloader(
-        DatasetsDir(small_disk), Catalogue(datasets={tiny.name: tiny}), report=log, patience=RetryPolicy(1, 0)
+        DatasetsDir(small_disk), Catalogue(datasets={tiny.name: tiny}), report=log, policy=RetryPolicy(1, 0)
     )
     with pytest.raises(FetchError, match=r"The disk became full while fetching cgqa\.zip"):
         downloader.download([tiny])

@@ -7,7 +7,8 @@ from threading import Event
 import pytest
 
 from refiner_cli.data.benchmark import METADATA, SPLIT_FOLDER, load_benchmark, read_metadata, save_rows
-from refiner_cli.data.download.catalog import Counts, Dataset, Vectors, catalogue
+from refiner_cli.data.download.catalog import Counts, Dataset, Vectors
+from refiner_cli.data.download.catalog_files import built_in
 from refiner_cli.data.download.verify import Verification, structure, verify, verify_vectors
 from refiner_cli.errors import DatasetError
 from tests.data.conftest import Log
@@ -68,11 +69,11 @@ def test_missing_and_unreadable_images_are_listed(folder: Path) -> None:
     assert not found.usable
     assert found.missing == ("ripe_apple/train0.jpg",)
     assert [fault.path for fault in found.unreadable] == ["cut_pear/train1.jpg"]
-    assert "1 images are missing, ripe_apple/train0.jpg" in found.summary()
+    assert "1 image is missing, for example 'ripe_apple/train0.jpg'" in found.summary()
 
 
 def test_other_numbers_than_published_are_problems(folder: Path) -> None:
-    dataset = catalogue().find("ut-zappos")
+    dataset = built_in().find("ut-zappos")
     found = check(folder, dataset)
     assert "states: 2, expected 16" in found.problems
     assert "train images: 4, expected 22998" in found.problems
@@ -84,7 +85,7 @@ def test_numbers_that_nobody_knows_are_not_expected() -> None:
 
 
 def test_another_split_file_than_published_is_a_problem(folder: Path) -> None:
-    dataset = catalogue().find("c-gqa").model_copy(update={"expected": Counts()})
+    dataset = built_in().find("c-gqa").model_copy(update={"expected": Counts()})
     assert [problem.split(" ")[0] for problem in check(folder, dataset).problems] == [
         "train_pairs.txt",
         "val_pairs.txt",
@@ -101,7 +102,7 @@ def test_the_published_c_gqa_split_files_are_recognised(splits: Path, folder: Pa
         for pair in [(folder / SPLIT_FOLDER / f"{split}_pairs.txt").read_text().splitlines()[0]]
     ]
     save_rows(folder / METADATA, rows)
-    problems = check(folder, catalogue().find("c-gqa")).problems
+    problems = check(folder, built_in().find("c-gqa")).problems
     assert [problem.split(":")[0] for problem in problems] == ["train images", "val images", "test images"]
 
 
@@ -142,7 +143,7 @@ def test_the_first_release_of_c_gqa_is_refused_when_it_lies_there_already(folder
         [{"image": s, "attr": "s0", "obj": "o0", "set": s} for s in ("train", "val", "test")],
     )
     with pytest.raises(DatasetError, match=r"first release of C-GQA .* must not be used") as caught:
-        check(folder, catalogue().find("c-gqa"))
+        check(folder, built_in().find("c-gqa"))
     assert "refiner download c-gqa" in caught.value.hint
 
 

@@ -15,9 +15,9 @@ from threading import Event
 import pytest
 
 from refiner_cli.data.download.catalog import Source
-from refiner_cli.data.download.fetch import RetryPolicy, fetch, fetched_already
+from refiner_cli.data.download.http import client, probe
+from refiner_cli.data.download.mirrors import RetryPolicy, fetch, fetched_bytes
 from refiner_cli.data.download.partial_download import PartialDownload
-from refiner_cli.data.download.remote import client, probe
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
@@ -45,11 +45,11 @@ def bring(target: Path, log: Log, stop: Event) -> Bring:
                 web,
                 source,
                 target,
-                by_hand="http://home.page",
+                home="http://home.page",
                 accept=accept,
                 report=log,
                 stop=stop,
-                patience=RetryPolicy(attempts, pause=0.001),
+                policy=RetryPolicy(attempts, pause=0.001),
             )
 
     return run
@@ -79,7 +79,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_was_cut(site: Site, bring: Bri
     url = site.put("/data.zip", ZIP, cuts=[30_000])
     with pytest.raises(FetchError, match="given up"):
         bring(url, attempts=1)
-    assert fetched_already(target, [url]) == 30_000
+    assert fetched_bytes(target, [url]) == 30_000
     bring(url)
     assert target.read_bytes() == ZIP
     assert site.sent["/data.zip"] == len(ZIP)
@@ -214,7 +214,7 @@ def test_stops_when_asked_and_keeps_what_it_has(site: Site, bring: Bring, target
     gate.set()
     with pytest.raises(StoppedError):
         bring(url)
-    assert 0 < fetched_already(target, [url]) < len(ZIP)
+    assert 0 < fetched_bytes(target, [url]) < len(ZIP)
     stop.clear()
     bring(url)
     assert target.read_bytes() == ZIP
@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(site: Site, bring:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old_handler)
     assert "--out" in caught.value.hint
-    assert fetched_already(target, [url]) == 40_000
+    assert fetched_bytes(target, [url]) == 40_000
     bring(url)
     assert target.read_bytes() == ZIP
 
@@ -275,12 +275,12 @@ def test_kill_9_during_a_fetch_loses_nothing(site: Site, bring: Bring, target: P
         from pathlib import Path
         from threading import Event
         from refiner_cli.data.download.catalog import Source
-        from refiner_cli.data.download.fetch import RetryPolicy, fetch
-        from refiner_cli.data.download.remote import client
+        from refiner_cli.data.download.mirrors import RetryPolicy, fetch
+        from refiner_cli.data.download.http import client
         with client() as web:
-            fetch(web, Source(file="data.zip", urls=({url!r},), holds="*"), Path({str(target)!r}), by_hand="",
+            fetch(web, Source(file="data.zip", urls=({url!r},), holds="*"), Path({str(target)!r}), home="",
                   accept=lambda *_: None, report=lambda event: print(event.done, flush=True), stop=Event(),
-                  patience=RetryPolicy())
+                  policy=RetryPolicy())
     """)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""How ``refiner download`` shows the catalogue, a plan, and what it brought."""
+"""How ``refiner download`` shows the catalogue, a plan, and its result."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from refiner_cli.data.disk import format_size
 if TYPE_CHECKING:
     from refiner_cli.data.download.catalog import Catalogue, Dataset
     from refiner_cli.data.download.datasets_dir import DatasetsDir, Status
-    from refiner_cli.data.download.downloader import Downloader, Outcome
+    from refiner_cli.data.download.downloader import Downloaded, Downloader
 
-SCHEMA = "refiner.download/1"
+DOWNLOAD_SCHEMA = "refiner.download/1"
 
 
-def show_catalogue(store: DatasetsDir, known: Catalogue, *, as_json: bool) -> None:
-    found = [store.status(dataset) for dataset in known.datasets.values()]
+def show_catalogue(place: DatasetsDir, known: Catalogue, *, as_json: bool) -> None:
+    found = [place.status(dataset) for dataset in known.datasets.values()]
     if as_json:
         listed = [
             {**status.dataset.model_dump(mode="json", exclude_none=True), "path": str(status.folder),
              "present": status.present, "verified": status.verified, "unreadable": status.unreadable,
-             "fetched_bytes": status.fetched}
+             "fetched_bytes": status.fetched, "origin": known.origins.get(status.dataset.name, "")}
             for status in found
         ]  # fmt: skip
-        terminal.json({"schema": SCHEMA, "root": str(store.root), "datasets": listed})
+        terminal.json({"schema": DOWNLOAD_SCHEMA, "root": str(place.root), "datasets": listed})
         return
-    table = new_table(f"Catalogue; datasets are kept in {store.root}", "name", "images", "pairs", "here")
+    table = new_table(f"Catalogue; datasets are kept in {place.root}", "name", "images", "pairs", "status")
     for status in found:
         counts = status.dataset.expected
         images = (counts.train_images, counts.val_images, counts.test_images)
@@ -38,8 +38,10 @@ def show_catalogue(store: DatasetsDir, known: Catalogue, *, as_json: bool) -> No
         table.add_row(status.dataset.name, total, pairs, status_text(status))
     terminal.table(table)
     for status in found:
+        origin = known.origins.get(status.dataset.name)
+        added = f" Added by {origin}." if origin else ""
         terminal.data(f"{status.dataset.name:12} {status.dataset.title}. Licence: {status.dataset.licence}. "
-                      f"{status.dataset.home}")  # fmt: skip
+                      f"{status.dataset.home}{added}")  # fmt: skip
 
 
 def status_text(status: Status) -> str:
@@ -54,7 +56,7 @@ def status_text(status: Status) -> str:
 
 def show_plan(downloader: Downloader, datasets: Sequence[Dataset], *, as_json: bool) -> None:
     planned = downloader.plan(datasets)
-    root = downloader.store.root
+    root = downloader.place.root
     free = shutil.disk_usage(
         next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
     ).free
@@ -64,32 +66,32 @@ def show_plan(downloader: Downloader, datasets: Sequence[Dataset], *, as_json: b
              "fetched_bytes": file.have, "url": file.url}
             for file in planned
         ]  # fmt: skip
-        terminal.json({"schema": SCHEMA, "root": str(root), "free_bytes": free, "files": files})
+        terminal.json({"schema": DOWNLOAD_SCHEMA, "root": str(root), "free_bytes": free, "files": files})
         return
-    table = new_table("To fetch", "file", "size", "here already", "from")
+    table = new_table("To fetch", "file", "size", "fetched", "from")
     for file in planned:
         source = file.url or (f"no address answers; by hand: {file.dataset.home}")
-        told = "unknown" if file.size is None else format_size(file.size)
-        table.add_row(file.source.file, told, format_size(file.have), source)
+        size = "unknown" if file.size is None else format_size(file.size)
+        table.add_row(file.source.file, size, format_size(file.have), source)
     if planned:
         terminal.table(table)
     else:
-        terminal.data("There is nothing to fetch.")
-    terminal.data(f"{format_size(free)} are free in {root}")
+        terminal.data("Nothing needs to be fetched.")
+    terminal.data(f"{format_size(free)} free in {root}")
 
 
 def show_outcomes(
-    store: DatasetsDir, outcomes: Sequence[Outcome], gone: Sequence[Path], *, as_json: bool
+    place: DatasetsDir, outcomes: Sequence[Downloaded], removed: Sequence[Path], *, as_json: bool
 ) -> None:
-    for file in gone:
+    for file in removed:
         terminal.note(f"removed {file}")
     if as_json:
-        told = [
+        listed = [
             {"name": outcome.dataset.name, "path": str(outcome.folder), "already": outcome.already,
              "verification": outcome.verification.to_json() if outcome.verification else None}
             for outcome in outcomes
         ]  # fmt: skip
-        terminal.json({"schema": SCHEMA, "root": str(store.root), "datasets": told})
+        terminal.json({"schema": DOWNLOAD_SCHEMA, "root": str(place.root), "datasets": listed})
         return
     for outcome in outcomes:
         found = outcome.verification

@@ -1,0 +1,181 @@
+"""HTTP: the client, and what a server says about a file."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Self
+
+import httpx2 as httpx
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
+from refiner_cli._version import __version__
+from refiner_cli.errors import ConfigError, EnvironmentLacksError
+
+MAX_REDIRECTS = 20
+_NUMBER = "[0-9]{1,18}"  # below 2**63; int() also takes other digits, and refuses very long ones
+
+
+class HttpMetadata(BaseModel):
+    """What a server says about a file. An empty text: it does not say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    url: str
+    length: NonNegativeInt | None = None
+    etag: str = ""
+    modified: str = ""
+
+    @classmethod
+    def of(cls, url: str, response: httpx.Response) -> Self:
+        """From the headers of a response to a request for the complete file or for a part of it."""
+        part = ContentRange.of(response)
+        length = response.headers.get("content-length", "") if response.status_code == 200 else ""
+        whole = int(length) if re.fullmatch(_NUMBER, length) else None
+        return cls(
+            url=url,
+            length=part.total if part else whole,
+            etag=response.headers.get("etag", ""),
+            modified=response.headers.get("last-modified", ""),
+        )
+
+    @property
+    def validator(self) -> str:
+        """What identifies the bytes, for If-Range: a strong entity tag, else the date; empty if neither."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+
+@dataclass(frozen=True)
+class ContentRange:
+    """The header of that name (RFC 9110, section 14.4); start and end are None where no part is sent."""
+
+    start: int | None
+    end: int | None  # inclusive
+    total: int | None
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> Self | None:
+        """The range of a response; None if it has none, or one that is malformed."""
+        text = response.headers.get("content-range", "").strip()
+        found = re.fullmatch(rf"bytes (?:({_NUMBER})-({_NUMBER})|\*)/(?:({_NUMBER})|\*)", text)
+        return cls(*(int(number) if number else None for number in found.groups())) if found else None
+
+
+def client() -> httpx.Client:
+    """A client with the proxies and certificates of the environment, and a limit for every wait.
+
+    Raises:
+        EnvironmentLacksError: a SOCKS proxy is set, and the package for it is not installed.
+        ConfigError: a proxy address or a certificate file of the environment cannot be used.
+    """
+    try:
+        return httpx.Client(
+            timeout=httpx.Timeout(30.0, connect=15.0),
+            headers={"User-Agent": f"refiner/{__version__}", "Accept-Encoding": "identity"},
+        )
+    except ImportError:
+        raise EnvironmentLacksError(
+            "The environment names a SOCKS proxy, which needs the package socksio.",
+            hint="Run 'pip install socksio', or unset all_proxy.",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({error}).",
+            hint="Correct or unset that variable.",
+        ) from None
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            f"A proxy address of the environment is not valid ({error}).",
+            hint="Correct or unset http_proxy, https_proxy and all_proxy.",
+        ) from None
+
+
+@contextmanager
+def open_response(
+    web: httpx.Client, method: str, url: str, headers: Mapping[str, str] | None = None
+) -> Iterator[httpx.Response]:
+    """Send a request, follow redirects, and yield the response with its body unread.
+
+    httpx would read the body of a redirect into memory, however large it is.
+    """
+    request = web.build_request(method, url, headers=headers)
+    for _ in range(MAX_REDIRECTS + 1):
+        response = web.send(request, stream=True)
+        try:
+            if response.next_request is None:
+                yield response
+                return
+            request = response.next_request
+        finally:
+            response.close()
+    raise httpx.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects", request=request)
+
+
+def probe(web: httpx.Client, urls: Sequence[str]) -> HttpMetadata | None:
+    """What the first address that has the file says about it, without its body; None if none has it.
+
+    Raises httpx.ConnectError if no host name resolves.
+    """
+    unresolved: list[httpx.ConnectError] = []
+    for url in urls:
+        for method in ("HEAD", "GET"):  # some servers do not know HEAD; the body of a GET is not read
+            try:
+                with open_response(web, method, url) as response:
+                    if response.status_code == 200 and not is_page(response):
+                        return HttpMetadata.of(url, response)
+            except httpx.ConnectError as error:
+                unresolved += [error] if is_unresolved(error) else []
+                break
+            except (httpx.HTTPError, httpx.InvalidURL):
+                break
+    if unresolved and len(unresolved) == len(urls):
+        raise unresolved[0]
+    return None
+
+
+def is_unresolved(error: BaseException) -> bool:
+    """Whether a connection failed because its host name does not resolve."""
+    return _is_caused_by(error, socket.gaierror)
+
+
+def is_untrusted(error: BaseException) -> bool:
+    """Whether a connection failed because the server's certificate is not valid."""
+    return _is_caused_by(error, ssl.SSLCertVerificationError)
+
+
+def is_page(response: httpx.Response) -> bool:
+    """Whether a server sends a web page."""
+    kind = response.headers.get("content-type", "").lower()
+    return bool(kind.startswith(("text/html", "application/xhtml")))
+
+
+def status(response: httpx.Response) -> str:
+    """``"404 Not Found"``."""
+    return f"{response.status_code} {response.reason_phrase}".strip()
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds, from either form of the header (RFC 9110, section 10.2.3); None if it is malformed."""
+    text = response.headers.get("retry-after", "").strip()
+    if re.fullmatch(_NUMBER, text):
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    seen = 0
+    while error is not None and seen < 20:
+        if isinstance(error, kind):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
