@@ -33,6 +33,7 @@ ROOMS = [
     "guide",
     "plugins",
     "render",
+    "metric_names",
     "files",
     "machine",
     "errors",

@@ -10,20 +10,22 @@ import typer
 from refiner_cli.cli.common import Device, Precision, Workers, open_dataset, open_model, runtime_options
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.metrics import (
-    COLUMNS,
     BatchSize,
+    BootstrapSamples,
     Dataset,
-    Draws,
     Protocol,
     Split,
     Worlds,
+    format_interval,
     metrics_table,
     worlds_of,
 )
 from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED, format_metric
 
 if TYPE_CHECKING:
     from refiner_cli.evaluation.compare import Comparison, EvaluatedRun
+    from refiner_cli.evaluation.metrics.bootstrap import Difference
 
 
 def compare(
@@ -32,7 +34,7 @@ def compare(
     split: Split = "test",
     world: Worlds = "both",
     protocol: Protocol = "exact",
-    draws: Draws = 1000,
+    bootstrap_samples: BootstrapSamples = 1000,
     device: Device = "auto",
     precision: Precision = "auto",
     batch: BatchSize = 64,
@@ -61,7 +63,7 @@ def compare(
         with terminal.progress(str(run)) as progress:
             result = evaluate_model(
                 model, benchmark, split, worlds_of(world), setting,
-                EvalOptions(protocol, bootstrap_samples=draws), progress=progress,
+                EvalOptions(protocol, bootstrap_samples=bootstrap_samples), progress=progress,
             )  # fmt: skip
         sides.append(EvaluatedRun(str(run), Run.open(run).config if is_run(run) else None, result))
     found = put_together(sides)
@@ -82,17 +84,24 @@ def show_comparison(found: Comparison) -> None:
         title = f"{first.result.dataset}, {first.result.split}, {world} world; below: 95 % intervals"
         rows = {name: (result.metrics.to_json(), result.intervals) for name, result in of_world.items()}
         terminal.table(metrics_table(title, rows))
-        table = new_table("Differences on the same images; * leaves zero out", "", *COLUMNS)
+        table = new_table("Differences on the same images; * leaves zero out", "", *METRIC_NAMES)
         for run, worlds in found.against_first.items():
-            cells = [worlds[world][column] for column in COLUMNS]
-            table.add_row(f"{number[run]}-1", *(f"{c.value:+.1f}{'*' if c.sure else ''}" for c in cells))
-            spans = (f"{cell.interval.low:.1f}..{cell.interval.high:.1f}" for cell in cells)
+            cells = [worlds[world][column] for column in METRIC_NAMES]
+            table.add_row(f"{number[run]}-1", *(format_difference(cell) for cell in cells))
+            spans = (format_interval(cell.interval) for cell in cells)
             table.add_row("", *spans, style="dim")
         terminal.table(table)
-        for spread in found.spreads:
-            runs = ", ".join(number[run] for run in spread.runs)
-            table = new_table(f"Mean and standard deviation over the seeds of {runs}", "", *COLUMNS)
-            pairs = [spread.worlds[world][column] for column in COLUMNS]
-            table.add_row("mean", *(f"{mean:.1f}" for mean, _ in pairs))
-            table.add_row("sd", *(f"{sd:.1f}" for _, sd in pairs))
+        for group in found.seeds:
+            runs = ", ".join(number[run] for run in group.runs)
+            table = new_table(f"Mean and standard deviation over the seeds of {runs}", "", *METRIC_NAMES)
+            means = [group.worlds[world][column] for column in METRIC_NAMES]
+            table.add_row("mean", *(format_metric(pair[0]) if pair else UNDEFINED for pair in means))
+            table.add_row("sd", *(format_metric(pair[1]) if pair else UNDEFINED for pair in means))
             terminal.table(table)
+
+
+def format_difference(difference: Difference) -> str:
+    """With its sign, and a star where the interval excludes zero."""
+    if difference.value is None:
+        return UNDEFINED
+    return f"{difference.value:+.1f}{'*' if difference.sure else ''}"

@@ -10,8 +10,7 @@ import typer
 from refiner_cli.cli.common import Device
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.training import fit_with_progress
-
-COLUMNS = ("S", "U", "HM", "AUC")
+from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 
 def demo(
@@ -34,11 +33,13 @@ def demo(
             {"schema": "refiner.demo/1", **worlds, "seconds": round(tour.seconds, 1), "paths": paths}
         )
         return
-    table = new_table("Demo, test split", "", *COLUMNS)
+    table = new_table("Demo, test split", "", *HEADLINE_METRICS)
     for world in ("closed", "open"):
-        for name, title in (("zero_shot", "CLIP zero-shot"), ("refiner", "Refiner")):
-            metrics = results[name][world]
-            table.add_row(f"{title}, {world} world", *(f"{getattr(metrics, c):.1f}" for c in COLUMNS))
+        for method, title in (("zero_shot", "CLIP zero-shot"), ("refiner", "Refiner")):
+            metrics = results[method][world]
+            table.add_row(
+                f"{title}, {world} world", *(format_metric(getattr(metrics, m)) for m in HEADLINE_METRICS)
+            )
     terminal.table(table)
     for name, path in paths.items():
         terminal.data(f"{name:12} {path}")

@@ -19,8 +19,8 @@ from refiner_cli.cli.common import (
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.metrics import (
     BatchSize,
+    BootstrapSamples,
     Dataset,
-    Draws,
     Feasibility,
     Protocol,
     Split,
@@ -28,6 +28,7 @@ from refiner_cli.cli.metrics import (
     metrics_table,
     parse_top_k,
     top_table,
+    undefined_notes,
     worlds_of,
 )
 from refiner_cli.errors import UsageError
@@ -52,7 +53,7 @@ def evaluate(
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="Any method's scores (.npz), no MODEL.")] = None,
     topk: Annotated[str, typer.Option(metavar="K,K..", help="Ranks that are reported.")] = "1,3,5,10",
-    draws: Draws = 1000,
+    bootstrap_samples: BootstrapSamples = 1000,
     per_image: Annotated[Path | None, typer.Option(help="Write a JSON line an image and world.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
     device: Device = "auto",
@@ -73,7 +74,7 @@ def evaluate(
     from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model, evaluate_score_file
     from refiner_cli.training.run_dir import is_run
 
-    asked = EvalOptions(protocol, parse_top_k(topk), draws)
+    asked = EvalOptions(protocol, parse_top_k(topk), bootstrap_samples)
     benchmark: Benchmark | None = None
     if scores:
         with terminal.progress("reading scores") as progress:
@@ -121,10 +122,12 @@ def show_evaluation(result: Result) -> None:
     title = f"{result.dataset}, {result.split}, {result.protocol} protocol; below: 95 % intervals"
     rows = {name: (found.metrics.to_json(), found.intervals) for name, found in result.worlds.items()}
     terminal.table(metrics_table(title, rows))
+    for note in undefined_notes({name: found.metrics for name, found in result.worlds.items()}):
+        terminal.note(note)
     terminal.table(top_table(result))
     for name, found in result.worlds.items():
         if choice := found.feasibility:
-            chosen = f"feasibility {choice.kind} {choice.value:.4g} by {choice.source}"
+            chosen = f"feasibility {choice.mode} {choice.value:.4g} by {choice.source}"
             terminal.note(f"{name}: {chosen}, chosen on validation (AUC {choice.val_auc:.1f} there)")
         if found.metrics.ties:
             terminal.note(f"{name}: the best score of {found.metrics.ties} images is tied; was it rounded?")

@@ -10,6 +10,7 @@ import typer
 from refiner_cli.cli.common import is_zero_shot, open_dataset
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.errors import UsageError
+from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import Benchmark
@@ -62,7 +63,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
         **{key: config[key] for key in ("method", "dataset", "step")},
         "backbone": {key: config["backbone"][key] for key in ("name", "pretrained", "included")},
         "labels": {name: len(names) for name, names in config["labels"].items()},
-        "validation": {key: metrics[key] for key in ("S", "U", "HM", "AUC") if key in metrics},
+        "validation": {key: metrics[key] for key in HEADLINE_METRICS if key in metrics},
         "calibration": config["calibration"],
     }
 
@@ -94,4 +95,6 @@ def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:
 def shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{pair['state']} {pair['object']} ({pair['images']})" for pair in value[:3])
+    if value is None:
+        return UNDEFINED
     return f"{value:.1f}" if isinstance(value, float) else str(value)

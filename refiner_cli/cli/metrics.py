@@ -10,13 +10,14 @@ from rich.table import Table
 
 from refiner_cli.cli.console import new_table
 from refiner_cli.errors import UsageError
+from refiner_cli.metric_names import METRIC_NAMES, format_metric
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import World
+    from refiner_cli.evaluation.metrics.bias_sweep import Metrics
     from refiner_cli.evaluation.metrics.bootstrap import Interval
     from refiner_cli.evaluation.result import Result
 
-COLUMNS = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
 Dataset = Annotated[
     str | None, typer.Option(help="A catalogue name or a folder.  [what the model was trained on]")
 ]
@@ -30,7 +31,7 @@ Feasibility = Annotated[
     typer.Option(help="What the open world does with pairs that hardly exist; fitted on validation."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
-Draws = Annotated[int, typer.Option(min=2, help="Bootstrap draws for the 95 % intervals.")]
+BootstrapSamples = Annotated[int, typer.Option(min=2, help="Bootstrap samples for the 95 % intervals.")]
 
 
 def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
@@ -46,13 +47,30 @@ def parse_top_k(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def metrics_table(title: str, rows: Mapping[str, tuple[dict[str, Any], Mapping[str, Interval]]]) -> Table:
+def format_interval(interval: Interval | None) -> str:
+    """``low..high``; nothing where it is undefined."""
+    return f"{interval.low:.1f}..{interval.high:.1f}" if interval else ""
+
+
+def undefined_notes(worlds: Mapping[str, Metrics]) -> list[str]:
+    """A sentence for each world in which a metric is undefined."""
+    notes = []
+    for world, metrics in worlds.items():
+        if undefined := metrics.undefined():
+            reason = next(iter(undefined.values()))
+            notes.append(f"{world}: {', '.join(undefined)} undefined, as the split has {reason}.")
+    return notes
+
+
+def metrics_table(
+    title: str, rows: Mapping[str, tuple[dict[str, Any], Mapping[str, Interval | None]]]
+) -> Table:
     """A row a name: its metrics, and below each the 95 % interval."""
-    table = new_table(title, "", *COLUMNS)
+    table = new_table(title, "", *METRIC_NAMES)
     for name, (metrics, intervals) in rows.items():
-        table.add_row(name, *(f"{metrics[column]:.1f}" for column in COLUMNS))
-        spans = [intervals[column] for column in COLUMNS]
-        table.add_row("", *(f"{span.low:.1f}..{span.high:.1f}" for span in spans), style="dim")
+        table.add_row(name, *(format_metric(metrics[column]) for column in METRIC_NAMES))
+        spans = [intervals[column] for column in METRIC_NAMES]
+        table.add_row("", *(format_interval(span) for span in spans), style="dim")
     return table
 
 
@@ -62,5 +80,7 @@ def top_table(result: Result) -> Table:
     table = new_table("Truth among the k best, %", "", *(f"top-{k}" for k in first.top_k))
     for name, world in result.worlds.items():
         for group in ("seen", "unseen"):
-            table.add_row(f"{name}, {group}", *(f"{shares[group]:.1f}" for shares in world.top_k.values()))
+            table.add_row(
+                f"{name}, {group}", *(format_metric(shares[group]) for shares in world.top_k.values())
+            )
     return table

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refiner_cli.cli.console import new_table, terminal
 from refiner_cli.cli.signals import StopRequest, stop_on_signal
 from refiner_cli.errors import RefinerError
+from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from refiner_cli.training.events import Event
     from refiner_cli.training.trainer import Trainer
 
-COLUMNS = ("S", "U", "HM", "AUC")
 DATA_BOUND = 0.2  # share of the time spent waiting for data from which on it is worth a word
 
 
@@ -169,11 +169,11 @@ def show_event(event: Event) -> None:
     from refiner_cli.training.events import Stopped, Validated
 
     if isinstance(event, Validated):
-        m = event.metrics
+        values = " ".join(f"{m} {format_metric(getattr(event.metrics, m))}" for m in HEADLINE_METRICS)
         mark = "  best so far" if event.best else ""
         terminal.note(
-            f"epoch {event.epoch}, step {event.step}: validation S {m.S:.1f} U {m.U:.1f} HM {m.HM:.1f} "
-            f"AUC {m.AUC:.1f}, {event.waiting:.0%} of the time waiting for images{mark}"
+            f"epoch {event.epoch}, step {event.step}: validation {values}, "
+            f"{event.waiting:.0%} of the time waiting for images{mark}"
         )
         if event.waiting > DATA_BOUND:
             terminal.note("Decoding holds the training up: try more processes, --set train.num_workers=N.")
@@ -187,18 +187,20 @@ def show_training(result: dict[str, Any]) -> None:
     """The result as a table, and where it lies."""
     if "runs" not in result:
         if result["val"]:
-            table = new_table("Best on validation", "step", *COLUMNS)
-            table.add_row(str(result["best_step"]), *(f"{result['val'][name]:.1f}" for name in COLUMNS))
+            table = new_table("Best on validation", "step", *HEADLINE_METRICS)
+            table.add_row(
+                str(result["best_step"]), *(format_metric(result["val"][name]) for name in HEADLINE_METRICS)
+            )
             terminal.table(table)
             terminal.data(f"run {result['run']}")
         return
-    table = new_table("Best on validation, by seed", "seed", "step", *COLUMNS)
+    table = new_table("Best on validation, by seed", "seed", "step", *HEADLINE_METRICS)
     for run in result["runs"]:
         if run["val"]:
-            values = (f"{run['val'][name]:.1f}" for name in COLUMNS)
+            values = [format_metric(run["val"][name]) for name in HEADLINE_METRICS]
             table.add_row(str(run["seed"]), str(run["best_step"]), *values)
     for name in ("mean", "deviation"):
         if name in result:
-            table.add_row(name, "", *(f"{result[name][column]:.1f}" for column in COLUMNS))
+            table.add_row(name, "", *(format_metric(result[name][m]) for m in HEADLINE_METRICS))
     terminal.table(table)
     terminal.data(f"runs {result['folder']}")

@@ -1,7 +1,7 @@
-"""Several evaluations side by side: paired differences, and the spread over seeds.
+"""Several evaluations side by side: paired differences, and mean and deviation over seeds.
 
-The draws of the bootstrap are the same images for both sides of a difference, so what all runs find
-hard cancels out, and a small but steady gain is told from luck.
+Both sides of a difference are resampled alike, so images that are hard for every run cancel out, and a
+small but consistent gain can be told from chance.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from typing import Any
 
 from refiner_cli.config import Config
 from refiner_cli.errors import UsageError
-from refiner_cli.evaluation.metrics.bootstrap import METRIC_NAMES, Difference, differences
+from refiner_cli.evaluation.metrics.bootstrap import Difference, differences, interval_json
 from refiner_cli.evaluation.result import Result
+from refiner_cli.metric_names import METRIC_NAMES
 
-MACHINE_KEYS = {"seed", "device", "precision"}  # what may differ between runs of one setting
+VARYING_KEYS = {"seed", "device", "precision"}  # may differ between repetitions of one configuration
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One run: its name, its configuration (None for an exported model), and what was found."""
+    """One run: its name, its configuration (None for an exported model), and its result."""
 
     name: str
     config: Config | None
     result: Result
 
-    def setting(self) -> dict[str, Any] | None:
-        """Everything that is configured but the seed and the machine."""
-        return None if self.config is None else self.config.model_dump(exclude=MACHINE_KEYS)
+    def repeated_config(self) -> dict[str, Any] | None:
+        """The configuration without the seed and the machine."""
+        return None if self.config is None else self.config.model_dump(exclude=VARYING_KEYS)
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSummary:
     """Mean and sample standard deviation of every metric over runs that differ only in seed."""
 
     runs: tuple[str, ...]
-    worlds: dict[str, dict[str, tuple[float, float]]]  # world -> metric -> (mean, sd)
+    worlds: dict[str, dict[str, tuple[float, float] | None]]  # world -> metric -> (mean, sd), or undefined
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,20 @@ class Comparison:
 
     sides: tuple[EvaluatedRun, ...]
     against_first: dict[str, dict[str, dict[str, Difference]]]  # run -> world -> metric -> difference
-    spreads: tuple[Spread, ...]
+    seeds: tuple[SeedSummary, ...]
 
     def to_json(self) -> dict[str, Any]:
         first = self.sides[0].result.to_json()
         return {
             **{key: first[key] for key in ("dataset", "split", "protocol", "bootstrap")},
             "schema": "refiner.compare/1",
-            "runs": [{"run": side.name, "worlds": _numbers(side.result)} for side in self.sides],
+            "runs": [{"run": side.name, "worlds": _worlds_json(side.result)} for side in self.sides],
             "differences": [
                 {
                     "run": run,
                     "minus": self.sides[0].name,
                     "worlds": {
-                        world: {name: found.to_json() for name, found in metrics.items()}
+                        world: {name: difference.to_json() for name, difference in metrics.items()}
                         for world, metrics in worlds.items()
                     },
                 }
@@ -67,13 +68,13 @@ class Comparison:
             ],
             "seeds": [
                 {
-                    "runs": list(spread.runs),
+                    "runs": list(group.runs),
                     "worlds": {
-                        world: {name: {"mean": m, "sd": sd} for name, (m, sd) in metrics.items()}
-                        for world, metrics in spread.worlds.items()
+                        world: {name: _mean_json(values) for name, values in metrics.items()}
+                        for world, metrics in group.worlds.items()
                     },
                 }
-                for spread in self.spreads
+                for group in self.seeds
             ],
         }
 
@@ -83,7 +84,7 @@ def compare(sides: Sequence[EvaluatedRun]) -> Comparison:
 
     Raises:
         UsageError: fewer than two runs, or one given twice.
-        ScoresError: two of them saw other images.
+        ScoresError: two of them were evaluated on different images.
     """
     names = [side.name for side in sides]
     if len(names) < 2 or len(set(names)) != len(names):
@@ -92,38 +93,51 @@ def compare(sides: Sequence[EvaluatedRun]) -> Comparison:
     against_first = {
         side.name: {
             world: differences(
-                first.worlds[world].measured, found.measured, first.protocol, draws=first.bootstrap_samples,
-                seed=first.seed,
+                first.worlds[world].measured, other.measured, first.protocol,
+                bootstrap_samples=first.bootstrap_samples, seed=first.seed,
             )
-            for world, found in side.result.worlds.items()
+            for world, other in side.result.worlds.items()
         }
         for side in sides[1:]
     }  # fmt: skip
-    return Comparison(tuple(sides), against_first, tuple(_spreads(sides)))
+    return Comparison(tuple(sides), against_first, tuple(_seed_summaries(sides)))
 
 
-def _spreads(sides: Sequence[EvaluatedRun]) -> list[Spread]:
+def _seed_summaries(sides: Sequence[EvaluatedRun]) -> list[SeedSummary]:
     groups: list[list[EvaluatedRun]] = []
     for side in sides:
-        setting = side.setting()
-        same = next((group for group in groups if setting and group[0].setting() == setting), None)
+        config = side.repeated_config()
+        same = next((group for group in groups if config and group[0].repeated_config() == config), None)
         groups.append([side]) if same is None else same.append(side)
     return [
-        Spread(tuple(side.name for side in group), _mean_and_sd(group)) for group in groups if len(group) > 1
+        SeedSummary(tuple(side.name for side in group), _mean_and_sd(group))
+        for group in groups
+        if len(group) > 1
     ]
 
 
-def _mean_and_sd(group: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[float, float]]]:
-    found = {}
+def _mean_and_sd(group: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[float, float] | None]]:
+    worlds: dict[str, dict[str, tuple[float, float] | None]] = {}
     for world in group[0].result.worlds:
         metrics = [side.result.worlds[world].metrics for side in group]
-        values = {name: [float(getattr(m, name)) for m in metrics] for name in METRIC_NAMES}
-        found[world] = {name: (mean(numbers), stdev(numbers)) for name, numbers in values.items()}
-    return found
+        values = {name: [getattr(m, name) for m in metrics] for name in METRIC_NAMES}
+        worlds[world] = {
+            name: None if None in numbers else (mean(numbers), stdev(numbers))
+            for name, numbers in values.items()
+        }
+    return worlds
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _mean_json(values: tuple[float, float] | None) -> dict[str, float] | None:
+    return None if values is None else {"mean": values[0], "sd": values[1]}
+
+
+def _worlds_json(result: Result) -> dict[str, Any]:
     return {
-        name: world.metrics.to_json() | {"intervals": {n: i.to_json() for n, i in world.intervals.items()}}
+        name: {
+            **world.metrics.to_json(),
+            "undefined": world.metrics.undefined(),
+            "intervals": {metric: interval_json(span) for metric, span in world.intervals.items()},
+        }
         for name, world in result.worlds.items()
     }

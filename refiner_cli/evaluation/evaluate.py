@@ -1,4 +1,4 @@
-"""One evaluation from start to end: of a model on a dataset, or of any method's score file."""
+"""A complete evaluation: of a model on a dataset, or of any method's score file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from refiner_cli.data.benchmark import Benchmark, Split, World
 from refiner_cli.evaluation.feasibility.feasibility import FeasibilityMode, Similarity, text_tower_similarity
 from refiner_cli.evaluation.feasibility.fit import fit_feasibility
 from refiner_cli.evaluation.feasibility.word_vectors import word_vector_similarity
-from refiner_cli.evaluation.metrics.bias_sweep import Protocol
 from refiner_cli.evaluation.metrics.bootstrap import BOOTSTRAP_SAMPLES, MeasuredSplit
+from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
-from refiner_cli.evaluation.result import TOP, Result, summarise_world
+from refiner_cli.evaluation.result import DEFAULT_TOP_K, Result, summarise_world
 from refiner_cli.evaluation.score_files import open_scores
-from refiner_cli.evaluation.scoring import Progress, check_same_labels, measure_split, silent
+from refiner_cli.evaluation.scoring import ProgressFn, check_same_labels, measure_split, no_progress
 
-GIVEN_WORLD = "given"  # the one world of a score file
+SCORES_WORLD = "given"  # the one world of a score file
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """What is reported and how; nothing here changes a score."""
 
-    protocol: Protocol = "exact"
-    ks: Sequence[int] = TOP
+    protocol: SweepProtocol = "exact"
+    ks: Sequence[int] = DEFAULT_TOP_K
     bootstrap_samples: int = BOOTSTRAP_SAMPLES
     seed: int = 0
 
@@ -37,62 +37,63 @@ def evaluate_model(
     benchmark: Benchmark,
     split: Split,
     worlds: Sequence[World],
-    setting: RuntimeOptions,
-    asked: EvalOptions,
+    runtime: RuntimeOptions,
+    options: EvalOptions,
     *,
     feasibility: FeasibilityMode = "none",
     vectors: Path | None = None,
-    progress: Progress = silent,
+    progress: ProgressFn = no_progress,
 ) -> Result:
-    """Evaluate a model on a split; a feasibility prior is fitted on validation first.
+    """Evaluate a model on a split; a feasibility adjustment is fitted on validation first.
 
     Args:
-        feasibility: the prior of the open world; the closed world has none.
-        vectors: a table of word vectors; None: the model's own text tower says what is similar.
+        feasibility: how implausible pairs are treated in the open world.
+        vectors: a file of word vectors for the similarity of names; None: the model's own text tower.
 
     Raises:
-        DatasetError: the dataset has other labels than the model, or an image cannot be read.
+        DatasetError: the dataset has other labels than the model, an image cannot be read, or the validation
+            split does not allow to fit the feasibility.
     """
     check_same_labels(model.space, benchmark)
-    fitted, choice = None, None
+    adjustment, fit = None, None
     if feasibility != "none" and "open" in worlds:
         similarity = similarity_of(model, benchmark, vectors)
-        fitted, choice = fit_feasibility(
-            model, benchmark, feasibility, similarity, setting, protocol=asked.protocol, progress=progress
+        adjustment, fit = fit_feasibility(
+            model, benchmark, feasibility, similarity, runtime, protocol=options.protocol, progress=progress
         )
     spaces = {str(world): benchmark.label_space(split, world) for world in worlds}
-    found = measure_split(
-        model, benchmark, split, spaces, setting, priors={"open": fitted}, progress=progress
+    measured = measure_split(
+        model, benchmark, split, spaces, runtime, adjustments={"open": adjustment}, progress=progress
     )
     results = {}
-    for world, measured in found.items():
-        chosen = choice if world == "open" else None
-        bias = chosen.bias if chosen else model.calibration.bias
+    for world, split_scores in measured.items():
+        world_fit = fit if world == "open" else None
+        bias = world_fit.bias if world_fit else model.calibration.bias
         results[world] = summarise_world(
-            measured, asked.protocol, bias=bias, feasibility=chosen, ks=asked.ks,
-            draws=asked.bootstrap_samples, seed=asked.seed,
+            split_scores, options.protocol, bias=bias, feasibility=world_fit, ks=options.ks,
+            bootstrap_samples=options.bootstrap_samples, seed=options.seed,
         )  # fmt: skip
     images = [sample.path for sample in benchmark.samples[split]]
     return Result(
         benchmark.name,
         split,
-        asked.protocol,
+        options.protocol,
         results,
         images,
-        asked.bootstrap_samples,
-        asked.seed,
+        options.bootstrap_samples,
+        options.seed,
         model.calibration,
     )
 
 
 def similarity_of(model: Model, benchmark: Benchmark, vectors: Path | None) -> Similarity:
-    """What the feasibility of pairs is computed from."""
+    """The similarity of names that feasibility is computed from."""
     if vectors is None:
         return text_tower_similarity(model.backbone, benchmark.vocabulary)
     return word_vector_similarity(vectors, benchmark.vocabulary)
 
 
-def evaluate_score_file(file: Path, asked: EvalOptions, progress: Progress = silent) -> Result:
+def evaluate_score_file(file: Path, options: EvalOptions, progress: ProgressFn = no_progress) -> Result:
     """Evaluate a score file, reading a few rows at a time. Raises ScoresError with the exact place."""
     source = open_scores(file)
     stream = ScoreStream(source.space, source.allowed)
@@ -100,16 +101,16 @@ def evaluate_score_file(file: Path, asked: EvalOptions, progress: Progress = sil
         stream.update(rows, truth)
         progress(len(stream), len(source))
     world = summarise_world(
-        MeasuredSplit(stream.summary(), source.space), asked.protocol, ks=asked.ks,
-        draws=asked.bootstrap_samples, seed=asked.seed,
+        MeasuredSplit(stream.summary(), source.space), options.protocol, ks=options.ks,
+        bootstrap_samples=options.bootstrap_samples, seed=options.seed,
     )  # fmt: skip
     images = [str(row) for row in range(len(source))]
     return Result(
         file.name,
-        GIVEN_WORLD,
-        asked.protocol,
-        {GIVEN_WORLD: world},
+        SCORES_WORLD,
+        options.protocol,
+        {SCORES_WORLD: world},
         images,
-        asked.bootstrap_samples,
-        asked.seed,
+        options.bootstrap_samples,
+        options.seed,
     )

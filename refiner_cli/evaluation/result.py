@@ -1,4 +1,4 @@
-"""What an evaluation found, as values: numbers with intervals, tables, and how each choice was made."""
+"""The result of an evaluation: metrics with intervals, tables, and how each choice was made."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from refiner_cli.core.models.base import Calibration
 from refiner_cli.evaluation.feasibility.fit import FeasibilityFit
-from refiner_cli.evaluation.metrics.bias_sweep import Metrics, Protocol, sweep
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import (
     BOOTSTRAP_SAMPLES,
     Interval,
     MeasuredSplit,
+    interval_json,
     intervals,
     resample,
     top_k_intervals,
@@ -26,23 +27,24 @@ from refiner_cli.evaluation.metrics.breakdown import (
     per_primitive,
     top_k,
 )
+from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 
-TOP = (1, 3, 5, 10)
+DEFAULT_TOP_K = (1, 3, 5, 10)
 
 
 @dataclass(frozen=True)
 class WorldResult:
     """One split in one world.
 
-    ``bias`` is the one that validation chose; tables and predictions are made with it. The metrics
+    ``bias`` is the one chosen on validation; tables and predictions are made with it. The metrics
     themselves sweep over every bias.
     """
 
     measured: MeasuredSplit
     metrics: Metrics
-    intervals: dict[str, Interval]
-    top_k: dict[int, dict[str, float]]  # k -> all, seen, unseen -> percent
-    top_k_intervals: dict[int, dict[str, Interval]]
+    intervals: dict[str, Interval | None]
+    top_k: dict[int, dict[str, float | None]]  # k -> all, seen, unseen -> percent
+    top_k_intervals: dict[int, dict[str, Interval | None]]
     bias: float
     feasibility: FeasibilityFit | None = None
 
@@ -59,16 +61,17 @@ class WorldResult:
         return per_primitive(self.measured.summary, self.measured.space, "object", self.bias)
 
     def hardest(self, count: int = 10) -> list[BreakdownRow]:
-        """The unseen pairs that are recognised worst."""
+        """The unseen pairs with the lowest accuracy."""
         return hardest_unseen(self.pairs, count)
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.metrics.to_json(),
-            "intervals": {name: found.to_json() for name, found in self.intervals.items()},
+            "undefined": self.metrics.undefined(),
+            "intervals": {name: interval_json(span) for name, span in self.intervals.items()},
             "top_k": {str(k): shares for k, shares in self.top_k.items()},
             "top_k_intervals": {
-                str(k): {group: span.to_json() for group, span in spans.items()}
+                str(k): {group: interval_json(span) for group, span in spans.items()}
                 for k, spans in self.top_k_intervals.items()
             },
             "validation_bias": self.bias,
@@ -82,16 +85,16 @@ class WorldResult:
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation; ``images`` names the rows of every digest."""
+    """One evaluation; ``images`` names the rows of every summary."""
 
     dataset: str
     split: str
-    protocol: Protocol
+    protocol: SweepProtocol
     worlds: dict[str, WorldResult]
     images: Sequence[str]
     bootstrap_samples: int
     seed: int
-    calibration: Calibration | None = None  # what training's validation chose; None for a score file
+    calibration: Calibration | None = None  # fitted on validation in training; None for a score file
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,37 +102,37 @@ class Result:
             "dataset": self.dataset,
             "split": self.split,
             "protocol": self.protocol,
-            "bootstrap": {"draws": self.bootstrap_samples, "seed": self.seed, "level": 95},
+            "bootstrap": {"samples": self.bootstrap_samples, "seed": self.seed, "level": 95},
             "calibration": self.calibration.to_json() if self.calibration else None,
             "worlds": {name: world.to_json() for name, world in self.worlds.items()},
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One object an image and world, for a JSON lines file."""
+        """One object per image and world, for a JSON lines file."""
         for name, world in self.worlds.items():
-            digest, space = world.measured.summary, world.measured.space
-            for row in per_image(digest, space, self.images, world.bias):
+            summary, space = world.measured.summary, world.measured.space
+            for row in per_image(summary, space, self.images, world.bias):
                 yield {"world": name, **row}
 
 
 def summarise_world(
     measured: MeasuredSplit,
-    protocol: Protocol,
+    protocol: SweepProtocol,
     *,
     bias: float = 0.0,
     feasibility: FeasibilityFit | None = None,
-    ks: Sequence[int] = TOP,
-    draws: int = BOOTSTRAP_SAMPLES,
+    ks: Sequence[int] = DEFAULT_TOP_K,
+    bootstrap_samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
 ) -> WorldResult:
     """Every number of one world. Nothing is chosen here: ``bias`` comes from validation, or is 0."""
-    digest, space = measured.summary, measured.space
+    summary, space = measured.summary, measured.space
     return WorldResult(
         measured,
-        sweep(digest, space, protocol),
-        intervals(resample(digest, space, protocol, draws=draws, seed=seed)),
-        top_k(digest, ks),
-        top_k_intervals(digest, ks, draws=draws, seed=seed),
+        sweep(summary, space, protocol),
+        intervals(resample(summary, space, protocol, bootstrap_samples=bootstrap_samples, seed=seed)),
+        top_k(summary, ks),
+        top_k_intervals(summary, ks, bootstrap_samples=bootstrap_samples, seed=seed),
         bias,
         feasibility,
     )

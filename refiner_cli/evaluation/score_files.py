@@ -12,7 +12,7 @@
     objects      O texts, likewise
 
 ``numpy.savez`` writes the matrix as it is, and then it is memory-mapped. The compressed form of
-``numpy.savez_compressed`` is unpacked row by row. Neither is ever whole in memory.
+``numpy.savez_compressed`` is unpacked row by row. Neither is ever completely in memory.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class ScoreFile:
         return len(self.truth)
 
     def blocks(self) -> Iterator[tuple[npt.NDArray[np.floating[Any]], IntArray]]:
-        """Consecutive rows of the matrix with their truths; can be asked for again and again.
+        """Consecutive rows of the matrix with their truths; can be read any number of times.
 
-        Raises ScoresError where the file is torn or changed.
+        Raises ScoresError where the file is damaged or was changed.
         """
         rows = max(BLOCK_BYTES // (4 * len(self.space.pairs)), 1)
         start = 0
-        for block in _rows(self.file, rows):
+        for block in _matrix_blocks(self.file, rows):
             yield block, self.truth[start : start + len(block)]
             start += len(block)
 
@@ -103,10 +103,10 @@ def _archive(file: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except FileNotFoundError:
-        raise ScoresError(f"The scores file {file} does not exist.") from None
+        raise ScoresError(f"The score file {file} does not exist.") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise ScoresError(
-            f"{file} is no .npz file, or it is cut short ({error}).", hint="numpy.savez writes one."
+            f"{file} is not an .npz file, or it is truncated ({error}).", hint="numpy.savez writes one."
         ) from None
 
 
@@ -152,9 +152,9 @@ def _array(file: Path, name: str) -> npt.NDArray[Any]:
 def _vector(file: Path, name: str, length: int, kinds: str) -> npt.NDArray[Any]:
     array = _array(file, name)
     if array.shape != (length,):
-        raise ScoresError(f"{file}: '{name}' has the shape {array.shape}, but 'scores' asks for ({length},).")
+        raise ScoresError(f"{file}: '{name}' has the shape {array.shape}, but 'scores' needs ({length},).")
     if array.dtype.kind not in kinds:
-        wanted = "bool" if kinds == "b" else "whole numbers"
+        wanted = "bool" if kinds == "b" else "integers"
         raise ScoresError(f"{file}: '{name}' holds {array.dtype}; {wanted} are needed.")
     return array
 
@@ -182,10 +182,10 @@ def _names(file: Path, indices: str, names: str, length: int) -> tuple[IntArray,
                 f"{file}: {indices}[{place}] is {array[place]}, but there are only {length} pairs."
             )
         return array, tuple(str(i) for i in range(int(array.max()) + 1))
-    given = _array(file, names)
-    if given.ndim != 1 or given.dtype.kind != "U" or len(set(given.tolist())) != len(given):
-        raise ScoresError(f"{file}: '{names}' must be a list of different texts.")
-    return _indices(file, indices, length, len(given)), tuple(str(name) for name in given)
+    listed = _array(file, names)
+    if listed.ndim != 1 or listed.dtype.kind != "U" or len(set(listed.tolist())) != len(listed):
+        raise ScoresError(f"{file}: '{names}' must be a list of distinct strings.")
+    return _indices(file, indices, length, len(listed)), tuple(str(name) for name in listed)
 
 
 def _no_pair_twice(file: Path, states: IntArray, objects: IntArray) -> None:
@@ -200,7 +200,7 @@ def _no_pair_twice(file: Path, states: IntArray, objects: IntArray) -> None:
         )
 
 
-def _rows(file: Path, rows: int) -> Iterator[npt.NDArray[np.floating[Any]]]:
+def _matrix_blocks(file: Path, rows: int) -> Iterator[npt.NDArray[np.floating[Any]]]:
     """The matrix in blocks of at most ``rows`` rows."""
     with _archive(file) as archive, _member(file, archive, "scores") as stream:
         info = archive.getinfo("scores.npy")
@@ -222,7 +222,7 @@ def _rows(file: Path, rows: int) -> Iterator[npt.NDArray[np.floating[Any]]]:
                 data = stream.read(count * width)
                 yield np.frombuffer(data, dtype).reshape(count, shape[1])
         except UNREADABLE as error:
-            raise ScoresError(f"{file}: 'scores' is cut short or damaged ({error}).") from None
+            raise ScoresError(f"{file}: 'scores' is truncated or damaged ({error}).") from None
 
 
 def _data_offset(file: Path, info: zipfile.ZipInfo) -> int:

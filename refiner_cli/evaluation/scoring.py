@@ -1,7 +1,8 @@
-"""Run a model over a split once and feed any number of score streams."""
+"""Run a model over a split once and feed the scores to any number of consumers."""
 
 from __future__ import annotations
 
+import contextlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +18,20 @@ from refiner_cli.data.images import Preprocess
 from refiner_cli.data.labels import LabelSpace, Pair
 from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.feasibility.feasibility import FeasibilityAdjustment
-from refiner_cli.evaluation.metrics.bias_sweep import Metrics, Protocol, sweep
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
+from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 
-Progress = Callable[[int, int], None]  # images done, images in all
+ProgressFn = Callable[[int, int], None]  # images done, images in total
 
 
-def silent(done: int, total: int) -> None:
-    """No progress."""
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 class ScoreConsumer(typing.Protocol):
-    """Whatever wants the scores of a split: its candidates, what to combine with, and where they go."""
+    """Receives the scores of a split, over its own candidates and with its own inference weights."""
 
     @property
     def space(self) -> LabelSpace: ...
@@ -40,19 +42,19 @@ class ScoreConsumer(typing.Protocol):
 
 @dataclass
 class WorldScorer:
-    """One stream to fill: a label space, what to score with, and the digest it grows."""
+    """Scores of one world, after the feasibility adjustment, reduced to a summary."""
 
     space: LabelSpace
     calibration: Calibration
-    prior: FeasibilityAdjustment | None = None  # what is held of the pairs before any image is seen
+    adjustment: FeasibilityAdjustment | None = None
     stream: ScoreStream = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stream = ScoreStream(self.space, self.prior.allowed if self.prior else None)
+        self.stream = ScoreStream(self.space, self.adjustment.allowed if self.adjustment else None)
 
     def update(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
         """Feed combined scores ``B x P`` and their truths to the stream."""
-        self.stream.update(self.prior.apply(scores) if self.prior else scores, truth)
+        self.stream.update(self.adjustment.apply(scores) if self.adjustment else scores, truth)
 
     def measured(self) -> MeasuredSplit:
         return MeasuredSplit(self.stream.summary(), self.space)
@@ -62,15 +64,26 @@ def image_batches(
     model: Model,
     benchmark: Benchmark,
     split: Split,
-    setting: RuntimeOptions,
+    runtime: RuntimeOptions,
     rows: Sequence[int] | None = None,
 ) -> Iterator[ImageBatch]:
     """The images of a split (or those ``rows`` of it), in order, preprocessed as the backbone wants."""
     files = list(benchmark.paths(split))
     transform = EvalTransform(Preprocess(model.backbone.spec.preprocess))
     chosen = range(len(files)) if rows is None else rows
-    order = [[chosen[i] for i in batch] for batch in sequential_batches(len(chosen), setting.batch_size)]
-    return load_batches(files, transform, order, device=model.device, workers=setting.num_workers)
+    order = [[chosen[i] for i in batch] for batch in sequential_batches(len(chosen), runtime.batch_size)]
+    return load_batches(files, transform, order, device=model.device, workers=runtime.num_workers)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: Model) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into its former mode at the end."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -78,32 +91,36 @@ def score_split(
     model: Model,
     benchmark: Benchmark,
     split: Split,
-    jobs: Sequence[ScoreConsumer],
-    setting: RuntimeOptions,
-    progress: Progress = silent,
+    consumers: Sequence[ScoreConsumer],
+    runtime: RuntimeOptions,
+    progress: ProgressFn = no_progress,
 ) -> None:
-    """Score every image of ``split`` for every job; each image is encoded once, each score block
-    computed once a label space and dropped again."""
-    model.eval()
+    """Score every image of ``split`` for every consumer.
+
+    Each image is encoded once, and scored once per label space; scores are dropped when every consumer
+    has received them. The model is left in the mode (training or evaluation) it was in.
+    """
     samples = benchmark.samples[split]
     pairs = [sample.pair for sample in samples]
-    with autocast(model.device, setting.precision):
+    with evaluation_mode(model), autocast(model.device, runtime.precision):
         by_space: dict[int, tuple[TextBank, list[ScoreConsumer], torch.Tensor]] = {}
-        for job in jobs:
-            if id(job.space) not in by_space:
-                truth = torch.from_numpy(job.space.indices(pairs))
-                by_space[id(job.space)] = (model.encode_pairs(job.space), [], truth)
-            by_space[id(job.space)][1].append(job)
+        for consumer in consumers:
+            if id(consumer.space) not in by_space:
+                truth = torch.from_numpy(consumer.space.indices(pairs))
+                by_space[id(consumer.space)] = (model.encode_pairs(consumer.space), [], truth)
+            by_space[id(consumer.space)][1].append(consumer)
         done = 0
-        for batch in image_batches(model, benchmark, split, setting):
+        for batch in image_batches(model, benchmark, split, runtime):
             images = model.encode_images_tta(batch.images)
             for bank, group, truth in by_space.values():
                 scores = model.score(images, bank)
                 combined: dict[Calibration, torch.Tensor] = {}
-                for job in group:
-                    if job.calibration not in combined:
-                        combined = {job.calibration: model.combine(scores, bank.space, job.calibration)}
-                    job.update(combined[job.calibration], truth[batch.rows])
+                for consumer in group:
+                    if consumer.calibration not in combined:
+                        combined = {
+                            consumer.calibration: model.combine(scores, bank.space, consumer.calibration)
+                        }
+                    consumer.update(combined[consumer.calibration], truth[batch.rows])
             done += len(batch.rows)
             progress(done, len(samples))
 
@@ -113,17 +130,18 @@ def measure_split(
     benchmark: Benchmark,
     split: Split,
     spaces: dict[str, LabelSpace],
-    setting: RuntimeOptions,
+    runtime: RuntimeOptions,
     *,
-    priors: Mapping[str, FeasibilityAdjustment | None] = MappingProxyType({}),
-    progress: Progress = silent,
+    adjustments: Mapping[str, FeasibilityAdjustment | None] = MappingProxyType({}),
+    progress: ProgressFn = no_progress,
 ) -> dict[str, MeasuredSplit]:
-    """The digest of a split in each world, with the calibration that the model carries."""
-    jobs = {
-        world: WorldScorer(space, model.calibration, priors.get(world)) for world, space in spaces.items()
+    """The summary of a split's scores in each world, with the model's calibration."""
+    scorers = {
+        world: WorldScorer(space, model.calibration, adjustments.get(world))
+        for world, space in spaces.items()
     }
-    score_split(model, benchmark, split, list(jobs.values()), setting, progress)
-    return {world: job.measured() for world, job in jobs.items()}
+    score_split(model, benchmark, split, list(scorers.values()), runtime, progress)
+    return {world: scorer.measured() for world, scorer in scorers.items()}
 
 
 def evaluate_worlds(
@@ -131,31 +149,31 @@ def evaluate_worlds(
     benchmark: Benchmark,
     split: Split,
     spaces: dict[str, LabelSpace],
-    setting: RuntimeOptions,
+    runtime: RuntimeOptions,
     *,
-    protocol: Protocol = "exact",
-    progress: Progress = silent,
+    protocol: SweepProtocol = "exact",
+    progress: ProgressFn = no_progress,
 ) -> dict[str, Metrics]:
-    """Metrics by world, with the calibration that the model carries."""
-    found = measure_split(model, benchmark, split, spaces, setting, progress=progress)
-    return {world: sweep(m.summary, m.space, protocol) for world, m in found.items()}
+    """Metrics by world, with the model's calibration."""
+    measured = measure_split(model, benchmark, split, spaces, runtime, progress=progress)
+    return {world: sweep(m.summary, m.space, protocol) for world, m in measured.items()}
 
 
 def check_same_labels(known: LabelSpace, benchmark: Benchmark) -> None:
     """Raise DatasetError unless the benchmark has the states, objects and seen pairs of ``known``."""
     here = benchmark.vocabulary
-    for what, ours, theirs in (
+    for kind, ours, theirs in (
         ("state", known.states, here.states),
         ("object", known.objects, here.objects),
         ("training pair", sorted(known.seen_pairs), sorted(here.seen_pairs)),
     ):
-        odd = sorted({*map(label_name, ours)} ^ {*map(label_name, theirs)})
-        if odd:
-            side = "only the model" if odd[0] in set(map(label_name, ours)) else "only the dataset"
+        mismatched = sorted({*map(label_name, ours)} ^ {*map(label_name, theirs)})
+        if mismatched:
+            side = "only the model" if mismatched[0] in set(map(label_name, ours)) else "only the dataset"
             raise DatasetError(
-                f"The label space of {benchmark.root} is not the one that the model was trained on: "
-                f"{side} has the {what} '{odd[0]}' ({len(odd)} differ).",
-                hint="Evaluate on the dataset that it was trained on, or train on this one.",
+                f"The label space of {benchmark.root} differs from the one the model was trained on: "
+                f"{side} has the {kind} '{mismatched[0]}' ({len(mismatched)} differ).",
+                hint="Evaluate on the dataset that the model was trained on, or train a model on this one.",
             )
 
 

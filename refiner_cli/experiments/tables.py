@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.experiments.trial import PRIORS, Found, with_clutter
 from refiner_cli.experiments.variants import AMOUNTS, METHODS, NO_QUERIES, PARTS, REFINER, Variant
+from refiner_cli.metric_names import HEADLINE_METRICS
 
 Results = Mapping[str, Sequence[Found]]  # by arm, one a seed, the seeds in one order
 COLUMNS = (
@@ -71,10 +72,10 @@ def clutter_table(results: Results) -> list[str]:
 
 def prior_table(results: Results) -> list[str]:
     """The open world with each feasibility prior."""
-    lines = head("feasibility", "S", "U", "HM", "AUC")
+    lines = head("feasibility", *HEADLINE_METRICS)
     for title, world in (("none", "open"), *((kind, kind) for kind in PRIORS)):
         found = results["refiner"]
-        lines.append(row(title, *(spread(values(found, world, m)) for m in ("S", "U", "HM", "AUC"))))
+        lines.append(row(title, *(spread(values(found, world, m)) for m in HEADLINE_METRICS)))
     return lines
 
 

@@ -147,7 +147,7 @@ def run_trial(cell: Trial, log: Callable[[str], None] = lambda _: None) -> Found
         for kind in PRIORS:
             spaces[kind] = wide
             priors[kind], _ = fit_feasibility(model, benchmark, kind, similarity, setting)
-    measured = measure_split(model, benchmark, "test", spaces, setting, priors=priors)
+    measured = measure_split(model, benchmark, "test", spaces, setting, adjustments=priors)
     for amount, place in cell.cluttered.items():
         world = with_clutter(amount)
         other = load_benchmark(place)

@@ -17,11 +17,11 @@ from refiner_cli.data.labels import IntArray
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit, differences
 from refiner_cli.evaluation.scoring import (
-    Progress,
+    ProgressFn,
     WorldScorer,
     image_batches,
+    no_progress,
     score_split,
-    silent,
 )
 
 CALIBRATION_SAMPLES = 200  # bootstrap samples of the validation set that a weight above zero must win on
@@ -30,7 +30,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # candidates for b_s and b_o
 
 
 def calibrate(
-    model: Model, benchmark: Benchmark, options: RuntimeOptions, progress: Progress = silent
+    model: Model, benchmark: Benchmark, options: RuntimeOptions, progress: ProgressFn = no_progress
 ) -> tuple[Calibration, Metrics]:
     """Select the inference weights on the validation split by closed-world AUC.
 
@@ -43,22 +43,25 @@ def calibrate(
     scorers = [WorldScorer(space, Calibration(b_s, b_o)) for b_s, b_o in weight_candidates(model)]
     score_split(model, benchmark, "val", scorers, options, progress)
     found = [(scorer, sweep(scorer.stream.summary(), space)) for scorer in scorers]
-    plain, best = found[0], max(found, key=lambda pair: pair[1].AUC)
-    if best is not plain and not surely_better(plain[0].measured(), best[0].measured()):
+    plain, best = found[0], max(found, key=lambda pair: pair[1].selection_metric()[1])
+    if best is not plain and not surely_better(
+        plain[0].measured(), best[0].measured(), best[1].selection_metric()[0]
+    ):
         best = plain
     scorer, metrics = best
     weights = scorer.calibration
-    return Calibration(weights.state_weight, weights.object_weight, metrics.bias), metrics
+    return Calibration(weights.state_weight, weights.object_weight, metrics.bias or 0.0), metrics
 
 
-def surely_better(plain: MeasuredSplit, best: MeasuredSplit) -> bool:
-    """Whether the closed-world AUC of ``best`` exceeds that of ``plain`` by more than chance."""
-    return differences(plain, best, draws=CALIBRATION_SAMPLES)["AUC"].interval.low > 0
+def surely_better(plain: MeasuredSplit, best: MeasuredSplit, metric: str) -> bool:
+    """Whether a closed-world metric of ``best`` exceeds that of ``plain`` by more than chance."""
+    interval = differences(plain, best, bootstrap_samples=CALIBRATION_SAMPLES)[metric].interval
+    return interval is not None and interval.low > 0
 
 
 @torch.no_grad()
 def fit_hubness(
-    model: Model, benchmark: Benchmark, options: RuntimeOptions, progress: Progress = silent
+    model: Model, benchmark: Benchmark, options: RuntimeOptions, progress: ProgressFn = no_progress
 ) -> None:
     """Estimate the centres of a model's hubness correction, if it has one, from some training images."""
     if model.hubness is None:

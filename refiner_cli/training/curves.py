@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refiner_cli.files import atomic_file
+from refiner_cli.metric_names import HEADLINE_METRICS
 from refiner_cli.training.run_dir import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 220, 56, 28, 12
@@ -34,9 +35,7 @@ def write_curves(run: Run) -> None:
     checks = [row for row in rows if row["kind"] == "val"]
     figures = [
         figure("Training loss", [Curve("loss", series(steps, "loss"))]),
-        figure(
-            "Validation, percent", [Curve(name, series(checks, name)) for name in ("S", "U", "HM", "AUC")]
-        ),
+        figure("Validation, percent", [Curve(name, series(checks, name)) for name in HEADLINE_METRICS]),
         figure("Norm of the gradient, before clipping", [Curve("norm", series(steps, "norm"))]),
         figure("Learning rate", [Curve("lr", series(steps, "lr"))]),
         figure("Seconds a step", [Curve(name, series(steps, name)) for name in ("seconds", "waited")]),

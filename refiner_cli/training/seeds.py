@@ -17,9 +17,9 @@ from typing import Any
 
 from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import write_json
+from refiner_cli.metric_names import HEADLINE_METRICS
 
 FORMAT, FILE = "refiner.seeds/1", "seeds.json"
-NAMES = ("S", "U", "HM", "AUC")
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,18 @@ class SeedRuns:
         write_json(self.folder / FILE, {"format": FORMAT, "seeds": list(self.seeds), **summary})
 
 
-def mean_and_deviation(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """``mean`` and ``deviation`` by metric; the deviation divides by n - 1, and of one run it is 0."""
-    columns = {name: [float(metrics[name]) for metrics in found] for name in NAMES}
+def mean_and_deviation(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """``mean`` and ``deviation`` by metric; the deviation divides by n - 1, and of one run it is 0.
+
+    None where the metric is undefined, which depends on the validation images alone.
+    """
+    columns = {name: [metrics[name] for metrics in found] for name in HEADLINE_METRICS}
+    defined = {name: [float(v) for v in values] for name, values in columns.items() if None not in values}
+    means = {name: statistics.fmean(values) for name, values in defined.items()}
+    deviations = {
+        name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in defined.items()
+    }
     return {
-        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
-        "deviation": {
-            name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()
-        },
+        "mean": {name: means.get(name) for name in HEADLINE_METRICS},
+        "deviation": {name: deviations.get(name) for name in HEADLINE_METRICS},
     }

@@ -237,7 +237,8 @@ class Trainer:
 
         calibration, metrics = calibrate(self.model, self.benchmark, self.options, check_stop)
         progress = self.progress
-        best = progress.best is None or progress.best["val"]["AUC"] < metrics.AUC
+        metric, value = metrics.selection_metric()
+        best = progress.best is None or progress.best["val"][metric] < value
         if best:
             name = self.run.checkpoint(self.step).name
             progress.best = {"checkpoint": name, "step": self.step, "val": metrics.to_json()}

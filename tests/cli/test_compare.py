@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import Cli
 
+SAMPLES = "--bootstrap-samples"
+
 
 @pytest.fixture(scope="module")
 def other_seed(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,7 +26,7 @@ def other_seed(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, small_export: Path) -> None:
     runs = [str(path) for path in (small_run, other_seed, small_export)]
-    result = cli("compare", *runs, "--draws", 20, "--json").json
+    result = cli("compare", *runs, SAMPLES, 20, "--json").json
     assert result["schema"] == "refiner.compare/1"
     assert [run["run"] for run in result["runs"]] == runs
     of_seed, of_export = result["differences"]
@@ -33,12 +35,12 @@ def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, sm
         aucs = [run["worlds"][world]["AUC"] for run in result["runs"]]
         assert of_seed["worlds"][world]["AUC"]["value"] == aucs[1] - aucs[0]
     assert [group["runs"] for group in result["seeds"]] == [runs[:2]]
-    evaluated = cli("eval", small_run, "--world", "open", "--draws", 20, "--json").json["worlds"]["open"]
+    evaluated = cli("eval", small_run, "--world", "open", SAMPLES, 20, "--json").json["worlds"]["open"]
     assert result["runs"][0]["worlds"]["open"]["intervals"] == evaluated["intervals"]
 
 
 def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, other_seed: Path) -> None:
-    arguments = ["compare", small_run, other_seed, "--world", "closed", "--draws", 5]
+    arguments = ["compare", small_run, other_seed, "--world", "closed", SAMPLES, 5]
     text = cli(*arguments).out
     assert text.startswith(f"1  {small_run}\n2  {other_seed}\n")
     assert "seeds of 1, 2" in text
@@ -56,6 +58,6 @@ def test_a_run_is_not_compared_with_itself_or_other_data(
     assert cli("compare", small_run, small_run).code == 2
     other = tmp_path / "grocery"
     cli("train", shared / "grocery", "--backbone", "tiny", "--method", "clip", "--out", other)
-    outcome = cli("compare", small_run, other, "--draws", 2)
+    outcome = cli("compare", small_run, other, SAMPLES, 2)
     assert outcome.code == 3
     assert "other data" in outcome.err

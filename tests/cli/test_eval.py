@@ -15,11 +15,13 @@ from tests.conftest import Cli
 from tests.evaluation.cases import make_case
 from tests.evaluation.test_score_files import BAD, CASE, saved
 
+SAMPLES = "--bootstrap-samples"
+
 
 @pytest.mark.parametrize("protocol", ["exact", "legacy"])
 def test_a_score_file_gets_the_same_treatment(cli: Cli, tmp_path: Path, protocol: Any) -> None:
     file = saved(tmp_path)
-    result = cli("eval", "--scores", file, "--protocol", protocol, "--draws", 20, "--json").json
+    result = cli("eval", "--scores", file, "--protocol", protocol, SAMPLES, 20, "--json").json
     assert (result["schema"], result["dataset"], set(result["worlds"])) == (
         "refiner.eval/1", "scores.npz", {"given"})  # fmt: skip
     given = result["worlds"]["given"]
@@ -27,7 +29,7 @@ def test_a_score_file_gets_the_same_treatment(cli: Cli, tmp_path: Path, protocol
     assert {name: given[name] for name in expected} == expected
     low, high = given["intervals"]["AUC"]
     assert low <= given["AUC"] <= high
-    assert f"{given['AUC']:.1f}" in cli("eval", "--scores", file, "--protocol", protocol, "--draws", 20).out
+    assert f"{given['AUC']:.1f}" in cli("eval", "--scores", file, "--protocol", protocol, SAMPLES, 20).out
 
 
 @pytest.mark.parametrize("message", BAD)
@@ -49,7 +51,7 @@ def test_a_score_that_is_not_finite_exits_3(cli: Cli, tmp_path: Path, value: flo
 
 def test_ranks_are_those_asked_for(cli: Cli, tmp_path: Path) -> None:
     file = saved(tmp_path, allowed=None)
-    given = cli("eval", "--scores", file, "--topk", "12,2", "--draws", 2, "--json").json["worlds"]["given"]
+    given = cli("eval", "--scores", file, "--topk", "12,2", SAMPLES, 2, "--json").json["worlds"]["given"]
     better = (CASE.scores >= CASE.scores[np.arange(30), CASE.truth][:, None]).sum(1)
     assert {k: shares["all"] for k, shares in given["top_k"].items()} == {
         "2": pytest.approx(100 * (better <= 2).mean()),
@@ -79,11 +81,11 @@ def test_a_model_has_intervals_choices_and_a_line_an_image(
 ) -> None:
     lines = tmp_path / "images.jsonl"
     result = cli(
-        "eval", small_run, "--feasibility", "mask", "--draws", 20, "--per-image", lines, "--json"
+        "eval", small_run, "--feasibility", "mask", SAMPLES, 20, "--per-image", lines, "--json"
     ).json  # fmt: skip
     opened = result["worlds"]["open"]
     assert opened["feasibility"]["chosen_on"] == "val"
-    assert len(opened["feasibility"]["tried"]) == 50
+    assert len(opened["feasibility"]["candidates"]) == 50
     assert result["worlds"]["closed"]["feasibility"] is None
     stored = json.loads((small_run / "feasibility.json").read_text("utf-8"))
     assert stored == opened["feasibility"] | {"dataset_fingerprint": load_benchmark(small_demo).fingerprint()}
@@ -109,7 +111,7 @@ def test_word_vectors_can_say_what_is_similar(
     )
     result = cli(
         "eval", small_run, "--world", "open", "--feasibility", "soft", "--feasibility-vectors", table,
-        "--draws", 2, "--json",
+        SAMPLES, 2, "--json",
     ).json  # fmt: skip
     assert result["worlds"]["open"]["feasibility"]["source"] == "vectors.txt"
 
@@ -117,9 +119,7 @@ def test_word_vectors_can_say_what_is_similar(
 def test_rounded_scores_are_counted_as_ties(cli: Cli, tmp_path: Path) -> None:
     case = make_case(3, images=30, states=3, objects=4, ties=True)
     changed = {"scores": case.scores, "truth": case.truth, "seen": case.space.seen, "allowed": None}
-    given = cli("eval", "--scores", saved(tmp_path, **changed), "--draws", 2, "--json").json["worlds"][
-        "given"
-    ]
+    given = cli("eval", "--scores", saved(tmp_path, **changed), SAMPLES, 2, "--json").json["worlds"]["given"]
     assert given["ties"] > 0
 
 
@@ -129,8 +129,33 @@ def test_a_narrow_terminal_cuts_off_no_number(
     from refiner_cli.cli.console import terminal
 
     monkeypatch.setattr(terminal.out, "_width", 40)
-    text = cli("eval", "--scores", saved(tmp_path), "--draws", 5).out
-    given = cli("eval", "--scores", saved(tmp_path), "--draws", 5, "--json").json["worlds"]["given"]
+    text = cli("eval", "--scores", saved(tmp_path), SAMPLES, 5).out
+    given = cli("eval", "--scores", saved(tmp_path), SAMPLES, 5, "--json").json["worlds"]["given"]
     low, high = given["intervals"]["object_acc"]
     assert f"{low:.1f}..{high:.1f}" in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize("protocol", ["exact", "legacy"])
+@pytest.mark.parametrize(("only", "undefined"), [("seen", "U"), ("unseen", "S")])
+def test_what_a_split_cannot_measure_is_null_a_dash_and_explained(
+    cli: Cli, tmp_path: Path, protocol: str, only: str, undefined: str
+) -> None:
+    case = make_case(6, only=only, skill=2.0)
+    file = saved(tmp_path, scores=case.scores, truth=case.truth, seen=case.space.seen, allowed=None)
+    arguments = ["eval", "--scores", file, "--protocol", protocol, SAMPLES, 5]
+    given = cli(*arguments, "--json").json["worlds"]["given"]
+    for name in (undefined, "HM", "AUC"):
+        assert given[name] is None
+        assert given["intervals"][name] is None
+        assert "no image of" in given["undefined"][name]
+    assert given["bias"] is None
+    assert given["top_k"]["1"]["unseen" if only == "seen" else "seen"] is None
+    outcome = cli(*arguments, "--report", tmp_path / "page.html")
+    row = next(line for line in outcome.out.splitlines() if line.startswith("given "))
+    assert row.split().count("-") == len(given["undefined"])
+    assert f"{undefined}, HM, AUC undefined" in outcome.err.replace("S, U,", "U,")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "nan" not in page
+    assert "None" not in page
+    assert "no image of" in page

@@ -65,7 +65,7 @@ def test_prediction_needs_no_training(
 
 
 def test_evaluation_takes_the_labels_of_the_dataset(cli: Cli, small_demo: Path) -> None:
-    done = cli("eval", "tiny", "--dataset", small_demo, "--json", "--draws", "2")
+    done = cli("eval", "tiny", "--dataset", small_demo, "--json", "--bootstrap-samples", "2")
     assert done.code == 0, done.err
     assert set(done.json["worlds"]) == {"closed", "open"}
 

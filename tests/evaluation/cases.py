@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
-from refiner_cli.evaluation.metrics.bias_sweep import ScoreSummary
+from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 
 
@@ -73,8 +73,8 @@ CASES = st.builds(
 )
 
 
-def published(case: Case) -> dict[str, float]:
-    """The published evaluator over the full N x P matrix, in fractions; of equal scores the first wins."""
+def published(case: Case) -> dict[str, float | None]:
+    """The published evaluator over all N x P scores, in fractions; of equals the first wins."""
     scores, truth, seen = case.scores, case.truth, case.space.seen
     truth_seen = seen[truth]
 
@@ -100,18 +100,21 @@ def published(case: Case) -> dict[str, float]:
     u = np.array([accuracy(right(b)[~truth_seen]) for b in biases])
     harmonic = [2 * a * b / (a + b) if a + b else 0.0 for a, b in zip(s, u, strict=True)]
     unbiased = top(np.float32(0))
-    return {
-        "S": s.max(),
-        "U": u.max(),
-        "HM": max(harmonic),
-        "AUC": sum((u[k + 1] - u[k]) * (s[k + 1] + s[k]) / 2 for k in range(len(biases) - 1)),
-        "state_acc": accuracy(case.space.pair_state[unbiased] == case.space.pair_state[truth]),
-        "object_acc": accuracy(case.space.pair_object[unbiased] == case.space.pair_object[truth]),
-        "bias": float(biases[int(np.argmax(harmonic))]),
-    }
+    return without_undefined(
+        truth_seen,
+        {
+            "S": s.max(),
+            "U": u.max(),
+            "HM": max(harmonic),
+            "AUC": sum((u[k + 1] - u[k]) * (s[k + 1] + s[k]) / 2 for k in range(len(biases) - 1)),
+            "state_acc": accuracy(case.space.pair_state[unbiased] == case.space.pair_state[truth]),
+            "object_acc": accuracy(case.space.pair_object[unbiased] == case.space.pair_object[truth]),
+            "bias": float(biases[int(np.argmax(harmonic))]),
+        },
+    )
 
 
-def scanned(case: Case) -> dict[str, float]:
+def scanned(case: Case) -> dict[str, float | None]:
     """All biases at which two candidates of an image swap, and one between each two, in fractions."""
     scores, truth = case.scores.astype(np.float64), case.truth
     seen, truth_seen = case.space.seen, case.space.seen[truth]
@@ -135,9 +138,22 @@ def scanned(case: Case) -> dict[str, float]:
     points = [accuracies(bias) for bias in np.sort(np.concatenate([changes, between]))]
     s, u = np.array(points).T
     harmonic = [2 * a * b / (a + b) if a + b else 0.0 for a, b in points]
-    return {
-        "S": s.max(),
-        "U": u.max(),
-        "HM": max(harmonic),
-        "AUC": float(np.sum(np.diff(u) * (s[1:] + s[:-1]) / 2)),  # every move is parallel to an axis
-    }
+    return without_undefined(
+        truth_seen,
+        {
+            "S": s.max(),
+            "U": u.max(),
+            "HM": max(harmonic),
+            "AUC": float(np.sum(np.diff(u) * (s[1:] + s[:-1]) / 2)),  # every move is parallel to an axis
+        },
+    )
+
+
+def without_undefined(truth_seen: BoolArray, metrics: dict[str, float]) -> dict[str, float | None]:
+    """None in place of every metric that needs images which do not exist."""
+    undefined: set[str] = set()
+    if not truth_seen.any():
+        undefined |= {"S", "HM", "AUC", "bias"}
+    if truth_seen.all():
+        undefined |= {"S", "U", "HM", "AUC", "bias"} if "bias" in metrics else {"U", "HM", "AUC", "bias"}
+    return {name: None if name in undefined else value for name, value in metrics.items()}

@@ -1,7 +1,7 @@
 """Open-world C-GQA at full size, by hand: ``python -m tests.evaluation.check_open_world``.
 
 5,098 images against 413 x 674 = 278,362 pairs at D = 768, with random vectors in place of encoded
-ones: scoring, both weighted branches, the streamed digest and the exact metrics. Prints one JSON
+ones: scoring, both weighted branches, the streamed summary and the exact metrics. Prints one JSON
 line; the bounds are 90 s and 2.5 GB on two CPU cores. On a machine that does other things too, set
 OMP_NUM_THREADS=1 and read cpu_seconds: waiting threads of a crowded machine count as computing.
 """

@@ -11,8 +11,8 @@ from refiner_cli.config import Config
 from refiner_cli.errors import ScoresError, UsageError
 from refiner_cli.evaluation.compare import EvaluatedRun, compare
 from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_score_file
-from refiner_cli.evaluation.metrics.bootstrap import METRIC_NAMES
 from refiner_cli.evaluation.result import Result
+from refiner_cli.metric_names import METRIC_NAMES
 from tests.evaluation.test_score_files import CASE, saved
 
 
@@ -42,7 +42,7 @@ def test_differences_are_to_the_first(sides: list[EvaluatedRun]) -> None:
 
 
 def test_seeds_of_one_setting_have_mean_and_deviation(sides: list[EvaluatedRun]) -> None:
-    (spread,) = compare(sides).spreads
+    (spread,) = compare(sides).seeds
     assert spread.runs == ("run0", "run1")
     for name in METRIC_NAMES:
         values = [getattr(side.result.worlds["given"].metrics, name) for side in sides[:2]]
@@ -50,7 +50,7 @@ def test_seeds_of_one_setting_have_mean_and_deviation(sides: list[EvaluatedRun])
 
 
 def test_exported_models_form_no_group(sides: list[EvaluatedRun]) -> None:
-    assert compare([dataclasses.replace(side, config=None) for side in sides]).spreads == ()
+    assert compare([dataclasses.replace(side, config=None) for side in sides]).seeds == ()
 
 
 def test_one_run_or_other_images_cannot_be_compared(sides: list[EvaluatedRun], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def saved(folder: Path, **changed: Any) -> Path:
     return folder / "scores.npz"
 
 
-def digest_of(file: Path) -> Any:
+def summary_of(file: Path) -> Any:
     source = open_scores(file)
     stream = ScoreStream(source.space, source.allowed)
     for rows, truth in source.blocks():
@@ -49,12 +49,12 @@ def test_a_file_gives_what_the_matrix_gives(
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", block)
     save(tmp_path / "scores.npz", **arrays(CASE))
-    assert sweep(digest_of(tmp_path / "scores.npz"), CASE.space) == sweep(CASE.summary(), CASE.space)
+    assert sweep(summary_of(tmp_path / "scores.npz"), CASE.space) == sweep(CASE.summary(), CASE.space)
 
 
 def test_columns_first_and_other_floats_are_read(tmp_path: Path) -> None:
     for scores in (np.asfortranarray(CASE.scores), CASE.scores.astype(np.float64)):
-        assert sweep(digest_of(saved(tmp_path, scores=scores)), CASE.space) == sweep(
+        assert sweep(summary_of(saved(tmp_path, scores=scores)), CASE.space) == sweep(
             CASE.summary(), CASE.space
         )
 
@@ -104,7 +104,7 @@ def test_a_score_that_is_not_finite_names_row_and_column(tmp_path: Path, value: 
     scores = CASE.scores.copy()
     scores[17, 5] = value
     with pytest.raises(ScoresError, match=r"scores\[17, 5\] \(the pair '1 1'\)"):
-        digest_of(saved(tmp_path, scores=scores))
+        summary_of(saved(tmp_path, scores=scores))
 
 
 def test_missing_torn_and_foreign_files(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_a_damaged_compressed_matrix_is_noticed(tmp_path: Path) -> None:
     content[400:420] = bytes(20)
     (tmp_path / "scores.npz").write_bytes(content)
     with pytest.raises(ScoresError):
-        digest_of(tmp_path / "scores.npz")
+        summary_of(tmp_path / "scores.npz")

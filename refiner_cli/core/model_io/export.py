@@ -10,6 +10,7 @@ from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import PRECISIONS
 from refiner_cli.errors import UsageError
 from refiner_cli.files import atomic_folder
+from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 CARD = """---
 library_name: refiner
@@ -71,9 +72,7 @@ def model_card(model: Model, info: ModelInfo, *, dtype: str, with_backbone: bool
         backbone=spec.name,
         pretrained=spec.pretrained,
         step=info.step,
-        scores=" | ".join(
-            f"{info.metrics[name]:.1f}" if name in info.metrics else "-" for name in ("S", "U", "HM", "AUC")
-        ),
+        scores=" | ".join(format_metric(info.metrics.get(name)) for name in HEADLINE_METRICS),
         dtype=dtype,
         included="included" if with_backbone else "not included and is loaded by name",
         b_s=chosen.state_weight,

@@ -1,15 +1,15 @@
 """Which unseen pairs can exist at all: feasibility from the similarity of words.
 
 ``feas(a, o) = (f_o + f_a) / 2`` where ``f_o`` is the similarity of ``o`` to the nearest other object
-that training showed in the state ``a``, and ``f_a`` that of ``a`` to the nearest other state that
-training showed on ``o``; -1 where there is none. Seen pairs hold 0 and are never touched.
+seen in training in the state ``a``, and ``f_a`` that of ``a`` to the nearest other state seen in
+training on ``o``; -1 where there is none. Seen pairs hold 0 and are never touched.
 
 ``mask``
     Unseen pairs below a threshold do not compete. The published code multiplies instead: a masked
     pair scores 0, and a threshold at or below 0 doubles every seen score. ``legacy`` keeps that.
 ``soft``
     Unseen pairs gain ``lambda`` times their standardised feasibility. A true pair that looks odd
-    loses a little and not everything.
+    loses a little instead of everything.
 
 Neither threshold nor lambda is chosen here; see :mod:`refiner_cli.evaluation.feasibility.fit`.
 Shapes: ``S`` states, ``O`` objects, ``P`` pairs, ``B`` images.
@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.text import label_to_text
 from refiner_cli.data.labels import BoolArray, LabelSpace
-from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, Protocol
+from refiner_cli.evaluation.metrics.score_summary import FloatArray
+from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 
 FeasibilityMode = Literal["none", "mask", "soft"]
 THRESHOLDS = 50
@@ -87,26 +88,26 @@ def _nearest(shown: BoolArray, similarity: FloatArray) -> FloatArray:
     return np.stack([others[:, row].max(1, initial=-1.0) for row in shown])
 
 
-def candidate_values(kind: FeasibilityMode, space: LabelSpace, feasible: FloatArray) -> list[float]:
-    """The values that a choice is made from, smallest first; thresholds span the unseen pairs."""
+def candidate_values(mode: FeasibilityMode, space: LabelSpace, feasible: FloatArray) -> list[float]:
+    """The values to choose from, smallest first; thresholds span the unseen pairs."""
     unseen = feasible[~space.seen]
-    if kind == "none" or not len(unseen):
+    if mode == "none" or not len(unseen):
         return []
     return (
         [float(v) for v in np.linspace(unseen.min(), unseen.max(), THRESHOLDS)]
-        if kind == "mask"
+        if mode == "mask"
         else [*LAMBDAS]
     )
 
 
 def make_adjustment(
-    kind: FeasibilityMode, value: float, space: LabelSpace, feasible: FloatArray, protocol: Protocol
+    mode: FeasibilityMode, value: float, space: LabelSpace, feasible: FloatArray, protocol: SweepProtocol
 ) -> FeasibilityAdjustment:
-    """A threshold (mask) or a lambda (soft) put to work on the candidates of ``space``."""
-    if kind == "soft":
+    """The adjustment for a threshold (mask) or a lambda (soft) over the candidates of ``space``."""
+    if mode == "soft":
         unseen = feasible[~space.seen]
-        spread = max(float(unseen.std()), 1e-12)
-        offset = np.where(space.seen, 0.0, value * (feasible - unseen.mean()) / spread)
+        deviation = max(float(unseen.std()), 1e-12)
+        offset = np.where(space.seen, 0.0, value * (feasible - unseen.mean()) / deviation)
         return FeasibilityAdjustment(offset=torch.from_numpy(offset.astype(np.float32)))
     passes = feasible >= value
     if protocol == "legacy":  # seen pairs hold 0, and pass a threshold below that

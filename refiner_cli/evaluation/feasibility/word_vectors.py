@@ -15,7 +15,7 @@ import numpy as np
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.feasibility.feasibility import Similarity
-from refiner_cli.evaluation.metrics.bias_sweep import FloatArray
+from refiner_cli.evaluation.metrics.score_summary import FloatArray
 
 # Names of UT-Zappos and C-GQA without a vector of their own, as published work reads them.
 PUBLISHED_NAMES = {

@@ -1,7 +1,10 @@
-"""How sure a number is: bootstrap over images, seeded.
+"""How certain a number is: seeded bootstrap over images.
 
-N images are drawn with replacement and the whole sweep runs again. Two digests of the same images
-with the same seed see the same draws, so differences between their samples are paired.
+N images are drawn with replacement and the complete sweep runs again. Two summaries of the same images
+with the same seed are resampled alike, so differences between their samples are paired.
+
+A resampled set may lack images of seen or of unseen pairs, and a metric is undefined there (NaN).
+Intervals are taken over the samples where it is defined; without any there is no interval.
 """
 
 from __future__ import annotations
@@ -14,89 +17,114 @@ import numpy as np
 
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import ScoresError
-from refiner_cli.evaluation.metrics.bias_sweep import FloatArray, Protocol, ScoreSummary, sweep
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.breakdown import top_k
+from refiner_cli.evaluation.metrics.score_summary import FloatArray, ScoreSummary
+from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
+from refiner_cli.metric_names import METRIC_NAMES
 
-METRIC_NAMES = ("S", "U", "HM", "AUC", "state_acc", "object_acc")
 BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
-Samples = dict[str, FloatArray]  # metric -> one value a draw
+Samples = dict[str, FloatArray]  # metric -> one value per bootstrap sample, NaN where undefined
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle 95 % of the draws, in percent (or percentage points)."""
+    """The middle 95 % of the bootstrap samples, in percent (or percentage points)."""
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, samples: FloatArray) -> Interval:
-        low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    def of(cls, samples: FloatArray) -> Interval | None:
+        """The interval of the samples that are not NaN; None without any."""
+        defined = samples[~np.isnan(samples)]
+        if not len(defined):
+            return None
+        low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return cls(float(low), float(high))
 
     def to_json(self) -> list[float]:
         return [self.low, self.high]
 
 
+def interval_json(interval: Interval | None) -> list[float] | None:
+    return interval.to_json() if interval else None
+
+
 def resample(
-    digest: ScoreSummary,
+    summary: ScoreSummary,
     space: LabelSpace,
-    protocol: Protocol = "exact",
+    protocol: SweepProtocol = "exact",
     *,
-    draws: int = BOOTSTRAP_SAMPLES,
+    bootstrap_samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
 ) -> Samples:
-    """Every metric of :data:`NAMES`, and the bias of HM, on ``draws`` resampled sets of images."""
+    """Every metric, and the bias of HM, on resampled sets of images."""
     names = (*METRIC_NAMES, "bias")
     rows: list[list[float]] = []
-    for images in bootstrap_indices(len(digest), draws, seed):
-        metrics = sweep(digest.select(images), space, protocol)
-        rows.append([getattr(metrics, name) for name in names])
+    for images in bootstrap_indices(len(summary), bootstrap_samples, seed):
+        metrics = sweep(summary.select(images), space, protocol)
+        rows.append([nan_if_none(getattr(metrics, name)) for name in names])
     return dict(zip(names, np.array(rows).T, strict=True))
 
 
-def bootstrap_indices(images: int, draws: int, seed: int) -> Iterator[IntArray]:
-    """The images of each draw; the same ones whenever the three numbers are the same."""
+def nan_if_none(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def bootstrap_indices(images: int, bootstrap_samples: int, seed: int) -> Iterator[IntArray]:
+    """The images of each sample; the same ones whenever the three numbers are the same."""
     rng = np.random.default_rng(seed)
-    for _ in range(draws):
+    for _ in range(bootstrap_samples):
         yield rng.integers(images, size=images)
 
 
 def top_k_intervals(
-    digest: ScoreSummary, ks: Sequence[int], *, draws: int = BOOTSTRAP_SAMPLES, seed: int = 0
-) -> dict[int, dict[str, Interval]]:
+    summary: ScoreSummary,
+    ks: Sequence[int],
+    *,
+    bootstrap_samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+) -> dict[int, dict[str, Interval | None]]:
     """95 % interval of every share that :func:`~refiner_cli.evaluation.metrics.breakdown.top_k` gives."""
-    found = [top_k(digest.select(images), ks) for images in bootstrap_indices(len(digest), draws, seed)]
+    samples = [
+        top_k(summary.select(images), ks)
+        for images in bootstrap_indices(len(summary), bootstrap_samples, seed)
+    ]
     return {
-        k: {group: Interval.of(np.array([shares[k][group] for shares in found])) for group in found[0][k]}
+        k: {
+            group: Interval.of(np.array([nan_if_none(shares[k][group]) for shares in samples]))
+            for group in samples[0][k]
+        }
         for k in ks
     }
 
 
-def intervals(samples: Samples) -> dict[str, Interval]:
-    """95 % interval of everything that was sampled."""
+def intervals(samples: Samples) -> dict[str, Interval | None]:
+    """95 % interval of every metric that was sampled."""
     return {name: Interval.of(values) for name, values in samples.items()}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Second minus first, in percentage points; ``sure`` where the interval leaves zero out."""
+    """Second minus first, in percentage points, with its interval; both None where undefined."""
 
-    value: float
-    interval: Interval
+    value: float | None
+    interval: Interval | None
 
     @property
     def sure(self) -> bool:
-        return self.interval.low > 0 or self.interval.high < 0
+        """Whether the interval excludes zero."""
+        return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
 
     def to_json(self) -> dict[str, Any]:
-        return {"value": self.value, "interval": self.interval.to_json(), "sure": self.sure}
+        return {"value": self.value, "interval": interval_json(self.interval), "sure": self.sure}
 
 
 @dataclass(frozen=True)
 class MeasuredSplit:
-    """One method on one split in one world: its digest over its candidates."""
+    """One method on one split in one world: the summary of its scores over its candidates."""
 
     summary: ScoreSummary
     space: LabelSpace
@@ -105,30 +133,42 @@ class MeasuredSplit:
 def differences(
     first: MeasuredSplit,
     second: MeasuredSplit,
-    protocol: Protocol = "exact",
+    protocol: SweepProtocol = "exact",
     *,
-    draws: int = BOOTSTRAP_SAMPLES,
+    bootstrap_samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
     """Paired bootstrap of ``second - first`` for every metric.
 
     Raises ScoresError unless both hold the same images in the same order.
     """
+    sides = (first, second)
     if len(first.summary) != len(second.summary):
         raise ScoresError(f"One side has {len(first.summary)} images, the other {len(second.summary)}.")
-    truths = [[side.space.pairs[t] for t in side.summary.truth] for side in (first, second)]
+    truths = [[side.space.pairs[t] for t in side.summary.truth] for side in sides]
     if truths[0] != truths[1]:
         row = next(i for i, (a, b) in enumerate(zip(*truths, strict=True)) if a != b)
         raise ScoresError(
             f"Image {row} is {truths[0][row]} on one side and {truths[1][row]} on the other.",
             hint="Only results on the same images in the same order can be compared.",
         )
-    samples = [resample(s.summary, s.space, protocol, draws=draws, seed=seed) for s in (first, second)]
-    values = [sweep(s.summary, s.space, protocol) for s in (first, second)]
+    before, after = (sweep(side.summary, side.space, protocol) for side in sides)
+    before_samples, after_samples = (
+        resample(side.summary, side.space, protocol, bootstrap_samples=bootstrap_samples, seed=seed)
+        for side in sides
+    )
     return {
         name: Difference(
-            getattr(values[1], name) - getattr(values[0], name),
-            Interval.of(samples[1][name] - samples[0][name]),
+            metric_difference(before, after, name), Interval.of(after_samples[name] - before_samples[name])
         )
         for name in METRIC_NAMES
     }
+
+
+def metric_difference(before: Metrics, after: Metrics, name: str) -> float | None:
+    """``after - before``; None where the metric is undefined on either side.
+
+    Seen pairs may differ between methods, and with them what is defined.
+    """
+    values = getattr(before, name), getattr(after, name)
+    return None if None in values else values[1] - values[0]

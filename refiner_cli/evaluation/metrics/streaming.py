@@ -1,8 +1,8 @@
-"""Batches of scores in, one digest of a few numbers per image out: never N x P in memory.
+"""Batches of scores in, a few numbers per image out: never N x P in memory.
 
 The reduction runs where the scores are (CPU or accelerator), in blocks of rows, so that the
-temporary memory is bounded however many candidates compete. What happens to the digest afterwards
-is :mod:`refiner_cli.evaluation.metrics.bias_sweep`'s matter.
+temporary memory is bounded however many candidates compete. What is computed from the summary is the
+matter of :mod:`refiner_cli.evaluation.metrics.bias_sweep`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from refiner_cli.data.labels import BoolArray, LabelSpace
 from refiner_cli.errors import ScoresError
-from refiner_cli.evaluation.metrics.bias_sweep import ScoreSummary
+from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
 
 BLOCK_ELEMENTS = 1 << 20  # scores reduced at once: 4 MB and a few temporaries of that size stay in cache
 
 
 class ScoreStream:
-    """Feed it every image's scores once; ask for the digest at the end.
+    """Takes every image's scores once; the summary is ready at the end.
 
     Args:
         space: P candidates, in the order of the score columns.
@@ -49,15 +49,15 @@ class ScoreStream:
             "seen_columns": torch.from_numpy(np.flatnonzero(seen & compete)),
             "seen_index": torch.from_numpy(
                 np.append(np.flatnonzero(seen & compete), -1)
-            ),  # place -1 is nowhere
+            ),  # place -1: no candidate
             "unseen_only": torch.from_numpy(np.where(~seen & compete, 0, -np.inf).astype(np.float32)),
         }
         self._fixed = self._host  # or its copy on the device of the scores
-        self._parts: list[dict[str, Tensor]] = []
+        self._reduced: list[dict[str, Tensor]] = []
         self._images = 0
 
     def __len__(self) -> int:
-        """Images seen so far."""
+        """Images received so far."""
         return self._images
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ class ScoreStream:
         if target.shape != (scores.shape[0],) or target.is_floating_point():
             raise ScoresError(
                 f"{scores.shape[0]} rows of scores came with a truth {tuple(target.shape)}, {target.dtype}.",
-                hint="Give one integer index a row.",
+                hint="Give one integer index per row.",
             )
         outside = ((target < 0) | (target >= columns)).nonzero()
         if len(outside):
@@ -94,22 +94,29 @@ class ScoreStream:
             )
         step = max(BLOCK_ELEMENTS // columns, 1)
         for start in range(0, scores.shape[0], step):
-            part = scores[start : start + step]
-            if isinstance(part, np.ndarray):
-                part = torch.from_numpy(np.array(part, dtype=np.float32))  # a copy: memory maps are read-only
-            rows = part.float()
+            block = scores[start : start + step]
+            if isinstance(block, np.ndarray):
+                block = torch.from_numpy(
+                    np.array(block, dtype=np.float32)
+                )  # a copy: memory maps are read-only
+            rows = block.float()
             self._check_finite(rows)
             if self._fixed["seen"].device != rows.device:
                 self._fixed = {name: value.to(rows.device) for name, value in self._host.items()}
-            self._parts.append(self._reduce(rows, target[start : start + step].to(rows.device, torch.int64)))
+            self._reduced.append(
+                self._reduce(rows, target[start : start + step].to(rows.device, torch.int64))
+            )
             self._images += rows.shape[0]
 
     def summary(self) -> ScoreSummary:
         """Everything so far. Raises ScoresError if there was no image."""
-        if not self._parts:
+        if not self._reduced:
             raise ScoresError("There are no images to evaluate.")
         return ScoreSummary(
-            **{name: torch.cat([part[name].cpu() for part in self._parts]).numpy() for name in self._parts[0]}
+            **{
+                name: torch.cat([block[name].cpu() for block in self._reduced]).numpy()
+                for name in self._reduced[0]
+            }
         )
 
     def _check_finite(self, rows: Tensor) -> None:
@@ -124,7 +131,7 @@ class ScoreStream:
         )
 
     def _reduce(self, rows: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """B x P scores -> B-long tensors, one for each field of the digest.
+        """B x P scores -> B-long tensors, one for each field of the summary.
 
         Written for few passes over B x P: comparisons go straight into a float buffer, whose sums are exact
         for counts below 2^24 and several times faster than those of booleans.
@@ -136,14 +143,14 @@ class ScoreStream:
         itself = competes.long()  # the truth is among those that reach its score
 
         seen_rows = rows.index_select(1, fixed["seen_columns"])  # B x seen
-        best_seen, place = _best(seen_rows)
+        best_seen, place = _row_maximum(seen_rows)
         seen_index = fixed["seen_index"][place]
-        best_train = best_seen if self._all_train_compete else _best(rows[:, fixed["train"]])[0]
+        best_train = best_seen if self._all_train_compete else _row_maximum(rows[:, fixed["train"]])[0]
         seen_ahead = (seen_rows >= score).sum(1) - itself * truth_seen
         seen_second, seen_mass = _rest(seen_rows, place, best_seen)
 
         unseen_rows = rows + fixed["unseen_only"]  # B x P, -inf in the other columns
-        best_unseen, unseen_index = _best(unseen_rows)
+        best_unseen, unseen_index = _row_maximum(unseen_rows)
         none = rows.new_full((), -torch.inf)
         before = [row[:t].amax() if t else none for row, t in zip(unseen_rows, truth.tolist(), strict=True)]
         reached = torch.ge(unseen_rows, score, out=torch.empty_like(unseen_rows)).sum(1).long()
@@ -174,18 +181,18 @@ class ScoreStream:
 
     def _ties(self, rows: Tensor, top_index: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
         """Two of B bool: does a candidate of another state (object) share the best score where it is tied?"""
-        some = tied.nonzero().squeeze(1)  # few rows, unless scores were rounded
-        top = top_index[some][:, None]
-        shared = (rows[some] == rows[some].gather(1, top)) & self._fixed["compete"]
-        found = []
+        tied_rows = tied.nonzero().squeeze(1)  # few rows, unless scores were rounded
+        top = top_index[tied_rows][:, None]
+        shared = (rows[tied_rows] == rows[tied_rows].gather(1, top)) & self._fixed["compete"]
+        other_label = []
         for names in (self._fixed["state"], self._fixed["object"]):
             other = torch.zeros_like(tied)
-            other[some] = (shared & (names != names[top])).any(1)
-            found.append(other)
-        return found[0], found[1]
+            other[tied_rows] = (shared & (names != names[top])).any(1)
+            other_label.append(other)
+        return other_label[0], other_label[1]
 
 
-def _best(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _row_maximum(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Best score of each row and the first place that has it; -inf and -1 where there is none."""
     if rows.shape[1] == 0:
         best = rows.new_full(rows.shape[:1], -torch.inf)

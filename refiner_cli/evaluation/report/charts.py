@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refiner_cli.evaluation.metrics.bias_sweep import Curve, FloatArray
 from refiner_cli.evaluation.metrics.breakdown import Confusion, Reliability
+from refiner_cli.evaluation.metrics.score_summary import FloatArray
+from refiner_cli.evaluation.metrics.seen_unseen import SeenUnseenCurve
 
 CELL = 22  # side of a cell of the confusion map
 CHARACTER = 6.2  # width of a letter of a label, about
@@ -36,7 +37,7 @@ class ChartLine:
     """One world's curve with its operating points; ``style`` is a class of the style sheet."""
 
     style: str
-    curve: Curve
+    curve: SeenUnseenCurve
     marks: Sequence[Mark]
 
 
@@ -95,6 +96,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 def seen_unseen(lines: Sequence[ChartLine]) -> str:
     """Seen against unseen accuracy over all biases, with the operating points."""
+    lines = [line for line in lines if line.curve.is_defined]
     high = max([10.0, *(float(line.curve.unseen.max()) for line in lines)])
     top = max([10.0, *(float(line.curve.seen.max()) for line in lines)])
     frame = Frame("accuracy on unseen pairs, %", "accuracy on seen pairs, %", 1.05 * high, 1.05 * top)
@@ -112,7 +114,7 @@ def seen_unseen(lines: Sequence[ChartLine]) -> str:
     return frame.draw("".join(content), "Seen-unseen curve")
 
 
-def outline(frame: Frame, curve: Curve) -> str:
+def outline(frame: Frame, curve: SeenUnseenCurve) -> str:
     """The corners of a curve: steps for ``exact``, straight lines for ``legacy``; repeated ones left out."""
     corners: list[str] = []
     before = float(curve.unseen[0])

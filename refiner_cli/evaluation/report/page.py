@@ -18,12 +18,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from refiner_cli.data.images import decode
-from refiner_cli.evaluation.metrics.bias_sweep import curve
-from refiner_cli.evaluation.metrics.bootstrap import METRIC_NAMES, Interval
-from refiner_cli.evaluation.metrics.breakdown import BreakdownRow, PrimitiveKind, confusion, reliability
+from refiner_cli.evaluation.metrics.bias_sweep import seen_unseen_curve
+from refiner_cli.evaluation.metrics.bootstrap import Interval
+from refiner_cli.evaluation.metrics.breakdown import (
+    BreakdownRow,
+    PrimitiveKind,
+    confusion,
+    difficulty,
+    reliability,
+)
 from refiner_cli.evaluation.report import charts
 from refiner_cli.evaluation.result import Result, WorldResult
 from refiner_cli.files import atomic_file
+from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED, format_metric
 
 SIDE = 160  # pixels of a thumbnail
 PHOTOS = 3  # thumbnails of a pair
@@ -76,9 +83,10 @@ def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def between(value: float, span: Interval) -> str:
+def between(value: float | None, span: Interval | None) -> str:
     """A number with its interval below."""
-    return f"{value:.1f}<small>{span.low:.1f} to {span.high:.1f}</small>"
+    below = f"{span.low:.1f} to {span.high:.1f}" if span else ""
+    return f"{format_metric(value)}<small>{below}</small>"
 
 
 def metrics_table(result: Result) -> str:
@@ -105,29 +113,26 @@ def top_table(result: Result) -> str:
 def operating_points(world: WorldResult, result: Result) -> list[charts.Mark]:
     """Best harmonic mean, validation's bias, and no bias at all."""
     digest, seen = world.measured.summary, world.measured.summary.truth_seen
-    points = curve(digest, result.protocol)
+    points = seen_unseen_curve(digest, result.protocol)
     best = points.best
-    found = [
-        charts.Mark(
-            "dot",
-            float(points.unseen[best]),
-            float(points.seen[best]),
-            f"best harmonic mean, bias {world.metrics.bias:.3g}",
-        )
-    ]
+    found = []
+    if world.metrics.bias is not None:
+        text = f"best harmonic mean, bias {world.metrics.bias:.3g}"
+        found.append(charts.Mark("dot", float(points.unseen[best]), float(points.seen[best]), text))
     others = [("square", 0.0, "no bias")]
     if result.calibration:  # a score file brings none
         others.insert(0, ("ring", world.bias, "validation's bias"))
     for shape, bias, text in others:
         right = digest.correct(bias)
-        u, s = (100 * float(right[group].mean()) if group.any() else 0.0 for group in (~seen, seen))
-        found.append(charts.Mark(shape, u, s, f"{text}, {bias:.3g}"))
+        if points.is_defined:
+            u, s = (100 * float(right[group].mean()) for group in (~seen, seen))
+            found.append(charts.Mark(shape, u, s, f"{text}, {bias:.3g}"))
     return found
 
 
 def line(name: str, world: WorldResult, result: Result) -> charts.ChartLine:
     return charts.ChartLine(
-        name, curve(world.measured.summary, result.protocol), operating_points(world, result)
+        name, seen_unseen_curve(world.measured.summary, result.protocol), operating_points(world, result)
     )
 
 
@@ -162,12 +167,16 @@ def choices(result: Result) -> Iterator[str]:
         )
     for name, world in result.worlds.items():
         if choice := world.feasibility:
-            what = "threshold" if choice.kind == "mask" else "lambda"
+            what = "threshold" if choice.mode == "mask" else "lambda"
             yield (
-                f"Feasibility in the {name} world ({choice.kind}, {what} {choice.value:.4g}): the best of "
-                f"{len(choice.tried)} values on validation, AUC {choice.val_auc:.1f} there; words compared "
-                f"by {choice.source}."
+                f"Feasibility in the {name} world ({choice.mode}, {what} {choice.value:.4g}): the best of "
+                f"{len(choice.candidates)} values on validation, AUC {choice.val_auc:.1f} there; words "
+                f"compared by {choice.source}."
             )
+    for name, world in result.worlds.items():
+        if undefined := world.metrics.undefined():
+            reason = next(iter(undefined.values()))
+            yield f"Undefined in the {name} world: {', '.join(undefined)}, as the split has {reason}."
     yield (
         "Exact protocol: every bias that changes a prediction is visited; a tie never counts as right."
         if result.protocol == "exact"
@@ -180,7 +189,7 @@ def tried(world: WorldResult) -> str:
     choice = world.feasibility
     if choice is None:
         return ""
-    return charts.tried(choice.tried, choice.value, "threshold" if choice.kind == "mask" else "lambda")
+    return charts.tried(choice.candidates, choice.value, "threshold" if choice.mode == "mask" else "lambda")
 
 
 def calibration_text(result: Result) -> str:
@@ -236,9 +245,9 @@ def rows_table(rows: Sequence[BreakdownRow]) -> str:
         ["", "images", "right", "margin", "most often taken for"],
         (
             [html.escape(row.name) + (" <small>unseen</small>" if row.seen is False else ""), str(row.images),
-             f"{row.accuracy:.1f}", f"{row.margin:.2f}",
+             f"{row.accuracy:.1f}", UNDEFINED if row.margin is None else f"{row.margin:.2f}",
              f"{html.escape(row.mistaken_for)} ({row.mistaken})" if row.mistaken_for else ""]
-            for row in sorted(rows, key=lambda row: (row.accuracy, row.margin))
+            for row in sorted(rows, key=difficulty)
         ),
     )  # fmt: skip
 

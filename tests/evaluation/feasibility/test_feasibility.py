@@ -67,9 +67,9 @@ def test_the_exact_mask_takes_pairs_out_of_the_race() -> None:
     mask = make_adjustment("mask", threshold, CASE.space, FEASIBLE, "exact")
     stream = ScoreStream(CASE.space, mask.allowed)
     stream.update(mask.apply(torch.from_numpy(CASE.scores)), CASE.truth)
-    digest = stream.summary()
-    assert set(digest.best_unseen_index) <= set(np.flatnonzero(~SEEN & (threshold <= FEASIBLE)))
-    assert (digest.best_seen == CASE.scores[:, SEEN].max(1)).all()
+    summary = stream.summary()
+    assert set(summary.best_unseen_index) <= set(np.flatnonzero(~SEEN & (threshold <= FEASIBLE)))
+    assert (summary.best_seen == CASE.scores[:, SEEN].max(1)).all()
 
 
 @pytest.mark.parametrize(("threshold", "factor_of_seen"), [(-0.2, 2.0), (0.0, 2.0), (0.2, 1.0)])

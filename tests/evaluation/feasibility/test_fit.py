@@ -70,7 +70,8 @@ def test_weights_above_zero_have_to_be_surely_better(
 ) -> None:
     asked = []
 
-    def answer(plain: MeasuredSplit, best: MeasuredSplit) -> bool:
+    def answer(plain: MeasuredSplit, best: MeasuredSplit, metric: str) -> bool:
+        assert metric == "AUC"
         asked.append([sweep(side.summary, side.space).AUC for side in (plain, best)])
         return len(asked) == 1
 
@@ -87,9 +88,9 @@ def test_surely_better_is_better_by_more_than_chance() -> None:
         MeasuredSplit(case.summary(), case.space)
         for case in (make_case(3, images=200, skill=skill) for skill in (0.5, 0.51, 1.5))
     )
-    assert calibration.surely_better(weak, strong)
-    assert not calibration.surely_better(strong, weak)
-    assert not calibration.surely_better(weak, same)
+    assert calibration.surely_better(weak, strong, "AUC")
+    assert not calibration.surely_better(strong, weak, "AUC")
+    assert not calibration.surely_better(weak, same, "AUC")
 
 
 def test_centres_are_those_of_training_images_alone(model: Model, demo: Benchmark) -> None:
@@ -123,8 +124,8 @@ def test_feasibility_reads_no_test_image(model: Model, demo: Benchmark, kind: An
     similarity = text_tower_similarity(model.backbone, demo.vocabulary)
     _, choice = fit_feasibility(model, sealed(demo), kind, similarity, RuntimeOptions(), protocol=protocol)
     assert choice is not None
-    assert choice.val_auc == max(auc for _, auc in choice.tried)
-    assert choice.value == next(value for value, auc in choice.tried if auc == choice.val_auc)
+    assert choice.val_auc == max(auc for _, auc in choice.candidates)
+    assert choice.value == next(value for value, auc in choice.candidates if auc == choice.val_auc)
 
 
 def test_other_test_labels_change_results_but_no_choice(model: Model, demo: Benchmark) -> None:
@@ -154,7 +155,7 @@ def test_soft_with_lambda_zero_is_no_prior(model: Model, demo: Benchmark) -> Non
     _, soft = fit_feasibility(model, demo, "soft", similarity, RuntimeOptions())
     plain = evaluate_model(model, demo, "val", ["open"], RuntimeOptions(), EvalOptions(bootstrap_samples=2))
     assert soft is not None
-    assert soft.tried[0] == (0.0, plain.worlds["open"].metrics.AUC)
+    assert soft.candidates[0] == (0.0, plain.worlds["open"].metrics.AUC)
 
 
 def test_other_labels_are_named(model: Model, demo: Benchmark) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from refiner_cli.core.models.base import Calibration
 from refiner_cli.evaluation.feasibility.feasibility import make_adjustment
 from refiner_cli.evaluation.feasibility.threshold_sweep import ThresholdStream
-from refiner_cli.evaluation.metrics.bias_sweep import curve
+from refiner_cli.evaluation.metrics.bias_sweep import seen_unseen_curve
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from tests.evaluation.cases import CASES, Case
 
@@ -27,7 +27,7 @@ def test_one_pass_gives_the_curve_of_every_threshold(case: Case, seed: int, coun
         mask = make_adjustment("mask", threshold, case.space, feasible, "exact")
         alone = ScoreStream(case.space, mask.allowed)
         alone.update(scores, truth)
-        expected = curve(alone.summary())
+        expected = seen_unseen_curve(alone.summary())
         assert found.bias.tolist() == expected.bias.tolist()
-        assert found.seen.tolist() == expected.seen.tolist()
-        assert found.unseen.tolist() == expected.unseen.tolist()
+        assert found.seen_correct.tolist() == expected.seen_correct.tolist()
+        assert found.unseen_correct.tolist() == expected.unseen_correct.tolist()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.evaluation.metrics.bias_sweep import curve, harmonic_mean, sweep
+from refiner_cli.evaluation.metrics.bias_sweep import seen_unseen_curve, sweep
+from refiner_cli.evaluation.metrics.seen_unseen import SeenUnseenCurve, harmonic_mean
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from tests.evaluation.cases import CASES, Case, make_case, published, scanned
 
@@ -19,7 +21,7 @@ from tests.evaluation.cases import CASES, Case, make_case, published, scanned
 def test_legacy_is_the_published_algorithm(case: Case) -> None:
     metrics = sweep(case.summary(), case.space, "legacy").to_json()
     for name, value in published(case).items():
-        if name == "bias":
+        if name == "bias" or value is None:
             assert metrics[name] == value
         else:
             assert metrics[name] == pytest.approx(100 * value, abs=1e-9)
@@ -30,28 +32,30 @@ def test_legacy_is_the_published_algorithm(case: Case) -> None:
 def test_exact_is_an_exhaustive_scan_of_the_bias(case: Case) -> None:
     metrics = sweep(case.summary(), case.space, "exact").to_json()
     for name, value in scanned(case).items():
-        assert metrics[name] == pytest.approx(100 * value, abs=1e-9), name
+        expected = None if value is None else pytest.approx(100 * value, abs=1e-9)
+        assert metrics[name] == expected, name
 
 
 @settings(max_examples=100, deadline=None)
 @given(CASES)
 def test_exact_area_is_the_share_of_image_pairs_with_a_common_bias(case: Case) -> None:
-    digest = case.summary()
-    change, seen = digest.breakpoints(), digest.truth_seen
+    summary = case.summary()
+    change, seen = summary.breakpoints(), summary.truth_seen
     together = change[seen][:, None] > change[~seen][None, :]
-    share = together.mean() if together.size else 0.0
-    assert pytest.approx(100 * share, abs=1e-9) == sweep(digest, case.space).AUC
+    expected = pytest.approx(100 * together.mean(), abs=1e-9) if together.size else None
+    assert expected == sweep(summary, case.space).AUC
 
 
 @settings(max_examples=100, deadline=None)
 @given(CASES)
 def test_the_reported_bias_reaches_the_reported_harmonic_mean(case: Case) -> None:
-    digest = case.summary()
-    metrics = sweep(digest, case.space)
-    right = digest.correct(metrics.bias)
-    s = right[digest.truth_seen].mean() if digest.truth_seen.any() else 0.0
-    u = right[~digest.truth_seen].mean() if (~digest.truth_seen).any() else 0.0
+    summary = case.summary()
+    metrics = sweep(summary, case.space)
     if metrics.HM:
+        assert metrics.bias is not None
+        assert math.isfinite(metrics.bias)
+        right = summary.correct(metrics.bias)
+        s, u = right[summary.truth_seen].mean(), right[~summary.truth_seen].mean()
         assert pytest.approx(100 * 2 * s * u / (s + u), abs=1e-9) == metrics.HM
 
 
@@ -108,8 +112,8 @@ def test_nothing_right_is_zero_and_finite(protocol: str) -> None:
 
 def test_legacy_reads_below_exact_on_a_concave_curve() -> None:
     case = make_case(3, images=4000, states=8, objects=9, skill=2.0)
-    digest = case.summary(500)
-    assert 0 < sweep(digest, case.space).AUC - sweep(digest, case.space, "legacy").AUC < 1
+    summary = case.summary(500)
+    assert 0 < sweep(summary, case.space).AUC - sweep(summary, case.space, "legacy").AUC < 1
 
 
 def test_rounding_at_the_largest_bias_ties_cosines() -> None:
@@ -133,7 +137,7 @@ def test_counts_and_json() -> None:
 @pytest.mark.parametrize("protocol", ["exact", "legacy"])
 def test_the_curve_runs_from_seen_to_unseen(protocol: str) -> None:
     case = make_case(5, images=300, skill=2.0)
-    points = curve(case.summary(), protocol)
+    points = seen_unseen_curve(case.summary(), protocol)
     assert np.all(np.diff(points.bias) >= 0)
     assert np.all(np.diff(points.seen) <= 0)
     assert np.all(np.diff(points.unseen) >= 0)
@@ -142,19 +146,70 @@ def test_the_curve_runs_from_seen_to_unseen(protocol: str) -> None:
 
 def test_the_exact_curve_visits_every_breakpoint() -> None:
     case = make_case(6, images=200, skill=2.0)
-    digest = case.summary()
-    finite = digest.breakpoints()[np.isfinite(digest.breakpoints())]
-    assert len(curve(digest).bias) == len(np.unique(finite)) + 1
+    summary = case.summary()
+    finite = summary.breakpoints()[np.isfinite(summary.breakpoints())]
+    assert len(seen_unseen_curve(summary).bias) == len(np.unique(finite)) + 1
 
 
 def test_take_repeats_and_drops_images() -> None:
     case = make_case(7)
-    digest = case.summary()
-    assert digest.select(np.array([3, 3, 5])).truth.tolist() == digest.truth[[3, 3, 5]].tolist()
-    assert len(digest.select(digest.truth_seen)) == np.count_nonzero(digest.truth_seen)
+    summary = case.summary()
+    assert summary.select(np.array([3, 3, 5])).truth.tolist() == summary.truth[[3, 3, 5]].tolist()
+    assert len(summary.select(summary.truth_seen)) == np.count_nonzero(summary.truth_seen)
 
 
-def test_harmonic_mean_of_zeros_is_zero() -> None:
+def test_harmonic_mean_of_zeros_is_zero_and_of_nothing_is_nothing() -> None:
+    assert math.isnan(harmonic_mean(np.array([np.nan]), np.array([50.0]))[0])
     assert harmonic_mean(np.array([0.0, 50.0]), np.array([0.0, 100.0])).tolist() == pytest.approx(
         [0, 200 / 3]
     )
+
+
+@pytest.mark.parametrize("protocol", ["exact", "legacy"])
+@pytest.mark.parametrize(("only", "missing"), [("seen", "unseen"), ("unseen", "seen")])
+def test_without_images_of_one_side_its_metrics_are_undefined_and_not_zero(
+    protocol: str, only: str, missing: str
+) -> None:
+    case = make_case(6, only=only, skill=2.0)
+    metrics = sweep(case.summary(), case.space, protocol)
+    lost, kept = ("U", "S") if missing == "unseen" else ("S", "U")
+    assert (metrics.HM, metrics.AUC, metrics.bias, getattr(metrics, lost)) == (None, None, None, None)
+    if (protocol, missing) == ("legacy", "unseen"):  # its biases are taken from the missing images
+        assert (metrics.S, metrics.selection_metric()) == (None, ("state_acc", metrics.state_acc))
+        assert set(metrics.undefined()) == {"S", "U", "HM", "AUC"}
+    else:
+        assert getattr(metrics, kept) > 0
+        assert metrics.selection_metric() == (kept, getattr(metrics, kept))
+        assert set(metrics.undefined()) == {lost, "HM", "AUC"}
+    assert set(metrics.undefined().values()) == {f"no image of {missing} pairs"}
+    json.dumps(metrics.to_json(), allow_nan=False)
+
+
+def test_with_images_on_both_sides_everything_is_defined_and_auc_selects() -> None:
+    case = make_case(4)
+    metrics = sweep(case.summary(), case.space)
+    assert metrics.undefined() == {}
+    assert metrics.selection_metric() == ("AUC", metrics.AUC)
+
+
+def test_legacy_breaks_ties_of_the_harmonic_mean_as_fractions_do() -> None:
+    """In percent, rounding makes another one of equal means the largest; every small case is tried."""
+    differ = 0
+    for n_seen, n_unseen in product(range(1, 13), repeat=2):
+        counts = list(product(range(1, n_seen + 1), range(1, n_unseen + 1)))
+        mean = {(a, b): 2 * (a / n_seen) * (b / n_unseen) / (a / n_seen + b / n_unseen) for a, b in counts}
+        for (a, b), (c, d) in combinations(counts, 2):
+            if a * b * (c * n_unseen + d * n_seen) != c * d * (a * n_unseen + b * n_seen):
+                continue  # the means are not equal
+            curve = SeenUnseenCurve(
+                np.array([0.0, 1.0]), np.array([a, c]), np.array([b, d]), n_seen, n_unseen, "legacy"
+            )
+            assert curve.best == (0 if mean[a, b] >= mean[c, d] else 1)
+            differ += curve.best != int(np.argmax(harmonic_mean(curve.seen, curve.unseen)))
+    assert differ > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(CASES, st.sampled_from(["exact", "legacy"]))
+def test_every_bias_of_a_curve_is_finite(case: Case, protocol: str) -> None:
+    assert np.isfinite(seen_unseen_curve(case.summary(), protocol).bias).all()

@@ -22,7 +22,7 @@ from refiner_cli.evaluation.metrics.breakdown import (
 from tests.evaluation.cases import CASES, Case, make_case
 
 CASE = make_case(31, images=120, skill=1.5)
-DIGEST = CASE.summary(120)
+SUMMARY = CASE.summary(120)
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,26 +37,26 @@ def test_top_k_counts_candidates_that_score_at_least_as_much(case: Case) -> None
 @settings(max_examples=60, deadline=None)
 @given(CASES)
 def test_tables_add_up(case: Case) -> None:
-    digest = case.summary()
+    summary = case.summary()
     for rows, right in (
-        (per_pair(digest, case.space, 0.3), digest.correct(0.3)),
-        (per_primitive(digest, case.space, "state", 0.3), None),
-        (per_primitive(digest, case.space, "object", 0.3), None),
+        (per_pair(summary, case.space, 0.3), summary.correct(0.3)),
+        (per_primitive(summary, case.space, "state", 0.3), None),
+        (per_primitive(summary, case.space, "object", 0.3), None),
     ):
-        assert sum(row.images for row in rows) == len(digest)
+        assert sum(row.images for row in rows) == len(summary)
         if right is not None:
             assert sum(row.images * row.accuracy for row in rows) == pytest.approx(100 * right.sum())
 
 
 def test_states_and_objects_agree_with_the_sweep_without_bias() -> None:
-    metrics = sweep(DIGEST, CASE.space)
+    metrics = sweep(SUMMARY, CASE.space)
     for part, expected in (("state", metrics.state_acc), ("object", metrics.object_acc)):
-        rows = per_primitive(DIGEST, CASE.space, part)
-        assert sum(row.images * row.accuracy for row in rows) / len(DIGEST) == pytest.approx(expected)
+        rows = per_primitive(SUMMARY, CASE.space, part)
+        assert sum(row.images * row.accuracy for row in rows) / len(SUMMARY) == pytest.approx(expected)
 
 
 def test_the_hardest_pairs_are_unseen_and_worst_first() -> None:
-    rows = per_pair(DIGEST, CASE.space)
+    rows = per_pair(SUMMARY, CASE.space)
     hardest = hardest_unseen(rows, 3)
     unseen = [row for row in rows if not row.seen]
     assert len(hardest) == min(3, len(unseen))
@@ -65,18 +65,18 @@ def test_the_hardest_pairs_are_unseen_and_worst_first() -> None:
 
 
 def test_a_row_says_what_it_was_mistaken_for() -> None:
-    row = next(row for row in per_pair(DIGEST, CASE.space) if row.mistaken)
-    truth = [" ".join(CASE.space.pairs[i]) for i in DIGEST.truth]
-    found = [" ".join(CASE.space.pairs[i]) for i in DIGEST.predictions()]
+    row = next(row for row in per_pair(SUMMARY, CASE.space) if row.mistaken)
+    truth = [" ".join(CASE.space.pairs[i]) for i in SUMMARY.truth]
+    found = [" ".join(CASE.space.pairs[i]) for i in SUMMARY.predictions()]
     assert row.mistaken == sum(
         (t, f) == (row.name, row.mistaken_for) for t, f in zip(truth, found, strict=True)
     )
 
 
 def test_confusion_rows_are_shares() -> None:
-    full = confusion(DIGEST, CASE.space, "object", limit=99)
+    full = confusion(SUMMARY, CASE.space, "object", limit=99)
     assert full.percent[full.images > 0].sum(1) == pytest.approx(100)
-    assert len(confusion(DIGEST, CASE.space, "object", limit=2).names) == 2
+    assert len(confusion(SUMMARY, CASE.space, "object", limit=2).names) == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,18 +88,18 @@ def test_confidence_is_the_softmax_of_the_prediction(case: Case) -> None:
 
 
 def test_reliability_counts_every_image_once() -> None:
-    found = reliability(DIGEST)
-    assert found.images.sum() == len(DIGEST)
+    found = reliability(SUMMARY)
+    assert found.images.sum() == len(SUMMARY)
     filled = found.images > 0
     gap = np.abs(found.confidence - found.accuracy)[filled] * found.images[filled]
-    assert found.error == pytest.approx(gap.sum() / len(DIGEST))
+    assert found.error == pytest.approx(gap.sum() / len(SUMMARY))
 
 
 def test_per_image_lines(tmp_path: Path) -> None:
-    names = [f"{i}.jpg" for i in range(len(DIGEST))]
-    write_per_image(tmp_path / "images.jsonl", per_image(DIGEST, CASE.space, names))
+    names = [f"{i}.jpg" for i in range(len(SUMMARY))]
+    write_per_image(tmp_path / "images.jsonl", per_image(SUMMARY, CASE.space, names))
     rows = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == names
-    assert sum(row["correct"] for row in rows) == DIGEST.correct().sum()
+    assert sum(row["correct"] for row in rows) == SUMMARY.correct().sum()
     assert all((row["rank"] == 1) == row["correct"] for row in rows)
-    assert [tuple(row["truth"]) for row in rows] == [CASE.space.pairs[t] for t in DIGEST.truth]
+    assert [tuple(row["truth"]) for row in rows] == [CASE.space.pairs[t] for t in SUMMARY.truth]

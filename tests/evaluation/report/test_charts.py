@@ -5,10 +5,10 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from refiner_cli.evaluation.metrics.bias_sweep import curve
+from refiner_cli.evaluation.metrics.bias_sweep import seen_unseen_curve
 from refiner_cli.evaluation.metrics.breakdown import confusion, reliability
 from refiner_cli.evaluation.report import charts
 from tests.evaluation.cases import CASES, Case, make_case
@@ -18,7 +18,8 @@ CASE = make_case(4, images=120, skill=2.0)
 
 @given(CASES, st.sampled_from(["exact", "legacy"]))
 def test_the_area_under_the_drawn_curve_is_the_auc(case: Case, protocol: str) -> None:
-    found = curve(case.summary(), protocol)
+    found = seen_unseen_curve(case.summary(), protocol)
+    assume(found.area is not None)
     frame = charts.Frame("u", "s", width=10_000, height=10_000)
     corners = np.array([corner.split() for corner in charts.outline(frame, found).split("L")], float)
     share = (corners - [frame.x(0), frame.y(0)]) / [frame.x(100) - frame.x(0), frame.y(100) - frame.y(0)]
@@ -27,15 +28,15 @@ def test_the_area_under_the_drawn_curve_is_the_auc(case: Case, protocol: str) ->
 
 
 def drawings() -> list[str]:
-    digest = CASE.summary()
-    points = curve(digest)
+    summary = CASE.summary()
+    points = seen_unseen_curve(summary)
     line = charts.ChartLine(
         "closed", points, [charts.Mark(shape, 10, 20, "a <b>") for shape in ("dot", "square")]
     )
     return [
         charts.seen_unseen([line]),
-        charts.calibration([("closed", reliability(digest))]),
-        charts.confusion_map(confusion(digest, CASE.space, "object")),
+        charts.calibration([("closed", reliability(summary))]),
+        charts.confusion_map(confusion(summary, CASE.space, "object")),
         charts.tried([(0.0, 3.0), (1.0, 4.0)], 1.0, "lambda"),
         charts.tried([(0.5, 0.0)], 0.5, "threshold"),
     ]

@@ -25,8 +25,8 @@ def page(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     file = tmp_path_factory.mktemp("report") / "report.html"
     with pytest.raises(SystemExit) as left:
-        main(["-q", "eval", str(small_run), "--feasibility", "soft", "--draws", "20", "--report", str(file),
-              "--json"])  # fmt: skip
+        main(["-q", "eval", str(small_run), "--feasibility", "soft", "--bootstrap-samples", "20",
+              "--report", str(file), "--json"])  # fmt: skip
     assert not left.value.code
     return file
 
@@ -40,7 +40,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
 
 def test_the_page_shows_what_eval_prints(cli: Cli, small_run: Path, page: Path) -> None:
     text = page.read_text("utf-8")
-    result = cli("eval", small_run, "--feasibility", "soft", "--draws", 20, "--json").json
+    result = cli("eval", small_run, "--feasibility", "soft", "--bootstrap-samples", 20, "--json").json
     for world in result["worlds"].values():
         low, high = world["intervals"]["AUC"]
         assert f"<td>{world['AUC']:.1f}<small>{low:.1f} to {high:.1f}</small></td>" in text
