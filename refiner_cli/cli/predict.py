@@ -184,7 +184,9 @@ def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOpti
     from refiner_cli.inference.vocabulary import choose_space
 
     model, _ = open_model(request.model, request.device)
-    space = choose_space(model.space, request.world, request.states, request.objects, request.pairs)
+    space = choose_space(
+        model.space, request.world, request.states, request.objects, request.pairs, terminal.note
+    )
     precision, why = pick_precision(request.precision, model.device)
     recogniser = Recogniser(model, space, precision)
     if request.heatmaps and not recogniser.has_queries:

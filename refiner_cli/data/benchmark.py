@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from refiner_cli.data.labels import LabelSpace, Pair
+from refiner_cli.data.lists import read_text
 from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import DatasetError
 
@@ -89,32 +90,29 @@ class Benchmark:
 
 
 def read_pairs(file: Path, separator: str | None = None) -> tuple[Pair, ...]:
-    """Read a pair list: one "state object" a line. Raises DatasetError naming file and line.
+    """Read a pair list of a dataset: one "state object" per line, with the exact spelling of the file.
 
-    With another ``separator`` than white space, names may hold spaces.
+    With another ``separator`` than white space, names may hold spaces. Lists that users write are
+    read by :mod:`refiner_cli.data.lists`, which accepts more. Raises DatasetError naming file and line.
     """
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
+    if not file.exists():
         raise DatasetError(
             f"The pair list {file} does not exist.",
             hint="A dataset folder holds compositional-split-natural/{train,val,test}_pairs.txt.",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"The pair list {file} cannot be read ({error}).") from None
+        )
     pairs: dict[Pair, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(file, "pair list").split("\n"), 1):
         if not line.strip():
             continue
         words = [word.strip() for word in line.split(separator)]
         if len(words) != 2 or not all(words):
             raise DatasetError(
                 f"{file}, line {number}: {line!r} is not a pair.",
-                hint=f"Each line holds one state and one object, separated by {separator or 'a space'}.",
+                hint=f"Each line holds one state and one object, with {separator or 'a space'} between them.",
             )
         pair = (words[0], words[1])
         if pair in pairs:
-            raise DatasetError(f"{file}, line {number}: '{line}' stands already in line {pairs[pair]}.")
+            raise DatasetError(f"{file}, line {number}: '{line}' is already in line {pairs[pair]}.")
         pairs[pair] = number
     if not pairs:
         raise DatasetError(f"The pair list {file} is empty.")
@@ -149,11 +147,15 @@ def read_metadata(file: Path) -> list[Row]:
 
 
 def used_rows(rows: Iterable[Row], known: Container[Pair]) -> Iterator[tuple[Split, Pair, Row]]:
-    """The rows that count, as every published loader takes them: labelled, in a split, with a known pair."""
+    """The rows that count, as every published loader takes them: in a split, with a known pair.
+
+    Published rows without a label have the state ``NA``, which no published pair list holds. A user's
+    photos may show a state of that name; then it is in the pair lists, and counts.
+    """
     splits = {str(split): split for split in SPLITS}
     for row in rows:
         split, pair = splits.get(row["set"]), (row["attr"], row["obj"])
-        if split is not None and row["attr"] != "NA" and pair in known:
+        if split is not None and pair in known:
             yield split, pair, row
 
 

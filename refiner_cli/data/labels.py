@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,38 @@ from refiner_cli.errors import DatasetError
 Pair = tuple[str, str]  # (state, object)
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+_BETWEEN_WORDS = re.compile(r"[\s_.\-\u2010-\u2015]+")  # spaces of any kind, underscores, dots, dashes
+
+
+def name_key(name: str) -> str:
+    """What all usual spellings of a name have in common; two names are the same if their keys are.
+
+    Upper and lower case, Unicode normal forms, invisible characters, and what stands between words
+    (space, ``_``, ``.``, ``-``) make no difference: ``half-eaten`` is ``Half_Eaten``.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible(name)).casefold())
+    return _BETWEEN_WORDS.sub(" ", folded).strip()
+
+
+def visible(name: str) -> str:
+    """A name without zero-width and control characters, in Unicode's composed form, one space for many."""
+    kept = "".join(c for c in name if unicodedata.category(c) not in {"Cf", "Cc"} or c.isspace())
+    return unicodedata.normalize("NFC", " ".join(kept.split()))
+
+
+class NameIndex:
+    """Finds a known name under any usual spelling. An exact match goes before any other."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact = dict.fromkeys(names)
+        self._by_key: dict[str, str] = {}
+        for name in self._exact:
+            self._by_key.setdefault(name_key(name), name)
+
+    def find(self, name: str) -> str | None:
+        """The known spelling, or None."""
+        return name if name in self._exact else self._by_key.get(name_key(name))
 
 
 @dataclass(frozen=True)

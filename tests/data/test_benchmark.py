@@ -64,9 +64,9 @@ def test_pair_lists_with_another_separator_hold_spaces(tmp_path: Path) -> None:
     [
         ("ripe apple\nripe\n", "line 2: 'ripe' is not a pair"),
         ("ripe red apple\n", "line 1"),
-        ("ripe apple\ncut pear\nripe apple\n", "line 3: 'ripe apple' stands already in line 1"),
+        ("ripe apple\ncut pear\nripe apple\n", "line 3: 'ripe apple' is already in line 1"),
         ("\n", "is empty"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff", "line 1 holds the byte 0xff"),
     ],
 )
 def test_mistakes_in_a_pair_list_are_named(tmp_path: Path, text: str | bytes, message: str) -> None:
