@@ -17,6 +17,7 @@ from refiner_cli.cli import (
     download,
     eval,  # noqa: A004 - the command's name
     export,
+    guide,
     info,
     predict,
     train,
@@ -64,6 +65,7 @@ COMMANDS = (
     info.info,
     doctor.doctor,
     bench.bench,
+    guide.guide,
 )
 for command in COMMANDS:
     app.command(name="eval" if command is eval.evaluate else None)(command)

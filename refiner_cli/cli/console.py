@@ -38,6 +38,7 @@ from refiner_cli.errors import RefinerError
 PARTLY_DONE = 5
 INTERRUPTED = 130
 TERMINATED = 143
+MARKDOWN_WIDTH = 100  # columns; longer lines are hard to read
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
@@ -97,6 +98,17 @@ class Terminal:
         # A number is never cut off: a table that is wider than the terminal wraps instead.
         table.width = Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
         self.out.print(table)
+
+    def markdown(self, text: str) -> None:
+        """Print a page: rendered on a terminal, as it is into a pipe or file."""
+        if self.out.is_terminal:
+            from rich.markdown import Markdown
+
+            width = min(self.out.width, MARKDOWN_WIDTH)
+            self.out.print(Markdown(text, hyperlinks=False), soft_wrap=False, width=width)
+        else:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def json(self, value: dict[str, Any]) -> None:
         # Not through rich: a long line must stay one line, whatever the width.

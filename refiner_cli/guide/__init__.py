@@ -1,0 +1,27 @@
+"""The user's guide: one Markdown page per task, beside this file; ``refiner guide PAGE`` shows one.
+
+``python -m refiner_cli.guide`` rewrites the parts of the pages that are generated: the settings from the
+configuration's schema, the commands from the Typer app.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+PAGES = (  # in the order of reading
+    "photos", "own-data", "benchmarks", "results", "method", "many-machines", "python",
+    "configuration", "commands", "output-and-exit-codes", "troubleshooting", "contributing",
+)  # fmt: skip
+MARKER = re.compile(r"^<!-- .* -->\n", re.M)
+
+
+def page_text(name: str) -> str:
+    """The Markdown of one of ``PAGES``, without the markers of generated parts."""
+    text = resources.files("refiner_cli.guide").joinpath(f"{name}.md").read_text("utf-8")
+    return MARKER.sub("", text)
+
+
+def page_title(name: str) -> str:
+    """The heading of a page."""
+    return page_text(name).splitlines()[0].removeprefix("# ")
