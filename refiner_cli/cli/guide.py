@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from refiner_cli.guide import PAGES, page_text, page_title
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.errors import UsageError
+from refiner_cli.guide import PAGES, page_text, page_title
 
 
 def page_names(incomplete: str) -> list[str]:

@@ -159,12 +159,13 @@ def used_rows(rows: Iterable[Row], known: Container[Pair]) -> Iterator[tuple[Spl
             yield split, pair, row
 
 
-def load_benchmark(root: Path, name: str | None = None) -> Benchmark:
+def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
     """Read a prepared benchmark folder. Images are not opened.
 
     Raises:
         DatasetError: a part is missing or malformed, or a split has no image.
     """
+    root = Path(root)
     if not root.is_dir():
         raise DatasetError(
             f"The dataset folder {root} does not exist.",

@@ -45,7 +45,7 @@ class Task:
     pair: Pair
     seed: tuple[int, ...]
     clutter: int
-    choice: int  # of the pairs that are held out
+    holdout: int  # of the pairs that are held out
 
 
 def draw(task: Task) -> None:
@@ -57,12 +57,12 @@ def scene_of(task: Task) -> scenes.Scene:
     """The scene of one image; the same task gives the same pixels."""
     rng = np.random.default_rng(task.seed)
     # Clutter shows any feasible pair but the held-out ones, as training data would.
-    return scenes.draw_scene(task.pair, split(task.choice).train, rng, task.clutter)
+    return scenes.draw_scene(task.pair, split(task.holdout).train, rng, task.clutter)
 
 
-def parts(choice: int) -> dict[Split, tuple[Pair, ...]]:
+def parts(holdout: int) -> dict[Split, tuple[Pair, ...]]:
     """The pair lists: train, and for val and test as many seen pairs as unseen ones."""
-    fixed = split(choice)
+    fixed = split(holdout)
     seen = random.Random(7).sample(fixed.train, len(fixed.val_unseen) + len(fixed.test_unseen))
     for_val = seen[: len(fixed.val_unseen)]
     for_test = seen[len(fixed.val_unseen) :]
@@ -74,13 +74,13 @@ def parts(choice: int) -> dict[Split, tuple[Pair, ...]]:
 
 
 def tasks(
-    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int, choice: int
+    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int, holdout: int
 ) -> Iterator[Task]:
     for number, name in enumerate(SPLITS):
         for index, pair in enumerate(pairs[name]):
             for copy in range(getattr(size, name)):
                 file = folder / IMAGES / "_".join(pair) / f"{name}_{copy:03d}.jpg"
-                yield Task(file, pair, (seed, number, index, copy), clutter, choice)
+                yield Task(file, pair, (seed, number, index, copy), clutter, holdout)
 
 
 def make_demo(
@@ -88,7 +88,7 @@ def make_demo(
     seed: int = 0,
     size: Size | None = None,
     clutter: int = scenes.CLUTTER,
-    choice: int = 0,
+    holdout: int = 0,
 ) -> None:
     """Draw the demo benchmark into ``folder``, which must not exist; it appears only when whole.
 
@@ -96,14 +96,14 @@ def make_demo(
         seed: another seed, other pictures of the same pairs.
         size: images a pair.
         clutter: pieces of other objects on a picture, on average.
-        choice: another number holds out other pairs (:func:`refiner_cli.demo.vocabulary.split`).
+        holdout: another number holds out other pairs (:func:`refiner_cli.demo.vocabulary.split`).
     """
     size = size or Size()
-    pairs = parts(choice)
+    pairs = parts(holdout)
     with atomic_folder(folder) as part:
         for pair in feasible(*map(frozenset, zip(*itertools.chain(*pairs.values()), strict=True))):
             (part / IMAGES / "_".join(pair)).mkdir(parents=True, exist_ok=True)
-        jobs = list(tasks(part, pairs, size, seed, clutter, choice))
+        jobs = list(tasks(part, pairs, size, seed, clutter, holdout))
         with ProcessPoolExecutor() as workers:
             for _ in workers.map(draw, jobs, chunksize=64):
                 pass

@@ -67,19 +67,19 @@ class Split:
 
 
 @cache
-def split(choice: int = 0) -> Split:
+def split(holdout: int = 0) -> Split:
     """The demo's split. Every state and every object keeps at least three train pairs.
 
     Args:
-        choice: 0 is the demo's; another number holds out other pairs, which only a tiny backbone
-            made for that choice has never seen (:mod:`refiner_cli.experiments.pretrain_tiny`).
+        holdout: 0 is the demo's; another number holds out other pairs, which only a tiny backbone
+            made for that holdout has never seen (:mod:`refiner_cli.experiments.pretrain_tiny`).
     """
     states = frozenset(STATES) - EXTRA_STATES
     objects = frozenset(o for names in KINDS.values() for o in names) - EXTRA_OBJECTS
     pairs = feasible(states, objects)
     left = {name: sum(name in pair for pair in pairs) for name in states | objects}
     order = pairs[:]
-    random.Random(2025 + choice).shuffle(order)
+    random.Random(2025 + holdout).shuffle(order)
     held_out: list[Pair] = []
     for state, obj in order:
         if len(held_out) == VAL_UNSEEN + TEST_UNSEEN:
@@ -96,8 +96,8 @@ def split(choice: int = 0) -> Split:
     return Split(tuple(train), tuple(sorted(val)), tuple(test))
 
 
-def backbone_pairs(choice: int = 0) -> list[Pair]:
-    """What the tiny backbone of a choice may see: the whole world without the held-out pairs."""
+def backbone_pairs(holdout: int = 0) -> list[Pair]:
+    """What the tiny backbone of a holdout may see: the whole world without the held-out pairs."""
     states, objects = frozenset(STATES), frozenset(o for k in KINDS.values() for o in k)
-    hidden = set(split(choice).val_unseen) | set(split(choice).test_unseen)
+    hidden = set(split(holdout).val_unseen) | set(split(holdout).test_unseen)
     return [pair for pair in feasible(states, objects) if pair not in hidden]

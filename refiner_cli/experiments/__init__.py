@@ -1,1 +1,1 @@
-"""The study: what each part of Refiner is worth, and what the baselines reach with the same means."""
+"""The study: what each part of Refiner contributes, and what baselines reach under the same conditions."""

@@ -1,14 +1,14 @@
-"""How the tiny backbone was made: contrastive training on drawn pictures with captions.
+"""Pre-training of the tiny backbone: contrastive learning on drawn images with captions.
 
-Command: ``python -m refiner_cli.experiments.pretrain_tiny --out refiner_cli/demo/tiny.safetensors``
+Command: ``python -m refiner_cli.experiments.pretrain_tiny --out refiner_cli/core/towers/tiny.safetensors``
 Expected after 25 minutes on 2 cores: loss 2.0; zero-shot top-1 on clean scenes 78 % of the seen and 46 %
 of the unseen validation pairs, on cluttered ones 35 % and 25 %.
 
-``--choice N`` makes a backbone that has never seen the pairs which that choice of the demo holds out.
+``--holdout N`` makes a backbone without the unseen pairs of that hold-out of the demo.
 
-The pictures are like those a web-trained CLIP saw: several things of one rank, and a caption that
-names some of them. So the class token learns to hold a bag of what is there, which is just what
-clutter misleads. No picture and no caption holds a pair from the demo's unseen lists.
+The images are like those a web-trained CLIP saw: several objects of similar size, and a caption that names
+some of them. So the class token becomes a bag of everything in the image, which is what clutter misleads.
+No image and no caption contains a pair of the demo's unseen lists.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from refiner_cli.core.towers import tiny
 from refiner_cli.demo import scenes
 from refiner_cli.demo.vocabulary import KINDS, STATES, Pair, backbone_pairs, kind_of, split
 
-CHUNK = 500  # pictures drawn by one task
-EDGE = 5  # pixels of random shift
+IMAGES_PER_TASK = 500  # drawn by one task
+MAX_SHIFT = 5  # pixels of random shift
 
 
 @dataclass(frozen=True)
 class Recipe:
-    pictures: int = 60_000
+    images: int = 60_000
     steps: int = 2_000
     batch: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 200
-    masked: float = 0.5  # share of patches left out, for half the work,
-    masked_until: float = 0.85  # until this share of the steps
-    probed: int = 400  # pictures of seen and of unseen pairs that it is measured on, every 500 steps
-    choice: int = 0  # of the pairs that are held out; the seed of all the rest as well
+    masked: float = 0.5  # share of patches dropped, which halves the work,
+    masked_until: float = 0.85  # up to this share of the steps
+    probed: int = 400  # images of seen and of unseen pairs to measure on, every 500 steps
+    holdout: int = 0  # which list of unseen pairs; also the seed of everything random
 
 
 def caption(shown: list[Pair], rng: np.random.Generator) -> str:
-    """One caption for a picture of ``shown``: often partial, as captions are."""
+    """One caption for an image of ``shown``; often partial, as captions on the web are."""
     named = [shown[i] for i in rng.permutation(len(shown))[: int(rng.integers(1, len(shown) + 1))]]
     state, obj = named[0]
     if len(named) == 1:
@@ -65,30 +65,30 @@ def caption(shown: list[Pair], rng: np.random.Generator) -> str:
     return "a photo of " + " and ".join(f"{s} {o}" for s, o in named)
 
 
-def picture(rng: np.random.Generator, choice: int) -> tuple[np.ndarray, list[Pair]]:
-    """One picture (``96 x 96 x 3`` uint8) and what it shows."""
-    pairs = backbone_pairs(choice)
+def draw_image(rng: np.random.Generator, holdout: int) -> tuple[np.ndarray, list[Pair]]:
+    """One image (``96 x 96 x 3`` uint8) and the pairs in it."""
+    pairs = backbone_pairs(holdout)
     shown = [pairs[i] for i in rng.choice(len(pairs), int(rng.integers(1, 4)), replace=False)]
     return np.asarray(scenes.gathering(shown, rng)), shown
 
 
-def draw_chunk(task: tuple[int, int], choice: int) -> tuple[np.ndarray, list[list[Pair]]]:
-    """``CHUNK`` pictures of one task, the same for the same (seed, number) and choice."""
+def draw_chunk(task: tuple[int, int], holdout: int) -> tuple[np.ndarray, list[list[Pair]]]:
+    """``IMAGES_PER_TASK`` images; a function of the task (seed, number) and the hold-out."""
     rng = np.random.default_rng(task)
-    drawn = [picture(rng, choice) for _ in range(CHUNK)]
+    drawn = [draw_image(rng, holdout) for _ in range(IMAGES_PER_TASK)]
     return np.stack([pixels for pixels, _ in drawn]), [shown for _, shown in drawn]
 
 
 def draw_pool(recipe: Recipe, folder: Path) -> tuple[np.ndarray, list[list[Pair]]]:
-    """All pictures, on disk, and what each shows."""
+    """All images, in a memory-mapped file, and the pairs in each."""
     pool = np.lib.format.open_memmap(
-        folder / "pool.npy", "w+", np.uint8, (recipe.pictures, scenes.SIZE, scenes.SIZE, 3)
+        folder / "pool.npy", "w+", np.uint8, (recipe.images, scenes.SIZE, scenes.SIZE, 3)
     )
     shown: list[list[Pair]] = []
-    tasks = [(recipe.choice, i) for i in range(recipe.pictures // CHUNK)]
+    tasks = [(recipe.holdout, i) for i in range(recipe.images // IMAGES_PER_TASK)]
     with ProcessPoolExecutor() as workers:
-        for i, (pixels, names) in enumerate(workers.map(draw_chunk, tasks, [recipe.choice] * len(tasks))):
-            pool[i * CHUNK : (i + 1) * CHUNK] = pixels
+        for i, (pixels, names) in enumerate(workers.map(draw_chunk, tasks, [recipe.holdout] * len(tasks))):
+            pool[i * IMAGES_PER_TASK : (i + 1) * IMAGES_PER_TASK] = pixels
             shown += names
     return pool, shown
 
@@ -99,15 +99,17 @@ def normalise(pixels: Tensor) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def batches(pool: np.ndarray, shown: list[list[Pair]], recipe: Recipe) -> Iterator[tuple[Tensor, list[str]]]:
-    """Endless shuffled batches, shifted a little and given a fresh caption each time."""
-    rng = np.random.default_rng((recipe.choice, 10**6))
+def training_batches(
+    pool: np.ndarray, shown: list[list[Pair]], recipe: Recipe
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Endless shuffled batches, shifted a little and with a new caption each time."""
+    rng = np.random.default_rng((recipe.holdout, 10**6))
     while True:
         order = rng.permutation(len(shown))
         for start in range(0, len(order) - recipe.batch + 1, recipe.batch):
             rows = np.sort(order[start : start + recipe.batch])
             pixels = torch.from_numpy(pool[rows])
-            dy, dx = rng.integers(-EDGE, EDGE + 1, 2)
+            dy, dx = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
             pixels = torch.roll(pixels, (int(dy), int(dx)), (1, 2))
             yield normalise(pixels), [caption(shown[i], rng) for i in rows]
 
@@ -130,10 +132,12 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 @torch.no_grad()
-def probe(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, clutter: int, recipe: Recipe) -> str:
+def zero_shot_accuracy(
+    model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, clutter: int, recipe: Recipe
+) -> str:
     """Zero-shot top-1 over all feasible benchmark pairs, in percent, by part of the split."""
-    fixed = split(recipe.choice)
-    parts = {"seen": fixed.train, "unseen": fixed.val_unseen}  # the test pairs choose nothing
+    fixed = split(recipe.holdout)
+    parts = {"seen": fixed.train, "unseen": fixed.val_unseen}  # never the test pairs
     pairs = sorted({*fixed.train, *fixed.val_unseen})
     text = F.normalize(model.encode_text(tokenizer([f"a photo of {s} {o}" for s, o in pairs])), dim=-1)
     rng, found, percent = np.random.default_rng(7), [], 100 / recipe.probed
@@ -148,17 +152,17 @@ def probe(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, clutter: 
     return f"clutter {clutter}: " + ", ".join(found)
 
 
-def vocabulary(tokenizer: open_clip.SimpleTokenizer) -> Tensor:
-    """The token ids that captions may hold, sorted."""
+def caption_vocabulary(tokenizer: open_clip.SimpleTokenizer) -> Tensor:
+    """The sorted token ids that captions can contain."""
     words = [*STATES, *KINDS, *(o for names in KINDS.values() for o in names)]
     text = " ".join(["a photo of and something , a picture the with", *words])
     ids = set(tokenizer.encode(text)) | {tokenizer.sot_token_id, tokenizer.eot_token_id, 0}
     return torch.tensor(sorted(ids))
 
 
-def train(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
-    """Draw, train, save; what it saves before the end is not whole yet."""
-    torch.manual_seed(recipe.choice)
+def pretrain(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
+    """Draw, train and save; ``out`` is also written, unfinished, every 500 steps."""
+    torch.manual_seed(recipe.holdout)
     config = tiny.config()
     vision = {**config["vision_cfg"], "patch_dropout": recipe.masked}
     model = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"])
@@ -166,7 +170,7 @@ def train(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
     with torch.no_grad():
         model.token_embedding.weight.copy_(tiny.word_table(text["vocab_size"], text["width"]))
     tokenizer = open_clip.SimpleTokenizer(context_length=text["context_length"])
-    used = vocabulary(tokenizer)
+    used = caption_vocabulary(tokenizer)
     decay = [p for p in model.parameters() if p.ndim >= 2 and p is not model.token_embedding.weight]
     plain = [p for p in model.parameters() if p.ndim < 2 or p is model.token_embedding.weight]
     optimizer = torch.optim.AdamW(
@@ -176,8 +180,10 @@ def train(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         pool, shown = draw_pool(recipe, Path(folder))
-        log(f"{len(shown)} pictures drawn in {time.perf_counter() - began:.0f} s")
-        for step, (images, captions) in zip(range(recipe.steps), batches(pool, shown, recipe), strict=False):
+        log(f"{len(shown)} images drawn in {time.perf_counter() - began:.0f} s")
+        for step, (images, captions) in zip(
+            range(recipe.steps), training_batches(pool, shown, recipe), strict=False
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, recipe)
             if step == int(recipe.masked_until * recipe.steps):
@@ -198,7 +204,7 @@ def train(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
             if step % 500 == 499 or step == recipe.steps - 1:
                 model.eval()
                 for clutter in (0, scenes.CLUTTER):
-                    log(probe(model, tokenizer, clutter, recipe))
+                    log(zero_shot_accuracy(model, tokenizer, clutter, recipe))
                 model.train()
                 tiny.save(model.state_dict(), used, out)
 
@@ -207,12 +213,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--pictures", type=int, default=Recipe.pictures)
+    parser.add_argument("--images", type=int, default=Recipe.images)
     parser.add_argument(
-        "--choice", type=int, default=Recipe.choice, help="which pairs of the demo are held out"
+        "--holdout", type=int, default=Recipe.holdout, help="which list of unseen pairs of the demo"
     )
-    asked = parser.parse_args()
-    train(Recipe(asked.pictures, asked.steps, choice=asked.choice), asked.out, partial(print, flush=True))
+    options = parser.parse_args()
+    recipe = Recipe(options.images, options.steps, holdout=options.holdout)
+    pretrain(recipe, options.out, partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from refiner_cli.demo.scenes import CLUTTER
-from refiner_cli.experiments.trial import PRIORS, Found, with_clutter
-from refiner_cli.experiments.variants import AMOUNTS, METHODS, NO_QUERIES, PARTS, REFINER, Variant
+from refiner_cli.experiments.trial import FEASIBILITY_MODES, Found, with_clutter
+from refiner_cli.experiments.variants import ABLATIONS, AMOUNTS, METHODS, NO_QUERIES, REFINER, Variant
 from refiner_cli.metric_names import HEADLINE_METRICS
 
-Results = Mapping[str, Sequence[Found]]  # by arm, one a seed, the seeds in one order
-COLUMNS = (
+Results = Mapping[str, Sequence[Found]]  # by variant; one entry per seed, in one order
+SHOWN_METRICS = (
     ("closed", "S"),
     ("closed", "U"),
     ("closed", "HM"),
@@ -19,10 +19,10 @@ COLUMNS = (
     ("open", "HM"),
     ("open", "AUC"),
 )
-JUDGED = (("closed", "HM"), ("closed", "AUC"), ("open", "HM"), ("open", "AUC"))
+COMPARED_METRICS = (("closed", "HM"), ("closed", "AUC"), ("open", "HM"), ("open", "AUC"))
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Mean and sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
@@ -32,57 +32,74 @@ def values(found: Sequence[Found], world: str, metric: str) -> list[float]:
     return [seed[world][metric] for seed in found]
 
 
-def row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def head(*cells: str) -> list[str]:
-    return [row(*cells), "|" + "---|" * len(cells)]
+def table_head(*cells: str) -> list[str]:
+    return [table_row(*cells), "|" + "---|" * len(cells)]
 
 
-def variants_table(results: Results, arms: Sequence[Variant]) -> list[str]:
-    """One row an arm: metrics, and what Refiner has more, paired by seed."""
-    lines = head("", *(f"{metric}, {world}" for world, metric in COLUMNS))
-    for arm in arms:
-        lines.append(row(arm.title, *(spread(values(results[arm.name], w, m)) for w, m in COLUMNS)))
-    if REFINER not in arms:
+def variants_table(results: Results, variants: Sequence[Variant]) -> list[str]:
+    """One row per variant: its metrics, and Refiner's margin over it, paired by seed."""
+    lines = table_head("", *(f"{metric}, {world}" for world, metric in SHOWN_METRICS))
+    for variant in variants:
+        lines.append(
+            table_row(
+                variant.title,
+                *(mean_and_deviation(values(results[variant.name], w, m)) for w, m in SHOWN_METRICS),
+            )
+        )
+    if REFINER not in variants:
         return lines
-    lines += ["", "Refiner's lead, mean and deviation of the differences by seed:", ""]
-    lines += head("over", *(f"{metric}, {world}" for world, metric in JUDGED))
-    for arm in arms:
-        if arm is not REFINER:
+    lines += ["", "Refiner's margin, mean and deviation of the differences by seed:", ""]
+    lines += table_head("over", *(f"{metric}, {world}" for world, metric in COMPARED_METRICS))
+    for variant in variants:
+        if variant is not REFINER:
             pairs = [
-                zip(values(results["refiner"], w, m), values(results[arm.name], w, m), strict=True)
-                for w, m in JUDGED
+                zip(values(results["refiner"], w, m), values(results[variant.name], w, m), strict=True)
+                for w, m in COMPARED_METRICS
             ]
-            lines.append(row(arm.title, *(spread([ours - theirs for ours, theirs in p]) for p in pairs)))
+            lines.append(
+                table_row(
+                    variant.title, *(mean_and_deviation([ours - theirs for ours, theirs in p]) for p in pairs)
+                )
+            )
     return lines
 
 
 def clutter_table(results: Results) -> list[str]:
-    """Closed-world AUC by the amount of clutter on the test pictures, and what the queries add."""
-    lines = head("pieces of clutter", REFINER.title, NO_QUERIES.title, "what the queries add")
+    """Closed-world AUC by the amount of clutter on the test images, and what the queries contribute."""
+    lines = table_head("pieces of clutter", REFINER.title, NO_QUERIES.title, "worth of the queries")
     for amount in AMOUNTS:
         world = "closed" if amount == CLUTTER else with_clutter(amount)
-        ours, theirs = (values(results[arm.name], world, "AUC") for arm in (REFINER, NO_QUERIES))
+        ours, theirs = (values(results[variant.name], world, "AUC") for variant in (REFINER, NO_QUERIES))
         added = [x - y for x, y in zip(ours, theirs, strict=True)]
-        lines.append(row(str(amount), spread(ours), spread(theirs), spread(added)))
+        lines.append(
+            table_row(
+                str(amount), mean_and_deviation(ours), mean_and_deviation(theirs), mean_and_deviation(added)
+            )
+        )
     return lines
 
 
-def prior_table(results: Results) -> list[str]:
-    """The open world with each feasibility prior."""
-    lines = head("feasibility", *HEADLINE_METRICS)
-    for title, world in (("none", "open"), *((kind, kind) for kind in PRIORS)):
+def feasibility_table(results: Results) -> list[str]:
+    """The open world with each feasibility mode."""
+    lines = table_head("feasibility", *HEADLINE_METRICS)
+    for title, world in (("none", "open"), *((kind, kind) for kind in FEASIBILITY_MODES)):
         found = results["refiner"]
-        lines.append(row(title, *(spread(values(found, world, m)) for m in HEADLINE_METRICS)))
+        lines.append(
+            table_row(title, *(mean_and_deviation(values(found, world, m)) for m in HEADLINE_METRICS))
+        )
     return lines
 
 
 def tables(results: Results) -> str:
-    """Everything that ``results`` allows to be said."""
+    """Every table for which ``results`` has the trials."""
     ours, without = results.get(REFINER.name, []), results.get(NO_QUERIES.name, [])
-    methods, parts = ([arm for arm in arms if arm.name in results] for arms in (METHODS, PARTS))
+    methods, parts = (
+        [variant for variant in variants if variant.name in results] for variants in (METHODS, ABLATIONS)
+    )
     made = [["### Methods", "", *variants_table(results, methods)]] if methods else []
     if parts:
         whole = [REFINER, *parts] if ours else parts
@@ -90,6 +107,6 @@ def tables(results: Results) -> str:
     amounts = [with_clutter(amount) for amount in AMOUNTS if amount != CLUTTER]
     if ours and without and all(world in found for world in amounts for found in (*ours, *without)):
         made.append(["### Clutter: closed-world AUC", "", *clutter_table(results)])
-    if ours and all(kind in found for kind in PRIORS for found in ours):
-        made.append(["### Feasibility in the open world", "", *prior_table(results)])
+    if ours and all(kind in found for kind in FEASIBILITY_MODES for found in ours):
+        made.append(["### Feasibility in the open world", "", *feasibility_table(results)])
     return "\n\n".join("\n".join(part) for part in made) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,10 +20,11 @@ FOLDER = Path(__file__).parent
 VALUES = {int: "N", float: "X", Path: "PATH"}  # what stands for an option's value, by its type
 
 
-def table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [heading, ("---",) * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def shown_default(value: object) -> str:
@@ -47,7 +48,7 @@ def meaning(field: Any) -> str:
 
 
 def settings() -> str:
-    """Every setting: those of all methods by section, those of ``[model]`` with the methods that have them."""
+    """Every setting by section; those of ``[model]`` with the methods that have them."""
     by_method = {method: known_fields(method) for method in BUILT_IN_METHODS}
     fields = by_method["refiner"]
     plain = ("setting", "default", "meaning")

@@ -19,7 +19,7 @@ from refiner_cli.demo.shapes import SHAPES
 from refiner_cli.demo.states import EFFECTS
 from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, feasible, split
 from refiner_cli.errors import ModelFileError
-from refiner_cli.experiments import pretrain_tiny as recipe
+from refiner_cli.experiments import pretrain_tiny
 
 
 def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
@@ -37,32 +37,32 @@ def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
     assert 1900 <= Size().train * len(train) <= 2100
 
 
-@pytest.mark.parametrize("choice", [0, 1])
-def test_the_backbone_sees_no_held_out_pair(choice: int) -> None:
-    held_out = set(split(choice).val_unseen) | set(split(choice).test_unseen)
-    assert not held_out & set(backbone_pairs(choice))
-    assert set(split(choice).train) <= set(backbone_pairs(choice))
+@pytest.mark.parametrize("holdout", [0, 1])
+def test_the_backbone_sees_no_held_out_pair(holdout: int) -> None:
+    held_out = set(split(holdout).val_unseen) | set(split(holdout).test_unseen)
+    assert not held_out & set(backbone_pairs(holdout))
+    assert set(split(holdout).train) <= set(backbone_pairs(holdout))
     rng = np.random.default_rng(0)
     for _ in range(30):
-        _, shown = recipe.picture(rng, choice)
+        _, shown = pretrain_tiny.draw_image(rng, holdout)
         assert not held_out & set(shown)
-        text = recipe.caption(shown, rng)
+        text = pretrain_tiny.caption(shown, rng)
         assert not [pair for pair in held_out if " ".join(pair) in text]
 
 
-def test_choices_hold_out_other_pairs_and_leave_enough_of_every_name() -> None:
-    choices = [split(number) for number in range(4)]
-    assert len({choice.test_unseen for choice in choices}) == 4
-    for choice in choices:
-        assert (len(choice.val_unseen), len(choice.test_unseen)) == (22, 28)
-        assert not set(choice.train) & {*choice.val_unseen, *choice.test_unseen}
+def test_holdouts_hold_out_other_pairs_and_leave_enough_of_every_name() -> None:
+    holdouts = [split(number) for number in range(4)]
+    assert len({holdout.test_unseen for holdout in holdouts}) == 4
+    for holdout in holdouts:
+        assert (len(holdout.val_unseen), len(holdout.test_unseen)) == (22, 28)
+        assert not set(holdout.train) & {*holdout.val_unseen, *holdout.test_unseen}
         for i in (0, 1):  # states, objects
-            left = Counter(pair[i] for pair in choice.train)
-            assert all(left[pair[i]] >= 3 for pair in (*choice.val_unseen, *choice.test_unseen))
+            left = Counter(pair[i] for pair in holdout.train)
+            assert all(left[pair[i]] >= 3 for pair in (*holdout.val_unseen, *holdout.test_unseen))
 
 
-def test_a_demo_of_another_choice_shows_its_pairs(tmp_path: Path) -> None:
-    make_demo(tmp_path / "demo", size=Size(train=1, val=1, test=1), clutter=0, choice=2)
+def test_a_demo_of_another_holdout_shows_its_pairs(tmp_path: Path) -> None:
+    make_demo(tmp_path / "demo", size=Size(train=1, val=1, test=1), clutter=0, holdout=2)
     benchmark = load_benchmark(tmp_path / "demo")
     assert benchmark.pairs["train"] == split(2).train
     for part, unseen in (("val", split(2).val_unseen), ("test", split(2).test_unseen)):
@@ -106,7 +106,7 @@ def test_the_shipped_weights_are_small_and_load() -> None:
     table = state[tiny.TABLE]
     fresh = tiny.word_table(*table.shape)
     trained = (table != fresh).any(1)
-    assert 30 < int(trained.sum()) < 200  # the words of the recipe
+    assert 30 < int(trained.sum()) < 200  # the words of the captions
     assert abs(float(fresh.std()) - tiny.WORD_STD) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The study: cells that are measured once, and tables that say what was measured."""
+"""The study: trials that are measured once, and tables that say what was measured."""
 
 import dataclasses
 import json
@@ -17,107 +17,109 @@ from refiner_cli.demo.dataset import Size, make_demo
 from refiner_cli.demo.vocabulary import split
 from refiner_cli.errors import DatasetError
 from refiner_cli.experiments.__main__ import by_training
-from refiner_cli.experiments.folds import LEFT, PAIRS, fold
-from refiner_cli.experiments.plan import by_choice, by_fold, make_backbone
+from refiner_cli.experiments.folds import FOLD_PAIRS, MIN_LEFT, fold
+from refiner_cli.experiments.plan import by_fold, by_holdout, make_backbone
 from refiner_cli.experiments.pretrain_tiny import Recipe
 from refiner_cli.experiments.tables import tables
-from refiner_cli.experiments.trial import PRIORS, RESULT, Trial, run_trial, with_clutter
-from refiner_cli.experiments.variants import AMOUNTS, METHODS, PARTS, REFINER, Variant
+from refiner_cli.experiments.trial import FEASIBILITY_MODES, RESULT, Trial, run_trial, with_clutter
+from refiner_cli.experiments.variants import ABLATIONS, AMOUNTS, METHODS, REFINER, Variant
 from refiner_cli.training.run_dir import model_folder
 
 SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def cell(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     folder = tmp_path_factory.mktemp("study")
     make_demo(folder / "data", 3, Size(1, 1, 1))
     make_demo(folder / "clean", 3, Size(1, 1, 1), clutter=0)
-    arm = Variant("refiner", "Refiner", SHORT, priors=True)
-    return Trial(folder / "refiner" / "3", arm, 3, folder / "data", {0: folder / "clean"})
+    variant = Variant("refiner", "Refiner", SHORT, feasibility=True)
+    return Trial(folder / "refiner" / "3", variant, 3, folder / "data", {0: folder / "clean"})
 
 
-def test_a_cell_is_measured_once_and_again_gives_the_same(cell: Trial) -> None:
-    assert cell.found() is None
-    first = run_trial(cell)
-    assert set(first) == {"closed", "open", "clutter 0", *PRIORS}
+def test_a_trial_is_measured_once_and_again_gives_the_same(trial: Trial) -> None:
+    assert trial.found() is None
+    first = run_trial(trial)
+    assert set(first) == {"closed", "open", "clutter 0", *FEASIBILITY_MODES}
     assert 0 < first["closed"]["AUC"] < 100
 
-    file = cell.folder / RESULT
+    file = trial.folder / RESULT
     written = file.read_text("utf-8")
-    assert run_trial(cell) == first
+    assert run_trial(trial) == first
     # The test figures that are kept are read, not measured again: a changed one comes back as it is.
     content = json.loads(written)
     content["test"]["closed"]["AUC"] = -1.0
     file.write_text(json.dumps(content), "utf-8")
-    assert run_trial(cell)["closed"]["AUC"] == -1.0
+    assert run_trial(trial)["closed"]["AUC"] == -1.0
 
-    again = dataclasses.replace(cell, folder=cell.folder.with_name("again"))
+    again = dataclasses.replace(trial, folder=trial.folder.with_name("again"))
     assert run_trial(again) == first
 
 
-def test_what_was_measured_of_something_else_is_not_taken(cell: Trial) -> None:
-    run_trial(cell)
+def test_what_was_measured_of_something_else_is_not_taken(trial: Trial) -> None:
+    run_trial(trial)
     other = dataclasses.replace(
-        cell, arm=dataclasses.replace(cell.arm, settings={**SHORT, "model.num_queries": 2})
+        trial, variant=dataclasses.replace(trial.variant, settings={**SHORT, "model.num_queries": 2})
     )
-    before = cell.found()
+    before = trial.found()
     assert before is not None
     assert other.found() is None
     assert run_trial(other) != before  # its run is not gone on with either
     assert other.found() is not None
-    run_trial(cell)
-    assert dataclasses.replace(cell, seed=4).found() is None
+    run_trial(trial)
+    assert dataclasses.replace(trial, seed=4).found() is None
 
 
 @pytest.mark.parametrize(
     "reads", [{"model.tta_shifts": 2}, {"model.hubness_correction": False}, {"model.wise_ft_alpha": 1}]
 )
 def test_what_counts_outside_training_alone_is_measured_on_one_training(
-    cell: Trial, reads: dict[str, Any]
+    trial: Trial, reads: dict[str, Any]
 ) -> None:
-    run_trial(cell)
-    base = dataclasses.replace(cell.arm, settings=SHORT, priors=False)
+    run_trial(trial)
+    base = dataclasses.replace(trial.variant, settings=SHORT, feasibility=False)
     shared = dataclasses.replace(
-        cell,
-        arm=Variant("shared", "", reads, of=base),
-        folder=cell.folder.parents[1] / "shared" / "3",
-        cluttered={},
+        trial,
+        variant=Variant("shared", "", reads, of=base),
+        folder=trial.folder.parents[1] / "shared" / "3",
+        clutter_tests={},
     )
     own = dataclasses.replace(
-        shared, arm=Variant("own", "", {**SHORT, **reads}), folder=cell.folder.parents[1] / "own" / "3"
+        shared, variant=Variant("own", "", {**SHORT, **reads}), folder=trial.folder.parents[1] / "own" / "3"
     )
     assert shared.config() == own.config()
     assert (
-        run_trial(shared) == run_trial(own) != {world: run_trial(cell)[world] for world in ("closed", "open")}
+        run_trial(shared)
+        == run_trial(own)
+        != {world: run_trial(trial)[world] for world in ("closed", "open")}
     )
-    assert shared.trained().folder == cell.folder
+    assert shared.trained().folder == trial.folder
     assert not (shared.folder / "run").exists()
     (own.folder / RESULT).unlink()  # the next setting's
     (shared.folder / RESULT).unlink()
-    assert [len(together) for together in by_training([cell, shared, own])] == [2, 1]
+    assert [len(together) for together in by_training([trial, shared, own])] == [2, 1]
 
 
-def test_every_arm_differs_from_every_other() -> None:
-    arms = [*METHODS, *PARTS]
+def test_every_variant_differs_from_every_other() -> None:
+    variants = [*METHODS, *ABLATIONS]
     nowhere = Path()
-    made = [Trial(nowhere, arm, 0, nowhere).config().model_dump_json() for arm in arms]
-    assert len(set(made)) == len(arms)
+    made = [Trial(nowhere, variant, 0, nowhere).config().model_dump_json() for variant in variants]
+    assert len(set(made)) == len(variants)
 
 
 def results(worse: float, priors: float = 0.0) -> dict[str, list[dict[str, dict[str, float]]]]:
     """Two seeds: Refiner at 50 and 60, everything else lower by ``worse`` and by twice as much."""
     found = {}
     clutter = [with_clutter(amount) for amount in AMOUNTS]
-    for arm in [*METHODS, *PARTS]:
-        less = (0.0, 0.0) if arm.name == REFINER.name else (worse, 2 * worse)
+    for variant in [*METHODS, *ABLATIONS]:
+        less = (0.0, 0.0) if variant.name == REFINER.name else (worse, 2 * worse)
         seeds = []
         for base, minus in zip((50.0, 60.0), less, strict=True):
             metrics = dict.fromkeys(("S", "U", "HM", "AUC"), base - minus)
             better = dict.fromkeys(("S", "U", "HM", "AUC"), base + priors)
             worlds = dict.fromkeys(["closed", "open", *clutter], metrics)
-            seeds.append({**worlds, **dict.fromkeys(PRIORS, better)})
-        found[arm.name] = seeds
+            seeds.append({**worlds, **dict.fromkeys(FEASIBILITY_MODES, better)})
+        found[variant.name] = seeds
     return found
 
 
@@ -132,35 +134,35 @@ def test_the_tables_give_mean_deviation_and_the_lead_by_seed() -> None:
     assert f"| none | {' | '.join(['55.0 ± 7.1'] * 4)} |" in lines
 
 
-def test_without_the_cells_of_a_table_the_table_is_left_out() -> None:
+def test_without_the_trials_of_a_table_the_table_is_left_out() -> None:
     every = results(1.0)
 
     def of(*names: str) -> str:
         return tables({name: every[name] for name in names})
 
-    text = of(*(arm.name for arm in METHODS))
+    text = of(*(variant.name for variant in METHODS))
     assert "### Methods" in text
     assert "### Feasibility" in text
     assert "### Parts" not in text
     assert "### Clutter" not in text
     assert "### Clutter" in of("refiner", "no-queries")
-    assert "lead" not in of("troika", "no-queries")
+    assert "margin" not in of("troika", "no-queries")
     plain = {"refiner": [{"closed": found["closed"], "open": found["open"]} for found in every["refiner"]]}
     assert "### Feasibility" not in tables(plain)
 
 
-def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Trial) -> None:
-    whole = load_benchmark(cell.data)
+def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(trial: Trial) -> None:
+    whole = load_benchmark(trial.data)
     parts = [fold(whole, number) for number in (0, 1)]
     assert fold(whole, 0) == parts[0] != parts[1]
     for part in parts:
         trained, measured = set(part.pairs["train"]), set(part.pairs["test"])
         assert trained | measured == set(whole.pairs["train"])
-        assert 10 < len(measured - trained) <= PAIRS
-        assert len(measured & trained) == PAIRS
+        assert 10 < len(measured - trained) <= FOLD_PAIRS
+        assert len(measured & trained) == FOLD_PAIRS
         for i in (0, 1):  # states, objects
             left = Counter(pair[i] for pair in trained)
-            assert all(left[pair[i]] >= LEFT for pair in measured)
+            assert all(left[pair[i]] >= MIN_LEFT for pair in measured)
         of = {split: {sample.path for sample in part.samples[split]} for split in ("train", "val", "test")}
         assert not of["train"] & of["test"]
         assert of["val"] == of["test"]
@@ -177,45 +179,45 @@ def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(cell: Trial) -
         fold(few, 0)
 
 
-def test_a_cell_of_a_fold_is_measured_on_it(cell: Trial, tmp_path: Path) -> None:
-    arm = dataclasses.replace(cell.arm, priors=False)
-    cells = by_fold(tmp_path, [arm], 2, cell.data)
-    first, second = (run_trial(c) for c in cells)
+def test_a_trial_of_a_fold_is_measured_on_it(trial: Trial, tmp_path: Path) -> None:
+    variant = dataclasses.replace(trial.variant, feasibility=False)
+    trials = by_fold(tmp_path, [variant], 2, trial.data)
+    first, second = (run_trial(c) for c in trials)
     assert set(first) == {"closed", "open"}
     assert first != second
-    assert dataclasses.replace(cells[0], fold=1).found() is None
+    assert dataclasses.replace(trials[0], fold=1).found() is None
 
 
-def test_on_a_fold_too_an_arm_has_the_training_that_it_shares(cell: Trial, tmp_path: Path) -> None:
-    one_grid = next(arm for arm in PARTS if arm.name == "one-grid")
-    whole, other = by_fold(tmp_path, [REFINER, one_grid], 1, cell.data)
+def test_on_a_fold_too_a_variant_has_the_training_that_it_shares(trial: Trial, tmp_path: Path) -> None:
+    one_view = next(variant for variant in ABLATIONS if variant.name == "one-view")
+    whole, other = by_fold(tmp_path, [REFINER, one_view], 1, trial.data)
     assert other.trained().config() == whole.config() != other.config()
-    assert other.config().train.epochs == whole.config().train.epochs > cell.config().train.epochs
+    assert other.config().train.epochs == whole.config().train.epochs > trial.config().train.epochs
     assert by_training([whole, other]) == [[whole, other]]
 
 
-def test_a_cell_of_a_choice_is_measured_on_other_pairs_with_a_backbone_of_its_own(
+def test_a_trial_of_a_holdout_is_measured_on_other_pairs_with_a_backbone_of_its_own(
     tmp_path: Path,
 ) -> None:
-    make_demo(tmp_path / "data" / "seed-1", 1, Size(1, 1, 1), choice=1)
+    make_demo(tmp_path / "data" / "seed-1", 1, Size(1, 1, 1), holdout=1)
     file = tmp_path / "backbones" / "tiny-1.safetensors"
-    make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=1))
-    arm = Variant("refiner", "Refiner", SHORT)
-    (cell,) = by_choice(tmp_path, [arm], 1, workers=1)
-    assert cell.backbone == file
-    assert cell.benchmark().pairs["train"] == split(1).train != split().train
-    run_trial(cell)
-    used = read_model(model_folder(cell.folder / "run"))[0].backbone.fingerprint()
+    make_backbone(file, Recipe(images=500, steps=1, batch=4, probed=2, holdout=1))
+    variant = Variant("refiner", "Refiner", SHORT)
+    (trial,) = by_holdout(tmp_path, [variant], 1, workers=1)
+    assert trial.backbone == file
+    assert trial.benchmark().pairs["train"] == split(1).train != split().train
+    run_trial(trial)
+    used = read_model(model_folder(trial.folder / "run"))[0].backbone.fingerprint()
     assert used == load_backbone("tiny", str(file)).fingerprint() != load_backbone("tiny", "").fingerprint()
-    assert cell.found() is not None
-    make_backbone(file, Recipe(pictures=500, steps=1, batch=4, probed=2, choice=2))
-    assert cell.found() is None  # it was measured with other weights
+    assert trial.found() is not None
+    make_backbone(file, Recipe(images=500, steps=1, batch=4, probed=2, holdout=2))
+    assert trial.found() is None  # it was measured with other weights
 
 
 def test_the_command_measures_in_processes_of_its_own_and_goes_on(small_demo: Path, tmp_path: Path) -> None:
     def study(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "refiner_cli.experiments", "--out", str(tmp_path), *more]
-        command += ["--dataset", str(small_demo), "--workers", "1", "--arms", "clip"]
+        command += ["--dataset", str(small_demo), "--workers", "1", "--variants", "clip"]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
 
     first, again = study("--seeds", "1"), study("--seeds", "1")
@@ -225,6 +227,6 @@ def test_the_command_measures_in_processes_of_its_own_and_goes_on(small_demo: Pa
     assert again.stdout == first.stdout
     assert (tmp_path / "study.md").read_text("utf-8") == first.stdout.removesuffix("\n")
 
-    wrong = study("--choices", "2")
+    wrong = study("--holdouts", "2")
     assert wrong.returncode == 2
-    assert "--choices are of the demo benchmark" in wrong.stderr
+    assert "--holdouts are of the demo benchmark" in wrong.stderr

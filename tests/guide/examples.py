@@ -30,7 +30,7 @@ CATALOGUE = ("mit-states", "c-gqa", "demo")  # names that stand for the small da
 PAIRS = [
     (state, thing) for state in ("burnt", "wet", "dirty", "frozen") for thing in ("apple", "pear", "carrot")
 ]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$|^((?:    .*\n)+)", re.M | re.S)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$|^((?:    [^\n]*\n)+)", re.M | re.S)
 
 
 @dataclass(frozen=True)

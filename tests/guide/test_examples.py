@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture
-def place(
-    prepared: Prepared, tmp_path: Path, own_home: None, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def place(prepared: Prepared, tmp_path: Path, own_home: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to run a page's examples in; the catalogue's datasets are small ones."""
     home = tmp_path / "home"
     for name in CATALOGUE:
@@ -91,7 +90,7 @@ def run(example: Example, cli: Cli, prepared: Prepared, place: Path) -> None:
     elif example.language == "python":
         prepared.provide([word.strip('"') for word in example.text.replace("(", " ").split()], place)
         prepared.provide(["runs/mit", "apple.jpg", "data/mine"], place)
-        exec(compile(example.text, "example", "exec"), {})
+        exec(compile(example.text, "example", "exec"), {})  # noqa: S102 - the project's own text
     elif example.language == "toml":
         content = tomllib.loads(example.text)
         (place / "mine.toml").write_text(example.text, "utf-8")
@@ -117,8 +116,8 @@ def run_command(line: str, cli: Cli, prepared: Prepared, place: Path) -> None:
         check_options(words[1:])
     else:
         assert words[0] == "refiner", line
-        made = "train" in words[1:2] and "--resume" not in words or words[1:3] == ["dataset", "create"]
-        given = [word for before, word in zip(words, words[1:], strict=False) if not (made and before == "--out")]
+        made = ("train" in words[1:2] and "--resume" not in words) or words[1:3] == ["dataset", "create"]
+        given = [word for before, word in pairwise(words) if not (made and before == "--out")]
         prepared.provide(given, place)
         outcome = cli(*words[1:])
         assert outcome.code == 0, f"{line}\n{outcome.err}"
