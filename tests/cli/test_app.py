@@ -14,7 +14,7 @@ from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "info", "doctor", "bench",
+    "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "info", "doctor", "bench", "guide",
     "config",
 )  # fmt: skip
 
@@ -134,4 +134,4 @@ def test_weights_that_cannot_be_fetched_exit_4_and_say_how_to_pass_a_file(
     outcome = cli("train", small_demo, "--backbone", "ViT-B-32", "--out", tmp_path / "run")
     assert outcome.code == 4
     assert "no route to host" in outcome.err
-    assert "--pretrained FILE" in outcome.err
+    assert "--pretrained TAG=FILE" in outcome.err
