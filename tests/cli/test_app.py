@@ -14,8 +14,8 @@ from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "config", "info", "doctor",
-    "bench", "guide",
+    "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "config", "info",
+    "doctor", "bench", "guide",
 )  # fmt: skip
 
 
