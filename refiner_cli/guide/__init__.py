@@ -1,6 +1,6 @@
 """The user's guide: one Markdown page per task, beside this file; ``refiner guide PAGE`` shows one.
 
-``python -m refiner_cli.guide`` rewrites the parts of the pages that are generated: the settings from the
+``python -m refiner_cli.cli.reference`` rewrites the parts of the pages that are generated: the settings from the
 configuration's schema, the commands from the Typer app.
 """
 

@@ -37,7 +37,7 @@ SET_UP = {
     ".venv/bin/python -m ruff check .",
     ".venv/bin/python -m ruff format --check .",
     ".venv/bin/python -m mypy",
-    "python -m refiner_cli.guide",  # tests/guide/test_guide.py compares what it writes
+    "python -m refiner_cli.cli.reference",  # tests/guide/test_guide.py compares what it writes
 }  # fmt: skip
 
 

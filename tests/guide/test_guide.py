@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import refiner_cli.guide
+from refiner_cli.cli.reference import commands, renewed
 from refiner_cli.config import known_fields
 from refiner_cli.guide import PAGES, page_text, page_title
-from refiner_cli.guide.__main__ import commands, renewed
 from refiner_cli.plugins import BUILT_IN_METHODS
 from tests.conftest import ROOT, Cli
 from tests.guide.examples import documents
@@ -28,7 +28,7 @@ def test_every_page_is_listed_and_every_listed_page_exists() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_generated_parts_are_in_step(page: str) -> None:
     text = (FOLDER / f"{page}.md").read_text("utf-8")
-    assert renewed(text) == text, "run: python -m refiner_cli.guide"
+    assert renewed(text) == text, "run: python -m refiner_cli.cli.reference"
 
 
 def test_every_setting_and_every_command_is_on_its_page() -> None:

@@ -1,4 +1,4 @@
-"""``python -m refiner_cli.guide``: rewrite the generated parts of the guide's pages in this checkout."""
+"""``python -m refiner_cli.cli.reference``: rewrite the generated parts of the guide's pages in this checkout."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.models import ArgumentInfo
 
+import refiner_cli.guide
 from refiner_cli.cli.app import app
 from refiner_cli.config import known_fields
 from refiner_cli.files import atomic_file
 from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.settings import RENAMED_KEYS
 
-FOLDER = Path(__file__).parent
+PAGES_FOLDER = Path(refiner_cli.guide.__file__).parent
 VALUES = {int: "N", float: "X", Path: "PATH"}  # what stands for an option's value, by its type
 
 
@@ -152,7 +153,7 @@ def renewed(text: str) -> str:
 
 
 def main() -> None:
-    for file in sorted(FOLDER.glob("*.md")):
+    for file in sorted(PAGES_FOLDER.glob("*.md")):
         old = file.read_text("utf-8")
         new = renewed(old)
         if new != old:
