@@ -1,4 +1,4 @@
-"""``python -m refiner_cli.cli.reference``: rewrite the generated parts of the guide's pages in this checkout."""
+"""``python -m refiner_cli.cli.reference``: rewrite the generated parts of the guide's pages."""
 
 from __future__ import annotations
 

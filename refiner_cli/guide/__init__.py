@@ -1,7 +1,7 @@
 """The user's guide: one Markdown page per task, beside this file; ``refiner guide PAGE`` shows one.
 
-``python -m refiner_cli.cli.reference`` rewrites the parts of the pages that are generated: the settings from the
-configuration's schema, the commands from the Typer app.
+``python -m refiner_cli.cli.reference`` rewrites the generated parts of the pages: settings from the schema
+of the configuration, commands from the Typer app.
 """
 
 from __future__ import annotations
