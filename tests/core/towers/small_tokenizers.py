@@ -1,0 +1,111 @@
+"""Small tokenizers of every type that open_clip's models use, built here from a few words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = ["a", "photo", "of", "wet", "sliced", "red", "apple", "dog", "key", "faux", "leather"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+
+
+def unknown(token: str) -> dict[str, str]:
+    return {"unk_token": token}
+
+
+def unigram(special: list[str], unknown_id: int) -> Any:
+    """SentencePiece's unigram model, as in T5, mT5 and XLM: every word begins with a space."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = [(name, 0.0) for name in special]
+    pieces += [(SPACE + word, -1.0 - i / 100) for i, word in enumerate(WORDS)]
+    pieces += [(letter, -9.0) for letter in [SPACE, *LETTERS]]
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=unknown_id))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    return model
+
+
+def gemma() -> Any:
+    """Gemma's byte-pair encoding, as in SigLIP2: a word has a space before it only inside a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", SPACE, *LETTERS]
+    merges = []
+    for start in (SPACE, ""):  # the merges that come first win
+        for word in WORDS:
+            piece = start or word[0]
+            for letter in word if start == SPACE else word[1:]:
+                merges.append((piece, letter))
+                piece += letter
+                vocabulary.append(piece)
+    vocabulary = list(dict.fromkeys(vocabulary))
+    ids = {piece: number for number, piece in enumerate(vocabulary)}
+    model = tokenizers.Tokenizer(
+        tokenizers.models.BPE(ids, list(dict.fromkeys(merges)), **unknown("<unk>"), fuse_unk=True)
+    )
+    model.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
+    return model
+
+
+def bert() -> Any:
+    """BERT's word pieces, as in CLIPA."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{letter}" for letter in LETTERS), *WORDS]
+    ids = {piece: number for number, piece in enumerate(dict.fromkeys(names))}
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, **unknown("[UNK]")))
+    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return model
+
+
+# kind -> the model, the template of a text, and open_clip's settings of a text tower that uses it
+KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "t5": (
+        lambda: unigram(["<pad>", "</s>", "<unk>"], 2),
+        "$A </s>",
+        {"no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+         "tokenizer_kwargs": {"clean": "canonicalize"}},
+    ),
+    "gemma": (
+        gemma,
+        "$A <eos>",
+        {"no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+         "tokenizer_kwargs": {"clean": "canonicalize"}},
+    ),
+    "mt5": (
+        lambda: unigram(["<pad>", "</s>", "<unk>"], 2),
+        "$A </s>",
+        {"pool_type": "eos", "eos_id": 1, "tokenizer_kwargs": {"clean": "canonicalize"}},
+    ),
+    "xlm": (
+        lambda: unigram(["<s>", "<pad>", "</s>", "<unk>"], 3),
+        "<s> $A </s>",
+        {"pool_type": "eos", "eos_id": 2},
+    ),
+    "bert": (
+        bert,
+        "[CLS] $A [SEP]",
+        {"no_causal_mask": True, "pool_type": "last", "tokenizer_kwargs": {"strip_sep_token": True}},
+    ),
+}  # fmt: skip
+
+
+def build_tokenizer(kind: str, folder: Path) -> tuple[dict[str, Any], int]:
+    """Write a tokenizer into a folder; returns the settings of its text tower and the vocabulary's size."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from tokenizers.processors import TemplateProcessing
+
+    build, template, settings = KINDS[kind]
+    model = build()
+    names = [part for part in template.split() if part != "$A"]
+    model.post_processor = TemplateProcessing(
+        template, None, [(name, model.token_to_id(name)) for name in names]
+    )
+    special = {"eos_token": names[-1], "pad_token": "[PAD]" if kind == "bert" else "<pad>"}
+    if kind == "bert":
+        special |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, padding_side="right", **special)
+    fast.save_pretrained(folder)
+    return settings, len(fast)
