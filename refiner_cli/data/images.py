@@ -55,25 +55,21 @@ class Preprocess:
 
 
 class Published:
-    """The recipe the field shares, before preprocessing: flip, perspective, small rotation.
+    """The augmentation the field shares: flip, perspective, small rotation.
 
-    Flip with probability 0.5, perspective with probability 0.5 and distortion 0.5, rotation by up
-    to 5 degrees, all on the resized and cropped picture.
+    Flip with probability 0.5, perspective with probability 0.5 and distortion 0.5, rotation by up to 5
+    degrees, all on the image as the backbone frames it, with the backbone's interpolation.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        size = config["size"]
-        side = size if isinstance(size, int) else min(size)
-        bicubic = transforms.InterpolationMode.BICUBIC
-        self.pipeline = transforms.Compose(
+        self.preprocess = Preprocess(config)
+        bilinear = self.preprocess.crop.resample == Image.Resampling.BILINEAR
+        mode = transforms.InterpolationMode.BILINEAR if bilinear else transforms.InterpolationMode.BICUBIC
+        self.change = transforms.Compose(
             [
-                transforms.Resize(side, bicubic),
-                transforms.CenterCrop(side),
                 transforms.RandomHorizontalFlip(),
-                transforms.RandomPerspective(0.5, 0.5, bicubic),
-                transforms.RandomRotation(5, bicubic),
-                transforms.ToTensor(),
-                transforms.Normalize(config["mean"], config["std"]),
+                transforms.RandomPerspective(0.5, 0.5, mode),
+                transforms.RandomRotation(5, mode),
             ]
         )
 
@@ -81,8 +77,8 @@ class Published:
         """``3 x H x W`` float32; ``seed`` decides every random choice."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pixels: Tensor = self.pipeline(image)
-        return pixels
+            changed: Image.Image = self.change(self.preprocess.crop.fit(image))
+        return self.preprocess.normalise(torch.from_numpy(np.array(changed)))
 
 
 class Affine:
@@ -106,8 +102,9 @@ class Affine:
         ).tolist()
         flip, zoom = -1 if chance[4] < 0.5 else 1, math.exp(scale)
         cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
+        ratio = pixels.shape[-2] / pixels.shape[-1]  # the grid runs from -1 to 1 along both sides
         grid = F.affine_grid(
-            torch.tensor([[[flip * cos, -sin, x], [flip * sin, cos, y]]]),
+            torch.tensor([[[flip * cos, -sin * ratio, x], [flip * sin / ratio, cos, y]]]),
             list(pixels.shape),
             align_corners=False,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from refiner_cli.core.towers.architectures import find_architecture, preprocess_config
-from refiner_cli.data.images import AUGMENTS, Preprocess, decode, seed_of
+from refiner_cli.data.images import AUGMENTS, Affine, Preprocess, Published, decode, seed_of
 from refiner_cli.errors import DatasetError
 
 CONFIG = preprocess_config(find_architecture("tiny").config, {})
@@ -91,3 +93,61 @@ def test_an_augmentation_is_a_function_of_its_seed_and_leaves_the_global_one_alo
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def framed(size: int | tuple[int, int], mode: str, interpolation: str) -> dict[str, Any]:
+    """A preprocessing configuration."""
+    return {**CONFIG, "size": size, "resize_mode": mode, "interpolation": interpolation}
+
+
+@pytest.mark.parametrize("size", [32, (48, 32), (32, 48)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_training_sees_the_frame_of_evaluation(
+    size: int | tuple[int, int], mode: str, interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = framed(size, mode, interpolation)
+    published = Published(config)
+    image = Image.effect_noise((61, 40), 90).convert("RGB")
+    plain = Preprocess(config)(image)
+    assert published(image, 0).shape == Affine(config)(image, 0).shape == plain.shape
+    used = {
+        step.interpolation.value for step in published.change.transforms if hasattr(step, "interpolation")
+    }
+    assert used == {
+        "bilinear" if published.preprocess.crop.resample == Image.Resampling.BILINEAR else "bicubic"
+    }
+    monkeypatch.setattr(published, "change", lambda frame: frame)
+    assert torch.equal(published(image, 0), plain)
+
+
+def test_the_published_augmentation_is_torchvisions_on_a_cropped_square() -> None:
+    bicubic = transforms.InterpolationMode.BICUBIC
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(32, bicubic),
+            transforms.CenterCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomPerspective(0.5, 0.5, bicubic),
+            transforms.RandomRotation(5, bicubic),
+            transforms.ToTensor(),
+            transforms.Normalize(CONFIG["mean"], CONFIG["std"]),
+        ]
+    )
+    ours = Published(framed(32, "shortest", "bicubic"))
+    image = Image.effect_noise((61, 40), 90).convert("RGB")
+    for seed in range(10):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            assert torch.equal(ours(image, seed), theirs(image))
+
+
+def test_an_affine_view_of_a_rectangle_is_turned_and_not_sheared() -> None:
+    config = {**framed((48, 96), "squash", "bilinear"), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    square = Image.new("RGB", (96, 48), (0, 0, 0))
+    square.paste((255, 255, 255), (38, 14, 58, 34))  # 20 by 20 pixels
+    for seed in range(20):
+        rows, columns = torch.nonzero(Affine(config)(square, seed)[0] > 0.5, as_tuple=True)
+        points = torch.stack([rows, columns]).double()
+        spread = torch.linalg.eigvalsh(torch.cov(points))  # of a square all directions are alike
+        assert spread[1] / spread[0] < 1.2
