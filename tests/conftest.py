@@ -63,10 +63,10 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo benchmark with a few images a pair."""
-    from refiner_cli.demo.dataset import Size, make_demo
+    from refiner_cli.demo.dataset import DemoSize, make_demo
 
     folder = tmp_path_factory.mktemp("data") / "demo"
-    make_demo(folder, size=Size(train=2, val=1, test=1))
+    make_demo(folder, size=DemoSize(train=2, val=1, test=1))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Images: encoding beside a bare open_clip loop, decoding, and prediction from files."""
+"""Images: encoding against a bare open_clip loop, decoding, and prediction from files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from refiner_cli.bench.measure import BenchResult, seconds
+from refiner_cli.bench.measure import BenchResult, median_seconds
 from refiner_cli.bench.predict import measure
 from refiner_cli.bench.train import BenchMachine, random_images
 from refiner_cli.config import Config
@@ -24,8 +24,8 @@ from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.recogniser import Recogniser
 
 
-def draw_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) -> list[Path]:
-    """JPEG files of smooth noise, in size and detail much like photos from a phone's album."""
+def write_noise_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) -> list[Path]:
+    """JPEG files of smooth noise, about the size and detail of photos shared from a phone."""
     random = np.random.default_rng(0)
     files = []
     for i in range(count):
@@ -39,8 +39,8 @@ def draw_photos(folder: Path, count: int, side: tuple[int, int] = (800, 600)) ->
 def per_second(
     what: str, ways: dict[str, Callable[[], object]], count: int, machine: BenchMachine
 ) -> Iterator[BenchResult]:
-    """Images a second of every way; the first is the baseline of the others."""
-    taken = seconds(ways, machine.device, rounds=machine.rounds)
+    """Images per second of each variant; the first is the baseline of the others."""
+    taken = median_seconds(ways, machine.device, rounds=machine.rounds)
     bare = next(iter(ways))
     for name, value in taken.items():
         compared = None if name == bare else bare
@@ -53,7 +53,7 @@ def per_second(
 def bench_encode(
     backbone: Backbone, space: LabelSpace, config: Config, machine: BenchMachine
 ) -> Iterator[BenchResult]:
-    """The model's image side beside the same tower in open_clip's own ``encode_image``."""
+    """The model's image encoding against open_clip's ``encode_image`` of the same tower."""
     model = build_model(config.method, backbone, config.model, space).to(machine.device).eval()
     images = random_images(backbone, config.train.batch_size, machine.device)
 
@@ -72,7 +72,7 @@ def bench_encode(
 
 
 def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachine) -> Iterator[BenchResult]:
-    """Files to preprocessed batches, beside a bare loop over PIL and open_clip's transform."""
+    """Files to preprocessed batches, against a bare loop over PIL and open_clip's transform."""
     config = backbone.spec.preprocess
     own = EvalTransform(Preprocess(config))
     bare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
@@ -98,7 +98,7 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
 def bench_predict(
     backbone: Backbone, space: LabelSpace, config: Config, files: Sequence[Path], machine: BenchMachine
 ) -> Iterator[BenchResult]:
-    """Files to written rows, beside a loop that decodes and calls the backbone on ready batches."""
+    """Files to written rows, against a loop that decodes and encodes batches."""
     model = build_model(config.method, backbone, config.model, space).to(machine.device).eval()
     recogniser = Recogniser(model, precision=machine.precision)
     workers, _ = pick_num_workers(-1, machine.device)

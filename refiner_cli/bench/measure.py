@@ -1,4 +1,4 @@
-"""Time and memory, side by side in one process: what is compared takes turns, round by round."""
+"""Time and memory, in one process: the jobs that are compared take turns, round by round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One figure, and how many times better than the named baseline of the same run it is."""
+    """One figure, and how many times better it is than the named baseline of the same run."""
 
     name: str
     value: float
@@ -28,44 +28,44 @@ class BenchResult:
         return asdict(self)
 
 
-def wait(device: torch.device) -> None:
-    """Let the device finish what it was given: its calls return before the work is done."""
+def synchronize(device: torch.device) -> None:
+    """Wait for the device to finish; its calls return before the work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def seconds(
+def median_seconds(
     jobs: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int
 ) -> dict[str, float]:
-    """Median seconds of each job over rounds in which they take turns; one untimed call of each before."""
+    """Median seconds of each job over the rounds, after one untimed call of each."""
     for job in jobs.values():
         job()
     taken: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
-            wait(device)
+            synchronize(device)
             began = time.perf_counter()
             job()
-            wait(device)
+            synchronize(device)
             taken[name].append(time.perf_counter() - began)
     return {name: median(values) for name, values in taken.items()}
 
 
 class Peak:
-    """The most memory taken since the start: on CUDA by tensors, else resident in this process."""
+    """Peak memory since construction: tensors on CUDA, else resident memory of this process."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        else:  # Linux can forget the old peak; elsewhere it is that of the whole process
+        else:  # Linux can reset the peak; elsewhere it is that of the process since its start
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", "ascii")
 
     def read(self) -> int | None:
-        """Bytes; None where the system does not tell (Windows)."""
+        """Bytes; None where the system does not report it (Windows)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         with contextlib.suppress(OSError):

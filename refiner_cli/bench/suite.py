@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from refiner_cli.bench.images import bench_decode, bench_encode, bench_predict, draw_photos
+from refiner_cli.bench.images import bench_decode, bench_encode, bench_predict, write_noise_photos
 from refiner_cli.bench.measure import BenchResult
 from refiner_cli.bench.spaces import label_space
 from refiner_cli.bench.text import bench_text
@@ -28,15 +28,15 @@ class BenchOptions:
 
     parts: tuple[str, ...]  # of text, train, encode, decode, predict
     spaces: tuple[str, ...]  # label spaces, see bench/spaces.py
-    splits: Path | None  # where their real pair lists lie
+    splits: Path | None  # folder of their real pair lists
     rounds: int
     limit: int  # prompts to measure the full context with; 0: all
     photos: int
     folder: Path  # for the generated photos
 
 
-def run(order: BenchOptions, config: Config, log: LogFn) -> Iterator[BenchResult]:
-    """Measure and yield each figure as it is there."""
+def run_bench(order: BenchOptions, config: Config, log: LogFn) -> Iterator[BenchResult]:
+    """Measure, and yield each figure as soon as it is known."""
     device, why = pick_device(config.device)
     precision, because = pick_precision(config.precision, device)
     log(f"device {device} ({why}), precision {str(precision).removeprefix('torch.')} ({because})")
@@ -54,15 +54,15 @@ def run(order: BenchOptions, config: Config, log: LogFn) -> Iterator[BenchResult
     if "encode" in order.parts:
         yield from bench_encode(backbone, first, config, machine)
     if {"decode", "predict"} & set(order.parts):
-        files = draw_photos(order.folder, order.photos)
+        files = write_noise_photos(order.folder, order.photos)
         if "decode" in order.parts:
             yield from bench_decode(backbone, files, machine)
         if "predict" in order.parts:
             yield from bench_predict(backbone, first, config, files, machine)
 
 
-def machine_of(config: Config) -> dict[str, Any]:
-    """What the figures hold for."""
+def describe_machine(config: Config) -> dict[str, Any]:
+    """The machine and versions that the figures are valid for."""
     device, _ = pick_device(config.device)
     precision, _ = pick_precision(config.precision, device)
     known = environment()

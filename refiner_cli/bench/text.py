@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from refiner_cli.bench.measure import BenchResult, seconds
+from refiner_cli.bench.measure import BenchResult, median_seconds
 from refiner_cli.core.runtime.device import attention_kernels, free_memory
 from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE, TextTower
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
 
-PEERS = 8  # tokens of CSP and its followers
-BACKWARD = 24  # vectors of the text width that a padded token keeps in a block, rather more than less
+SHORT_LENGTH = 8  # tokens per prompt in CSP and later methods
+SAVED_VECTORS = 24  # text-width vectors that a block keeps per token for backward; an upper estimate
 
 
 @dataclass
-class Prompts:
-    """The free vectors of a label space: ``n x E``, ``S x E``, ``O x E``, and the pairs' indices."""
+class PromptVectors:
+    """The learnable vectors of a label space (``n x E``, ``S x E``, ``O x E``) and the pairs' indices."""
 
     context: Tensor
     states: Tensor
@@ -29,27 +29,27 @@ class Prompts:
     object: Tensor
 
     @classmethod
-    def of(cls, text: TextTower, space: LabelSpace) -> Prompts:
+    def of(cls, text: TextTower, space: LabelSpace) -> PromptVectors:
         context = text.embed_context("a photo of")
         device = context.device
         index = (torch.from_numpy(i).to(device) for i in (space.pair_state, space.pair_object))
         words = (torch.stack([text.embed_label(w) for w in names]) for names in (space.states, space.objects))
         return cls(context, *words, *index)
 
-    def first(self, count: int) -> Prompts:
-        return Prompts(self.context, self.states, self.objects, self.state[:count], self.object[:count])
+    def first(self, count: int) -> PromptVectors:
+        return PromptVectors(self.context, self.states, self.objects, self.state[:count], self.object[:count])
 
     def learnable(self) -> list[Tensor]:
         return [self.context, self.states, self.objects]
 
 
-def with_prefix_cache(text: TextTower, prompts: Prompts, chunk_size: int) -> Tensor:
+def with_prefix_cache(text: TextTower, prompts: PromptVectors, chunk_size: int) -> Tensor:
     objects = prompts.objects[prompts.object]
     return text.encode_pairs(prompts.context, prompts.states, objects, prompts.state, chunk_size=chunk_size)
 
 
-def padded(text: TextTower, prompts: Prompts, length: int, chunk_size: int) -> Tensor:
-    """Every prompt in full, padded to ``length`` tokens, as the published code does it."""
+def padded(text: TextTower, prompts: PromptVectors, length: int, chunk_size: int) -> Tensor:
+    """Every prompt in full, padded to ``length`` tokens, as published code does."""
     head = torch.cat([text.embed_tokens(list(text.tokens.prefix_ids)), prompts.context])
     end = len(head) + 2
     tail = text.embed_tokens([text.tokens.eos_id, *[text.tokens.pad_id] * (length - end - 1)])
@@ -73,16 +73,16 @@ def bench_text(
     """Forward, and forward with backward.
 
     Args:
-        limit: prompts that the full context is measured with, scaled to all of them; 0: all. The padded
-            prompts' backward pass, too, is measured with no more than fit into memory.
+        limit: prompts to measure the full context with, extrapolated to all of them; 0: all. The backward
+            pass of padded prompts is measured with as many as fit into memory.
     """
-    prompts = Prompts.of(text, space)
+    prompts = PromptVectors.of(text, space)
     P = len(space.pairs)
     chunk_size, _ = pick_chunk_size(0, text, P, device, torch.float32, len(prompts.context))
     own = "prefix cache" if text.uses_prefix_cache else "plain"
     if not text.causal:
         with torch.no_grad():
-            taken = seconds(
+            taken = median_seconds(
                 {own: lambda: with_prefix_cache(text, prompts, chunk_size)}, device, rounds=rounds
             )
         yield BenchResult(f"text forward, {P} pairs: {own}", taken[own], "s")
@@ -90,22 +90,25 @@ def bench_text(
     full = text.context_length
     few = min(limit or P, P)
     with torch.no_grad():
-        fast = seconds(
+        fast = median_seconds(
             {
                 own: lambda: with_prefix_cache(text, prompts, chunk_size),
-                "short": lambda: padded(text, prompts, PEERS, chunk_size),
+                "short": lambda: padded(text, prompts, SHORT_LENGTH, chunk_size),
             },
             device,
             rounds=rounds,
         )
-        slow = seconds({"full": lambda: padded(text, prompts.first(few), full, chunk_size)}, device, rounds=1)
+        slow = median_seconds(
+            {"full": lambda: padded(text, prompts.first(few), full, chunk_size)}, device, rounds=1
+        )
     what = f"text forward, {P} pairs"
-    yield from told(what, own, fast[own], {
-        f"{PEERS} tokens": fast["short"], f"{full} tokens{scaled(few, P)}": slow["full"] * P / few,
+    yield from compared(what, own, fast[own], {
+        f"{SHORT_LENGTH} tokens": fast["short"],
+        f"{full} tokens{extrapolation(few, P)}": slow["full"] * P / few,
     })  # fmt: skip
     for vector in prompts.learnable():
         vector.requires_grad_()
-    keep = PEERS * BACKWARD * text.width * len(text.blocks) * 4  # bytes of a padded prompt
+    keep = SHORT_LENGTH * SAVED_VECTORS * text.width * len(text.blocks) * 4  # bytes of a padded prompt
     few = max(1, min(P, free_memory(device) // 3 // keep))
 
     def both(way: Callable[[], Tensor]) -> Callable[[], object]:
@@ -113,23 +116,25 @@ def bench_text(
 
     short = prompts.first(few)
     with attention_kernels(device):
-        fast = seconds(
+        fast = median_seconds(
             {
                 own: both(lambda: with_prefix_cache(text, prompts, chunk_size)),
-                "short": both(lambda: padded(text, short, PEERS, chunk_size)),
+                "short": both(lambda: padded(text, short, SHORT_LENGTH, chunk_size)),
             },
             device,
             rounds=rounds,
         )
     what = f"text forward and backward, {P} pairs"
-    yield from told(what, own, fast[own], {f"{PEERS} tokens{scaled(few, P)}": fast["short"] * P / few})
+    yield from compared(
+        what, own, fast[own], {f"{SHORT_LENGTH} tokens{extrapolation(few, P)}": fast["short"] * P / few}
+    )
 
 
-def scaled(few: int, every: int) -> str:
-    return "" if few == every else f" (measured with {few}, scaled)"
+def extrapolation(few: int, every: int) -> str:
+    return "" if few == every else f" (measured with {few}, extrapolated)"
 
 
-def told(what: str, own: str, seconds_own: float, others: dict[str, float]) -> Iterator[BenchResult]:
+def compared(what: str, own: str, seconds_own: float, others: dict[str, float]) -> Iterator[BenchResult]:
     for name, value in others.items():
         yield BenchResult(f"{what}: {name}", value, "s")
     for name, value in others.items():
@@ -137,7 +142,7 @@ def told(what: str, own: str, seconds_own: float, others: dict[str, float]) -> I
 
 
 def positions(text: TextTower, space: LabelSpace) -> int:
-    """Token positions that go through the tower for all pairs of a space, counted at its first block."""
+    """Token positions that the tower computes for all pairs of a space, counted at its first block."""
     counted = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001 - torch's signature
@@ -147,6 +152,6 @@ def positions(text: TextTower, space: LabelSpace) -> int:
     block: nn.Module = text.blocks[0]
     handle = block.get_submodule("ln_1").register_forward_pre_hook(count)
     with torch.no_grad():
-        with_prefix_cache(text, Prompts.of(text, space), DEFAULT_CHUNK_SIZE)
+        with_prefix_cache(text, PromptVectors.of(text, space), DEFAULT_CHUNK_SIZE)
     handle.remove()
     return counted

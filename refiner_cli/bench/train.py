@@ -1,4 +1,4 @@
-"""A training step: time and peak memory, and where the time goes."""
+"""A training step: time, peak memory, and the time of its parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refiner_cli.bench.measure import BenchResult, Peak, seconds, wait
+from refiner_cli.bench.measure import BenchResult, Peak, median_seconds, synchronize
 from refiner_cli.config import Config
 from refiner_cli.core.models.base import MemoryOptions, Model
 from refiner_cli.core.models.registry import build_model
@@ -22,6 +22,8 @@ from refiner_cli.training.gradient_step import GradientStep, LogFn
 
 @dataclass(frozen=True)
 class BenchMachine:
+    """What to compute on, and how often to repeat a measurement."""
+
     device: torch.device
     precision: torch.dtype
     rounds: int
@@ -65,7 +67,7 @@ def bench_step(
         optimizer.step()
 
     peak = Peak(device)
-    taken = seconds({"step": step}, device, rounds=machine.rounds)["step"]
+    taken = median_seconds({"step": step}, device, rounds=machine.rounds)["step"]
     what = f"training step, {name}, {len(space.pairs)} pairs, batch {B}"
     yield BenchResult(what, taken, "s")
     most = peak.read()
@@ -76,16 +78,16 @@ def bench_step(
 
 
 def breakdown(model: Model, images: Tensor, space: LabelSpace, machine: BenchMachine) -> dict[str, float]:
-    """Seconds of the four parts of a step, each on its own."""
+    """Seconds of the four parts of a step, measured separately."""
     found: dict[str, float] = {}
 
     def timed(name: str, began: float) -> None:
-        wait(machine.device)
+        synchronize(machine.device)
         found[name] = time.perf_counter() - began
 
     with attention_kernels(machine.device):
         for name in ("text", "images"):
-            wait(machine.device)
+            synchronize(machine.device)
             began = time.perf_counter()
             with autocast(machine.device, machine.precision):
                 if name == "text":

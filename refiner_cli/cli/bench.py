@@ -1,4 +1,4 @@
-"""``refiner bench``: what this machine does, beside the usual way of doing it."""
+"""``refiner bench``: the speed of this machine, against the usual way of doing the same work."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ class BenchPart(StrEnum):
 def bench(
     parts: Annotated[
         list[BenchPart] | None,
-        typer.Argument(metavar="[PART]...", help="text, train, encode, decode, predict.  [all]"),
+        typer.Argument(
+            metavar="[PART]...", help="What to measure: text, train, encode, decode, predict.  [all]"
+        ),
     ] = None,
-    backbone: Annotated[
-        str, typer.Option(help="An open_clip ViT model with random weights, or tiny.")
-    ] = "tiny",
+    backbone: Annotated[str, typer.Option(help="An open_clip ViT model (random weights), or tiny.")] = "tiny",
     spaces: Annotated[
-        str, typer.Option(help="Label spaces: mit-states, ut-zappos, c-gqa; several with commas.")
+        str, typer.Option(help="Label spaces, separated by commas.")
     ] = "mit-states,ut-zappos,c-gqa",
     splits: Annotated[
-        Path | None, typer.Option(help="A folder with real pair lists, SPACE/train_pairs.txt; else made up.")
+        Path | None, typer.Option(help="Folder of real pair lists, SPACE/train_pairs.txt.  [made-up names]")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median is reported.")] = 3,
     limit: Annotated[
-        int, typer.Option(min=0, help="Prompts to measure the full context with, scaled to all; 0: all.")
+        int,
+        typer.Option(min=0, help="Prompts to measure the full context with, extrapolated to all; 0: all."),
     ] = 128,
-    photos: Annotated[int, typer.Option(min=1, help="Generated photos for decode and predict.")] = 64,
+    photos: Annotated[
+        int, typer.Option(min=1, help="Number of generated photos for decode and predict.")
+    ] = 64,
     assign: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.batch_size=16; repeatable."),
@@ -52,14 +55,14 @@ def bench(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure text encoding, training steps, image encoding, decoding and prediction. Downloads nothing."""
-    from refiner_cli.bench.suite import BenchOptions, machine_of, run
+    """Measure text encoding, a training step, image encoding, decoding and prediction; downloads nothing."""
+    from refiner_cli.bench.suite import BenchOptions, describe_machine, run_bench
     from refiner_cli.settings import from_assignments, resolve
 
     flags = {"backbone": backbone, "pretrained": "none", "device": device, "precision": precision}
     config = resolve([("command line", flags), from_assignments(assign or [])])
     with tempfile.TemporaryDirectory() as folder:
-        order = BenchOptions(
+        options = BenchOptions(
             parts=tuple(part.value for part in parts or BenchPart),
             spaces=tuple(spaces.split(",")),
             splits=splits,
@@ -68,9 +71,9 @@ def bench(
             photos=photos,
             folder=Path(folder),
         )
-        results = list(show_results(run(order, config, terminal.note)))
+        results = list(show_results(run_bench(options, config, terminal.note)))
     if as_json:
-        terminal.json({"schema": "refiner.bench/1", "machine": machine_of(config),
+        terminal.json({"schema": "refiner.bench/1", "machine": describe_machine(config),
                        "results": [result.to_json() for result in results]})  # fmt: skip
         return
     table = new_table(f"{backbone}, random weights", "", "value", "unit", "ratio", "times better than")
@@ -80,7 +83,7 @@ def bench(
 
 
 def show_results(results: Iterator[BenchResult]) -> Iterator[BenchResult]:
-    """Pass results on and say each as it comes: a large backbone takes minutes."""
+    """Log each result as it arrives: a large backbone takes minutes."""
     for result in results:
         terminal.note(f"{result.name}: {result.value:.4g} {result.unit}")
         yield result

@@ -1,4 +1,4 @@
-"""``refiner demo``: the whole road in a few minutes, offline."""
+"""``refiner demo``: data, training, evaluation, prediction and export in a few minutes, offline."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="A new folder for everything the demo makes.")] = Path(
-        "refiner-demo"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures and another training.")] = 0,
+    out: Annotated[Path, typer.Option(help="A new folder for the output.")] = Path("refiner-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Determines the images and the training.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw a dataset, train, evaluate, predict, export: no network, no GPU, a few minutes."""
+    """Draw a dataset, train, evaluate, predict, export; offline, no GPU, a few minutes."""
     from refiner_cli.demo.walkthrough import run_demo
 
-    tour = run_demo(out, seed=seed, device=device, log=terminal.note, follow=fit_with_progress)
-    paths = {name: str(getattr(tour, name)) for name in ("run", "predictions", "export", "picture")}
-    results = {"zero_shot": tour.zero_shot, "refiner": tour.refiner}
+    result = run_demo(out, seed=seed, device=device, log=terminal.note, follow=fit_with_progress)
+    paths = {name: str(getattr(result, name)) for name in ("run", "predictions", "export", "picture")}
+    results = {"zero_shot": result.zero_shot, "refiner": result.refiner}
     if as_json:
         worlds = {name: {w: m.to_json() for w, m in found.items()} for name, found in results.items()}
         terminal.json(
-            {"schema": "refiner.demo/1", **worlds, "seconds": round(tour.seconds, 1), "paths": paths}
+            {"schema": "refiner.demo/1", **worlds, "seconds": round(result.seconds, 1), "paths": paths}
         )
         return
     table = new_table("Demo, test split", "", *HEADLINE_METRICS)
@@ -43,4 +41,4 @@ def demo(
     terminal.table(table)
     for name, path in paths.items():
         terminal.data(f"{name:12} {path}")
-    terminal.data(f"{'took':12} {tour.seconds:.0f} s")
+    terminal.data(f"{'took':12} {result.seconds:.0f} s")

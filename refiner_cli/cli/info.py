@@ -1,4 +1,4 @@
-"""``refiner info``: what a dataset, a run or a model directory holds."""
+"""``refiner info``: describe a dataset, a run or a model."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PAGES_FOLDER = Path(refiner_cli.guide.__file__).parent
 VALUES = {int: "N", float: "X", Path: "PATH"}  # what stands for an option's value, by its type
 
 
-def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [heading, ("---",) * len(heading), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
@@ -69,19 +69,21 @@ def settings() -> str:
         for (key, default, text), methods in sorted(model.items(), key=lambda entry: entry[0][0])
     ]
     parts = [
-        ("Top level", table(plain, top)),
-        ("`[model]`: the method", table(("setting", "default", "methods", "meaning"), rows)),
-        ("`[train]`: the training loop", table(plain, train)),
+        ("Top level", markdown_table(plain, top)),
+        ("`[model]`: the method", markdown_table(("setting", "default", "methods", "meaning"), rows)),
+        ("`[train]`: the training loop", markdown_table(plain, train)),
     ]
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts)
 
 
-def renamed() -> str:
+def renamed_settings() -> str:
     """The settings of version 0.1.0 that have another name now."""
-    return table(("in 0.1.0", "now"), [(f"`{old}`", f"`{new}`") for old, new in RENAMED_KEYS.items()])
+    return markdown_table(
+        ("in 0.1.0", "now"), [(f"`{old}`", f"`{new}`") for old, new in RENAMED_KEYS.items()]
+    )
 
 
-def commands(group: typer.Typer = app, path: str = "refiner") -> Iterator[tuple[str, Callable[..., Any]]]:
+def all_commands(group: typer.Typer = app, path: str = "refiner") -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every command of the app with its function."""
     if group is app and app.registered_callback and app.registered_callback.callback:
         yield path, app.registered_callback.callback
@@ -90,7 +92,7 @@ def commands(group: typer.Typer = app, path: str = "refiner") -> Iterator[tuple[
             yield f"{path} {command.name or command.callback.__name__}", command.callback
     for inner in group.registered_groups:
         if inner.typer_instance:
-            yield from commands(inner.typer_instance, f"{path} {inner.typer_instance.info.name}")
+            yield from all_commands(inner.typer_instance, f"{path} {inner.typer_instance.info.name}")
 
 
 def parameters(function: Callable[..., Any]) -> Iterator[tuple[str, type, Any, Any]]:
@@ -130,7 +132,7 @@ def item(name: str, kind: Any, described: Any, default: Any) -> str:
 def command_reference() -> str:
     """Every command with its arguments and options."""
     sections = []
-    for name, function in commands():
+    for name, function in all_commands():
         found = list(parameters(function))
         arguments = [d.metavar or n.upper() for n, _, d, _ in found if isinstance(d, ArgumentInfo)]
         usage = " ".join([name, *arguments, "[OPTIONS]", *(["COMMAND"] if name == "refiner" else [])])
@@ -139,7 +141,7 @@ def command_reference() -> str:
     return "\n\n".join(sections)
 
 
-GENERATED = {"settings": settings, "renamed": renamed, "commands": command_reference}
+GENERATED = {"settings": settings, "renamed": renamed_settings, "commands": command_reference}
 
 
 def renewed(text: str) -> str:

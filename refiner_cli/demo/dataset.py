@@ -1,4 +1,4 @@
-"""The demo benchmark: drawn on the spot, written in the published folder format."""
+"""The demo benchmark: drawn locally, written in the published folder format."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from refiner_cli.data.benchmark import (
     write_metadata,
     write_pairs,
 )
+from refiner_cli.data.labels import Pair
 from refiner_cli.demo import scenes
-from refiner_cli.demo.vocabulary import Pair, feasible, split
+from refiner_cli.demo.vocabulary import demo_split, feasible
 from refiner_cli.files import atomic_folder
 
-QUALITY = 92
+JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
-class Size:
-    """Images a pair in each part. The defaults give some 2,000 training images."""
+class DemoSize:
+    """Images per pair in each split. The defaults give about 2,000 training images."""
 
     train: int = 30
     val: int = 12
@@ -38,31 +39,31 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Task:
+class DrawTask:
     """One image to draw."""
 
     file: Path
     pair: Pair
     seed: tuple[int, ...]
     clutter: int
-    holdout: int  # of the pairs that are held out
+    holdout: int  # which list of unseen pairs
 
 
-def draw(task: Task) -> None:
+def draw(task: DrawTask) -> None:
     """Draw and write one image; the same task gives the same bytes."""
-    scene_of(task).image.save(task.file, quality=QUALITY)
+    scene_of(task).image.save(task.file, quality=JPEG_QUALITY)
 
 
-def scene_of(task: Task) -> scenes.Scene:
+def scene_of(task: DrawTask) -> scenes.Scene:
     """The scene of one image; the same task gives the same pixels."""
     rng = np.random.default_rng(task.seed)
-    # Clutter shows any feasible pair but the held-out ones, as training data would.
-    return scenes.draw_scene(task.pair, split(task.holdout).train, rng, task.clutter)
+    # Clutter shows training pairs only: no image contains a held-out pair by accident.
+    return scenes.draw_scene(task.pair, demo_split(task.holdout).train, rng, task.clutter)
 
 
-def parts(holdout: int) -> dict[Split, tuple[Pair, ...]]:
-    """The pair lists: train, and for val and test as many seen pairs as unseen ones."""
-    fixed = split(holdout)
+def demo_pairs(holdout: int) -> dict[Split, tuple[Pair, ...]]:
+    """The pair lists: train, and for val and test as many seen as unseen pairs."""
+    fixed = demo_split(holdout)
     seen = random.Random(7).sample(fixed.train, len(fixed.val_unseen) + len(fixed.test_unseen))
     for_val = seen[: len(fixed.val_unseen)]
     for_test = seen[len(fixed.val_unseen) :]
@@ -73,37 +74,37 @@ def parts(holdout: int) -> dict[Split, tuple[Pair, ...]]:
     }
 
 
-def tasks(
-    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: Size, seed: int, clutter: int, holdout: int
-) -> Iterator[Task]:
+def draw_tasks(
+    folder: Path, pairs: dict[Split, tuple[Pair, ...]], size: DemoSize, seed: int, clutter: int, holdout: int
+) -> Iterator[DrawTask]:
     for number, name in enumerate(SPLITS):
         for index, pair in enumerate(pairs[name]):
             for copy in range(getattr(size, name)):
                 file = folder / IMAGES / "_".join(pair) / f"{name}_{copy:03d}.jpg"
-                yield Task(file, pair, (seed, number, index, copy), clutter, holdout)
+                yield DrawTask(file, pair, (seed, number, index, copy), clutter, holdout)
 
 
 def make_demo(
     folder: Path,
     seed: int = 0,
-    size: Size | None = None,
+    size: DemoSize | None = None,
     clutter: int = scenes.CLUTTER,
     holdout: int = 0,
 ) -> None:
-    """Draw the demo benchmark into ``folder``, which must not exist; it appears only when whole.
+    """Draw the demo benchmark into ``folder``, which must not exist; it appears only when complete.
 
     Args:
-        seed: another seed, other pictures of the same pairs.
-        size: images a pair.
-        clutter: pieces of other objects on a picture, on average.
-        holdout: another number holds out other pairs (:func:`refiner_cli.demo.vocabulary.split`).
+        seed: another seed draws other images of the same pairs.
+        size: images per pair.
+        clutter: pieces of other objects per image, on average.
+        holdout: another number holds out other pairs (:func:`refiner_cli.demo.vocabulary.demo_split`).
     """
-    size = size or Size()
-    pairs = parts(holdout)
+    size = size or DemoSize()
+    pairs = demo_pairs(holdout)
     with atomic_folder(folder) as part:
         for pair in feasible(*map(frozenset, zip(*itertools.chain(*pairs.values()), strict=True))):
             (part / IMAGES / "_".join(pair)).mkdir(parents=True, exist_ok=True)
-        jobs = list(tasks(part, pairs, size, seed, clutter, holdout))
+        jobs = list(draw_tasks(part, pairs, size, seed, clutter, holdout))
         with ProcessPoolExecutor() as workers:
             for _ in workers.map(draw, jobs, chunksize=64):
                 pass

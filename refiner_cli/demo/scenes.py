@@ -1,8 +1,8 @@
 """Scenes: one object in a state, on clutter made of pieces of other objects in other states.
 
-This is the paper's problem in small: whoever looks at the whole picture at once mixes the clutter
-in; whoever looks at the right region does not. Every picture is a function of its random
-generator alone, so the same seed gives the same pixels.
+This is the paper's problem on a small scale: a vector of the complete image mixes in the clutter, one of
+the right region does not. An image is a function of its random generator alone, so the same seed gives the
+same pixels.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from refiner_cli.demo.shapes import SHAPES, Pen
+from refiner_cli.data.labels import Pair
+from refiner_cli.demo.shapes import SHAPES, Pen, Rng
 from refiner_cli.demo.states import EFFECTS, Look, hue, material, noise
-from refiner_cli.demo.vocabulary import Pair
 
-SIZE = 96  # pixels a side
-CLUTTER = 6  # pieces on an ordinary scene
-
-Rng = np.random.Generator
+SIZE = 96  # pixels per side
+CLUTTER = 6  # pieces per scene, on average
 
 
 def look_of(pair: Pair, radius: float, rng: Rng) -> Look:
@@ -72,7 +70,7 @@ def place(canvas: np.ndarray, look: Look, x: float, y: float) -> np.ndarray:
 
 
 def background(rng: Rng) -> np.ndarray:
-    """A soft, muted ground, ``SIZE x SIZE x 3``."""
+    """A soft, muted background, ``SIZE x SIZE x 3``."""
     first, second = (hue(rng.random(), rng.uniform(0.05, 0.3), rng.uniform(0.3, 0.9)) for _ in range(2))
     weight = noise(rng, SIZE, int(rng.integers(1, 4)))[..., None]
     ground = np.asarray(first, np.float32) * weight + np.asarray(second, np.float32) * (1 - weight)
@@ -80,7 +78,7 @@ def background(rng: Rng) -> np.ndarray:
 
 
 def fragment(pair: Pair, radius: float, rng: Rng) -> Look:
-    """A piece of an object: what is left on one side of a cut through it."""
+    """A piece of an object: one side of a cut through it."""
     look = look_of(pair, radius, rng)
     angle = rng.uniform(0, 2 * math.pi)
     side = look.u * math.cos(angle) + look.v * math.sin(angle) + rng.uniform(-0.15, 0.25)
@@ -126,7 +124,7 @@ def draw_scene(pair: Pair, others: Sequence[Pair], rng: Rng, clutter: int = CLUT
 
 
 def gathering(pairs: Sequence[Pair], rng: Rng) -> Image.Image:
-    """Draw all of ``pairs`` (one to four) whole and of one rank, each in its own corner."""
+    """Draw all of ``pairs`` (one to four) complete and of similar size, each in its own corner."""
     canvas = background(rng)
     cells = [(0.29, 0.29), (0.71, 0.71), (0.29, 0.71), (0.71, 0.29)]
     order = rng.permutation(4)

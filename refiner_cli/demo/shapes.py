@@ -1,8 +1,8 @@
-"""Silhouettes of the demo objects: each drawn with a few strokes, a little different every time.
+"""Silhouettes of the demo objects: each drawn with a few strokes, varied at random.
 
 A shape is a function that takes a :class:`Pen` and a random generator. Coordinates run from -1 to
-1, x to the right, y down. ``pen.body`` collects the silhouette, ``pen.accent`` the part that has
-a colour of its own (a stem, a handle, a sole). Nothing here knows about states or colours.
+1, x to the right, y down. ``pen.body`` collects the silhouette, ``pen.accent`` the part
+with another colour (a stem, a handle, a sole). Nothing here knows about states or colours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 Rng = np.random.Generator
 Point = tuple[float, float]
-Layer = Literal["body", "accent"]
+PenLayer = Literal["body", "accent"]
 SUPERSAMPLE = 3
 
 
@@ -43,16 +43,16 @@ class Pen:
             )
         return placed
 
-    def polygon(self, *points: Point, layer: Layer = "body", cut: bool = False) -> None:
+    def polygon(self, *points: Point, layer: PenLayer = "body", cut: bool = False) -> None:
         self.draw[layer].polygon(self.place(points), fill=0 if cut else 255)
 
     def ellipse(
-        self, x: float, y: float, rx: float, ry: float, layer: Layer = "body", *, cut: bool = False
+        self, x: float, y: float, rx: float, ry: float, layer: PenLayer = "body", *, cut: bool = False
     ) -> None:
         turns = [2 * math.pi * i / 28 for i in range(28)]
         self.polygon(*[(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns], layer=layer, cut=cut)
 
-    def stroke(self, *points: Point, width: float, layer: Layer = "body", cut: bool = False) -> None:
+    def stroke(self, *points: Point, width: float, layer: PenLayer = "body", cut: bool = False) -> None:
         """A thick line with round ends; ``width`` is its full width."""
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0

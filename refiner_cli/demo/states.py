@@ -1,8 +1,8 @@
-"""What a state does to an object: materials, and thirteen ways to change how one looks.
+"""How states look: materials, and thirteen effects that change an object's appearance.
 
 A :class:`Look` is one object on its own small square: colours ``h x w x 3`` and opacity ``h x w``,
 float32 in [0, 1]. A state takes a look and changes it in place; ``u`` and ``v`` (``h x w``) are the
-coordinates of the object's own frame, so a pattern turns and grows with the object.
+object's own coordinates, so a pattern turns and scales with the object.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from refiner_cli.demo.shapes import Rng
 from refiner_cli.demo.vocabulary import kind_of
 
 Array = np.ndarray
-Rng = np.random.Generator
 
 # Hue in turns; foods have a colour of their own, metals are grey, cloths any colour.
 FOOD_HUES = {
@@ -49,7 +49,7 @@ class Look:
 
 
 def noise(rng: Rng, size: int, cells: int) -> Array:
-    """Smooth noise, ``size x size`` in [0, 1], with ``cells`` bumps a side."""
+    """Smooth noise, ``size x size`` in [0, 1], with ``cells`` bumps per side."""
     grid = Image.fromarray((rng.random((cells + 1, cells + 1)) * 255).astype(np.uint8), "L")
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
 
@@ -81,7 +81,7 @@ def spots(rng: Rng, look: Look, count: int, low: float, high: float) -> Array:
 
 
 def material(look: Look, obj: str, rng: Rng) -> None:
-    """Give the bare silhouette the colour and shading of its kind."""
+    """Give the silhouette the colour and shading of its kind."""
     kind = kind_of(obj)
     shade = 0.78 + 0.22 * ramp(-look.u - look.v, -1.3, 1.0)
     if kind == "food":

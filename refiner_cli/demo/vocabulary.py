@@ -1,12 +1,12 @@
-"""The demo world: what exists, what can be in which state, and which pairs are held out.
+"""The demo's vocabulary: objects, states, which pairs are plausible, and which are held out.
 
 Twenty-two objects of three kinds and thirteen states. A kind decides which states make sense
 (a carrot can be sliced, a key can be rusty), so that in the open world, as in life, some pairs are
 feasible and some are not. The *demo benchmark* uses sixteen of the objects and twelve of the
-states; the rest is there for the tiny backbone, which learns from a wider world than it is tested
-on. The pairs in ``val_unseen`` and ``test_unseen`` appear in no training image of either.
+states; the others are for the pre-training of the tiny backbone only. The pairs in ``val_unseen`` and
+``test_unseen`` appear in no training image of either.
 
-This module knows names only. It draws nothing and reads nothing.
+This module holds names only; it draws nothing and reads nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-Pair = tuple[str, str]  # (state, object)
+from refiner_cli.data.labels import Pair
 
 KINDS: dict[str, tuple[str, ...]] = {
     "food": ("apple", "banana", "carrot", "lemon", "mushroom", "pear", "cherry", "onion"),
@@ -37,29 +37,29 @@ STATES: dict[str, tuple[str, ...]] = {
     "torn": ("cloth",),
     "dotted": ("cloth",),
 }
-# Known to the tiny backbone, absent from the benchmark.
+# In the pre-training of the tiny backbone, not in the benchmark.
 EXTRA_OBJECTS = frozenset({"cherry", "onion", "gear", "pot", "flag", "tie"})
 EXTRA_STATES = frozenset({"dotted"})
 
 VAL_UNSEEN = 22
 TEST_UNSEEN = 28
-MIN_TRAIN_PAIRS_A_STATE = 3
-MIN_TRAIN_PAIRS_AN_OBJECT = 3
+MIN_TRAIN_PAIRS_PER_STATE = 3
+MIN_TRAIN_PAIRS_PER_OBJECT = 3
 
 
 def kind_of(name: str) -> str:
-    """The kind an object belongs to."""
+    """The kind of an object."""
     return next(kind for kind, names in KINDS.items() if name in names)
 
 
 def feasible(states: frozenset[str], objects: frozenset[str]) -> list[Pair]:
-    """Every pair of the given names that makes sense, sorted."""
+    """Every pair of the given names that is plausible, sorted."""
     return sorted((s, o) for s in states for o in objects if kind_of(o) in STATES[s])
 
 
 @dataclass(frozen=True)
-class Split:
-    """Pairs of the demo benchmark, each list sorted. The three parts do not overlap."""
+class DemoSplit:
+    """Pairs of the demo benchmark, in three sorted, disjoint lists."""
 
     train: tuple[Pair, ...]
     val_unseen: tuple[Pair, ...]
@@ -67,12 +67,12 @@ class Split:
 
 
 @cache
-def split(holdout: int = 0) -> Split:
+def demo_split(holdout: int = 0) -> DemoSplit:
     """The demo's split. Every state and every object keeps at least three train pairs.
 
     Args:
-        holdout: 0 is the demo's; another number holds out other pairs, which only a tiny backbone
-            made for that holdout has never seen (:mod:`refiner_cli.experiments.pretrain_tiny`).
+        holdout: 0 is the demo's own; another number holds out other pairs, for a tiny backbone pre-trained
+            without them (:mod:`refiner_cli.experiments.pretrain_tiny`).
     """
     states = frozenset(STATES) - EXTRA_STATES
     objects = frozenset(o for names in KINDS.values() for o in names) - EXTRA_OBJECTS
@@ -84,7 +84,7 @@ def split(holdout: int = 0) -> Split:
     for state, obj in order:
         if len(held_out) == VAL_UNSEEN + TEST_UNSEEN:
             break
-        if left[state] > MIN_TRAIN_PAIRS_A_STATE and left[obj] > MIN_TRAIN_PAIRS_AN_OBJECT:
+        if left[state] > MIN_TRAIN_PAIRS_PER_STATE and left[obj] > MIN_TRAIN_PAIRS_PER_OBJECT:
             left[state] -= 1
             left[obj] -= 1
             held_out.append((state, obj))
@@ -93,11 +93,11 @@ def split(holdout: int = 0) -> Split:
     # the same mix of states.
     val = held_out[: 2 * VAL_UNSEEN : 2]
     test = sorted(set(held_out) - set(val))
-    return Split(tuple(train), tuple(sorted(val)), tuple(test))
+    return DemoSplit(tuple(train), tuple(sorted(val)), tuple(test))
 
 
 def backbone_pairs(holdout: int = 0) -> list[Pair]:
-    """What the tiny backbone of a holdout may see: the whole world without the held-out pairs."""
+    """Pairs for pre-training the tiny backbone of a hold-out: every plausible pair but the held-out ones."""
     states, objects = frozenset(STATES), frozenset(o for k in KINDS.values() for o in k)
-    hidden = set(split(holdout).val_unseen) | set(split(holdout).test_unseen)
+    hidden = set(demo_split(holdout).val_unseen) | set(demo_split(holdout).test_unseen)
     return [pair for pair in feasible(states, objects) if pair not in hidden]

@@ -1,4 +1,4 @@
-"""The demo: draw, train, evaluate, predict, export, all offline on whatever machine this is."""
+"""The demo: draw a benchmark, train, evaluate, predict and export, offline and on any machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.demo import scenes
 from refiner_cli.demo.attention_page import DemoScene, write_attention_page
 from refiner_cli.demo.dataset import make_demo
-from refiner_cli.demo.vocabulary import split
+from refiner_cli.demo.vocabulary import demo_split
 from refiner_cli.errors import UsageError
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.evaluation.scoring import evaluate_worlds
@@ -34,17 +34,17 @@ from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
 from refiner_cli.training.setup import build_trainer, environment
 from refiner_cli.training.trainer import Trainer
 
-PHOTOS = 60
-SCENES = 10  # rows of the picture
-Worlds = dict[str, Metrics]
+NUM_PHOTOS = 60
+NUM_SCENES = 10  # rows of the attention page
+MetricsByWorld = dict[str, Metrics]
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found, and where everything lies."""
+    """The metrics of the demo and the files it wrote."""
 
-    zero_shot: Worlds
-    refiner: Worlds
+    zero_shot: MetricsByWorld
+    refiner: MetricsByWorld
     seconds: float
     run: Path
     predictions: Path
@@ -58,8 +58,8 @@ def run_demo(
     """Run the demo in ``out``, which must be empty or not exist.
 
     Args:
-        log: gets a line at every stage.
-        follow: runs a training to its end, showing its progress.
+        log: called with a line at every stage.
+        follow: runs a training to its end and shows its progress.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already.", hint="Give another --out.")
@@ -82,14 +82,14 @@ def run_demo(
     zero_shot, ours_found = (
         evaluate_worlds(m, benchmark, "test", spaces, trainer.options) for m in (clip, refined)
     )
-    log("4/5 predicting a folder of new pictures")
-    draw_photos(out / "photos", seed)
+    log("4/5 predicting a folder of new images")
+    draw_new_images(out / "photos", seed)
     ours, theirs = Recogniser(refined, precision=trainer.options.precision), Recogniser(clip)
     with atomic_file(out / "predictions.jsonl") as part, part.open("w", encoding="utf-8") as stream:
         sink = JsonLines(stream)
         for row in predict_files(ours, scan([out / "photos"]), top_k=5, batch=32, workers=0):
             sink.write(row)
-    log("5/5 exporting the model and drawing what its queries look at")
+    log("5/5 exporting the model and drawing what its queries attend to")
     export_model(out / "model", refined, info, dtype="fp16", with_backbone=True)
     write_attention_page(out / "picture.html", some_scenes(benchmark, seed), theirs, ours)
     return DemoResult(
@@ -103,20 +103,20 @@ def run_demo(
     )
 
 
-def draw_photos(folder: Path, seed: int) -> None:
-    """New pictures of pairs that training never saw, under neutral names."""
+def draw_new_images(folder: Path, seed: int) -> None:
+    """Draw new images of pairs that training never saw, under neutral names."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng((seed, 99))
-    for number in range(PHOTOS):
-        pair = split().test_unseen[int(rng.integers(len(split().test_unseen)))]
-        scenes.scene(pair, split().train, rng).save(folder / f"photo_{number:03d}.jpg", quality=92)
+    for number in range(NUM_PHOTOS):
+        pair = demo_split().test_unseen[int(rng.integers(len(demo_split().test_unseen)))]
+        scenes.scene(pair, demo_split().train, rng).save(folder / f"photo_{number:03d}.jpg", quality=92)
 
 
 def some_scenes(benchmark: Benchmark, seed: int) -> list[DemoScene]:
-    """Test scenes for the picture, most of them of unseen pairs; chosen blindly."""
+    """Test scenes for the attention page, most of unseen pairs; chosen at random."""
     samples = list(benchmark.samples["test"])
     random.Random(seed).shuffle(samples)
     train = set(benchmark.pairs["train"])
-    unseen = [s for s in samples if s.pair not in train][: SCENES - 3]
+    unseen = [s for s in samples if s.pair not in train][: NUM_SCENES - 3]
     seen = [s for s in samples if s.pair in train][:3]
     return [DemoScene(benchmark.images / s.path, s, s.pair in train) for s in unseen + seen]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.dataset import DemoSize, make_demo
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.experiments.folds import fold
 from refiner_cli.experiments.pretrain_tiny import Recipe, pretrain
@@ -21,13 +21,13 @@ from refiner_cli.experiments.trial import Trial
 from refiner_cli.experiments.variants import AMOUNTS, Variant
 from refiner_cli.files import atomic_file
 
-ONLY_TEST = Size(train=1, val=1)
+ONLY_TEST = DemoSize(train=1, val=1)
 FOLD_SEEDS = 100  # first seed of the folds' trainings; the study's own start at 0
 FOLD_DATA_SEED = 7  # of the demo images that folds are made of
 
 
 def demo_folder(
-    folder: Path, seed: int, amount: int = CLUTTER, size: Size | None = None, holdout: int = 0
+    folder: Path, seed: int, amount: int = CLUTTER, size: DemoSize | None = None, holdout: int = 0
 ) -> Path:
     """The demo dataset of a seed and a hold-out, drawn if it is missing."""
     if not folder.exists():

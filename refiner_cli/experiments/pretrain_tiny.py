@@ -31,8 +31,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refiner_cli.core.towers import tiny
+from refiner_cli.data.labels import Pair
 from refiner_cli.demo import scenes
-from refiner_cli.demo.vocabulary import KINDS, STATES, Pair, backbone_pairs, kind_of, split
+from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, demo_split, kind_of
 
 IMAGES_PER_TASK = 500  # drawn by one task
 MAX_SHIFT = 5  # pixels of random shift
@@ -136,7 +137,7 @@ def zero_shot_accuracy(
     model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, clutter: int, recipe: Recipe
 ) -> str:
     """Zero-shot top-1 over all feasible benchmark pairs, in percent, by part of the split."""
-    fixed = split(recipe.holdout)
+    fixed = demo_split(recipe.holdout)
     parts = {"seen": fixed.train, "unseen": fixed.val_unseen}  # never the test pairs
     pairs = sorted({*fixed.train, *fixed.val_unseen})
     text = F.normalize(model.encode_text(tokenizer([f"a photo of {s} {o}" for s, o in pairs])), dim=-1)

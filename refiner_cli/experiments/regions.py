@@ -33,7 +33,7 @@ from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.data.crop import Crop
 from refiner_cli.data.images import Preprocess, decode
-from refiner_cli.demo.dataset import Task, parts, scene_of, tasks
+from refiner_cli.demo.dataset import DrawTask, demo_pairs, draw_tasks, scene_of
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.errors import DatasetError, RefinerError, UsageError
 from refiner_cli.training.run_dir import Run, is_run, model_folder
@@ -163,14 +163,14 @@ def demo_masks(benchmark: Benchmark, split: str, seeds: Sequence[int]) -> Iterat
             )
 
 
-def tasks_by_path(benchmark: Benchmark, seed: int) -> dict[str, Task]:
+def tasks_by_path(benchmark: Benchmark, seed: int) -> dict[str, DrawTask]:
     """What the demo draws with a seed, by path below ``images/``."""
-    from refiner_cli.demo.dataset import Size
+    from refiner_cli.demo.dataset import DemoSize
 
     counts = {
         split: len(samples) // len(benchmark.pairs[split]) for split, samples in benchmark.samples.items()
     }
-    every = tasks(benchmark.root, parts(0), Size(**counts), seed, CLUTTER, 0)
+    every = draw_tasks(benchmark.root, demo_pairs(0), DemoSize(**counts), seed, CLUTTER, 0)
     return {task.file.relative_to(benchmark.images).as_posix(): task for task in every}
 
 

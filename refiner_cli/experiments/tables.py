@@ -22,7 +22,7 @@ SHOWN_METRICS = (
 COMPARED_METRICS = (("closed", "HM"), ("closed", "AUC"), ("open", "HM"), ("open", "AUC"))
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
+def format_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
@@ -47,7 +47,7 @@ def variants_table(results: Results, variants: Sequence[Variant]) -> list[str]:
         lines.append(
             table_row(
                 variant.title,
-                *(mean_and_deviation(values(results[variant.name], w, m)) for w, m in SHOWN_METRICS),
+                *(format_spread(values(results[variant.name], w, m)) for w, m in SHOWN_METRICS),
             )
         )
     if REFINER not in variants:
@@ -62,7 +62,7 @@ def variants_table(results: Results, variants: Sequence[Variant]) -> list[str]:
             ]
             lines.append(
                 table_row(
-                    variant.title, *(mean_and_deviation([ours - theirs for ours, theirs in p]) for p in pairs)
+                    variant.title, *(format_spread([ours - theirs for ours, theirs in p]) for p in pairs)
                 )
             )
     return lines
@@ -75,11 +75,7 @@ def clutter_table(results: Results) -> list[str]:
         world = "closed" if amount == CLUTTER else with_clutter(amount)
         ours, theirs = (values(results[variant.name], world, "AUC") for variant in (REFINER, NO_QUERIES))
         added = [x - y for x, y in zip(ours, theirs, strict=True)]
-        lines.append(
-            table_row(
-                str(amount), mean_and_deviation(ours), mean_and_deviation(theirs), mean_and_deviation(added)
-            )
-        )
+        lines.append(table_row(str(amount), format_spread(ours), format_spread(theirs), format_spread(added)))
     return lines
 
 
@@ -88,9 +84,7 @@ def feasibility_table(results: Results) -> list[str]:
     lines = table_head("feasibility", *HEADLINE_METRICS)
     for title, world in (("none", "open"), *((kind, kind) for kind in FEASIBILITY_MODES)):
         found = results["refiner"]
-        lines.append(
-            table_row(title, *(mean_and_deviation(values(found, world, m)) for m in HEADLINE_METRICS))
-        )
+        lines.append(table_row(title, *(format_spread(values(found, world, m)) for m in HEADLINE_METRICS)))
     return lines
 
 

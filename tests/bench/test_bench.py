@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from refiner_cli.bench.measure import Peak, seconds
-from refiner_cli.bench.spaces import SIZES, label_space
-from refiner_cli.bench.text import Prompts, padded, positions, with_prefix_cache
+from refiner_cli.bench.measure import Peak, median_seconds
+from refiner_cli.bench.spaces import SPACE_SIZES, label_space
+from refiner_cli.bench.text import PromptVectors, padded, positions, with_prefix_cache
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import UsageError
 from tests.conftest import Cli
@@ -19,20 +19,20 @@ from tests.conftest import Cli
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SPACE_SIZES)
 def test_a_drawn_label_space_has_the_published_size(name: str) -> None:
     space = label_space(name)
     assert (len(space.states), len(space.objects), len(space.pairs)) == (
-        SIZES[name].states,
-        SIZES[name].objects,
-        SIZES[name].pairs,
+        SPACE_SIZES[name].states,
+        SPACE_SIZES[name].objects,
+        SPACE_SIZES[name].pairs,
     )
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SPACE_SIZES)
 def test_real_pair_lists_have_the_size_that_is_drawn(shared: Path, name: str) -> None:
     space = label_space(name, shared / "splits")
-    assert len(space.pairs) == SIZES[name].pairs
+    assert len(space.pairs) == SPACE_SIZES[name].pairs
 
 
 def test_an_unknown_label_space_is_wrong_usage() -> None:
@@ -42,7 +42,7 @@ def test_an_unknown_label_space_is_wrong_usage() -> None:
 
 def test_what_is_compared_computes_the_same() -> None:
     text = load_backbone("tiny", "none").text
-    prompts = Prompts.of(text, label_space("ut-zappos"))
+    prompts = PromptVectors.of(text, label_space("ut-zappos"))
     with torch.no_grad():
         trie = with_prefix_cache(text, prompts, 512)
         for length in (8, text.context_length):
@@ -58,7 +58,7 @@ def test_positions_of_a_space_are_two_a_pair_and_the_shared_ones() -> None:
 
 def test_jobs_take_turns_after_one_untimed_call_of_each() -> None:
     calls: list[str] = []
-    taken = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, rounds=2)
+    taken = median_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, rounds=2)
     assert "".join(calls) == "ababab"
     assert set(taken) == {"a", "b"}
 

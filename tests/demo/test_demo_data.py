@@ -14,10 +14,10 @@ from refiner_cli.core.towers import tiny
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo import scenes
-from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.dataset import DemoSize, make_demo
 from refiner_cli.demo.shapes import SHAPES
 from refiner_cli.demo.states import EFFECTS
-from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, feasible, split
+from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, demo_split, feasible
 from refiner_cli.errors import ModelFileError
 from refiner_cli.experiments import pretrain_tiny
 
@@ -34,14 +34,14 @@ def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
     assert not unseen["val"] & unseen["test"]
     assert {s for s, _ in train} == set(benchmark.states)
     assert {o for _, o in train} == set(benchmark.objects)
-    assert 1900 <= Size().train * len(train) <= 2100
+    assert 1900 <= DemoSize().train * len(train) <= 2100
 
 
 @pytest.mark.parametrize("holdout", [0, 1])
 def test_the_backbone_sees_no_held_out_pair(holdout: int) -> None:
-    held_out = set(split(holdout).val_unseen) | set(split(holdout).test_unseen)
+    held_out = set(demo_split(holdout).val_unseen) | set(demo_split(holdout).test_unseen)
     assert not held_out & set(backbone_pairs(holdout))
-    assert set(split(holdout).train) <= set(backbone_pairs(holdout))
+    assert set(demo_split(holdout).train) <= set(backbone_pairs(holdout))
     rng = np.random.default_rng(0)
     for _ in range(30):
         _, shown = pretrain_tiny.draw_image(rng, holdout)
@@ -51,7 +51,7 @@ def test_the_backbone_sees_no_held_out_pair(holdout: int) -> None:
 
 
 def test_holdouts_hold_out_other_pairs_and_leave_enough_of_every_name() -> None:
-    holdouts = [split(number) for number in range(4)]
+    holdouts = [demo_split(number) for number in range(4)]
     assert len({holdout.test_unseen for holdout in holdouts}) == 4
     for holdout in holdouts:
         assert (len(holdout.val_unseen), len(holdout.test_unseen)) == (22, 28)
@@ -62,11 +62,11 @@ def test_holdouts_hold_out_other_pairs_and_leave_enough_of_every_name() -> None:
 
 
 def test_a_demo_of_another_holdout_shows_its_pairs(tmp_path: Path) -> None:
-    make_demo(tmp_path / "demo", size=Size(train=1, val=1, test=1), clutter=0, holdout=2)
+    make_demo(tmp_path / "demo", size=DemoSize(train=1, val=1, test=1), clutter=0, holdout=2)
     benchmark = load_benchmark(tmp_path / "demo")
-    assert benchmark.pairs["train"] == split(2).train
-    for part, unseen in (("val", split(2).val_unseen), ("test", split(2).test_unseen)):
-        assert set(benchmark.pairs[part]) - set(split(2).train) == set(unseen)
+    assert benchmark.pairs["train"] == demo_split(2).train
+    for part, unseen in (("val", demo_split(2).val_unseen), ("test", demo_split(2).test_unseen)):
+        assert set(benchmark.pairs[part]) - set(demo_split(2).train) == set(unseen)
 
 
 def test_everything_that_exists_can_be_drawn() -> None:
@@ -81,7 +81,7 @@ def test_everything_that_exists_can_be_drawn() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    size = Size(train=1, val=1, test=1)
+    size = DemoSize(train=1, val=1, test=1)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         make_demo(tmp_path / name, seed, size)
     files = sorted(
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_clutter_changes_the_background_not_the_truth() -> None:
     plain, full = (
-        np.asarray(scenes.scene(("wet", "apple"), split().train, np.random.default_rng(1), c), float)
+        np.asarray(scenes.scene(("wet", "apple"), demo_split().train, np.random.default_rng(1), c), float)
         for c in (0, 20)
     )
     assert np.abs(plain - full).mean() > 5
@@ -129,5 +129,5 @@ def test_a_tiny_backbone_can_be_loaded_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clutter", [0, 6])
 def test_a_scene_is_rgb_of_the_stated_size(clutter: int) -> None:
-    image = scenes.scene(("torn", "hat"), split().train, np.random.default_rng(2), clutter)
+    image = scenes.scene(("torn", "hat"), demo_split().train, np.random.default_rng(2), clutter)
     assert (image.mode, image.size) == ("RGB", (scenes.SIZE, scenes.SIZE))

@@ -13,8 +13,8 @@ import pytest
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.demo.dataset import Size, make_demo
-from refiner_cli.demo.vocabulary import split
+from refiner_cli.demo.dataset import DemoSize, make_demo
+from refiner_cli.demo.vocabulary import demo_split
 from refiner_cli.errors import DatasetError
 from refiner_cli.experiments.__main__ import by_training
 from refiner_cli.experiments.folds import FOLD_PAIRS, MIN_LEFT, fold
@@ -31,8 +31,8 @@ SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch_size": 8}
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     folder = tmp_path_factory.mktemp("study")
-    make_demo(folder / "data", 3, Size(1, 1, 1))
-    make_demo(folder / "clean", 3, Size(1, 1, 1), clutter=0)
+    make_demo(folder / "data", 3, DemoSize(1, 1, 1))
+    make_demo(folder / "clean", 3, DemoSize(1, 1, 1), clutter=0)
     variant = Variant("refiner", "Refiner", SHORT, feasibility=True)
     return Trial(folder / "refiner" / "3", variant, 3, folder / "data", {0: folder / "clean"})
 
@@ -199,13 +199,13 @@ def test_on_a_fold_too_a_variant_has_the_training_that_it_shares(trial: Trial, t
 def test_a_trial_of_a_holdout_is_measured_on_other_pairs_with_a_backbone_of_its_own(
     tmp_path: Path,
 ) -> None:
-    make_demo(tmp_path / "data" / "seed-1", 1, Size(1, 1, 1), holdout=1)
+    make_demo(tmp_path / "data" / "seed-1", 1, DemoSize(1, 1, 1), holdout=1)
     file = tmp_path / "backbones" / "tiny-1.safetensors"
     make_backbone(file, Recipe(images=500, steps=1, batch=4, probed=2, holdout=1))
     variant = Variant("refiner", "Refiner", SHORT)
     (trial,) = by_holdout(tmp_path, [variant], 1, workers=1)
     assert trial.backbone == file
-    assert trial.benchmark().pairs["train"] == split(1).train != split().train
+    assert trial.benchmark().pairs["train"] == demo_split(1).train != demo_split().train
     run_trial(trial)
     used = read_model(model_folder(trial.folder / "run"))[0].backbone.fingerprint()
     assert used == load_backbone("tiny", str(file)).fingerprint() != load_backbone("tiny", "").fingerprint()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import refiner_cli.guide
-from refiner_cli.cli.reference import commands, renewed
+from refiner_cli.cli.reference import all_commands, renewed
 from refiner_cli.config import known_fields
 from refiner_cli.guide import PAGES, page_text, page_title
 from refiner_cli.plugins import BUILT_IN_METHODS
@@ -35,7 +35,7 @@ def test_every_setting_and_every_command_is_on_its_page() -> None:
     settings, reference = page_text("configuration"), page_text("commands")
     for method in BUILT_IN_METHODS:
         assert all(f"| `{key}` |" in settings for key in known_fields(method))
-    names = [name for name, _ in commands()]
+    names = [name for name, _ in all_commands()]
     assert {"refiner", "refiner train", "refiner guide", "refiner dataset create"} <= set(names)
     assert all(f"## {name}\n" in reference for name in names)
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from refiner_cli.core.model_io.checkpoint import read_tensors
-from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.dataset import DemoSize, make_demo
 from refiner_cli.training.run_dir import Run
 from tests.training.processes import SETTINGS, begin, rows, steps, wait_until
 
@@ -23,7 +23,7 @@ def main(kills: int) -> None:
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_demo(folder / "demo", size=Size(train=2, val=1, test=1))
+        make_demo(folder / "demo", size=DemoSize(train=2, val=1, test=1))
         more = (*SETTINGS, "--set", "train.batch_size=16", "--set", "train.checkpoint_minutes=0",
                 "--set", "train.epochs=100", "--set", f"train.max_steps={A_KILL * (kills + 1)}")  # fmt: skip
         whole, parts = folder / "whole", folder / "parts"

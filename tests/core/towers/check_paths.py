@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
-from refiner_cli.demo.dataset import Size, make_demo
+from refiner_cli.demo.dataset import DemoSize, make_demo
 from refiner_cli.training.events import StepDone
 from tests.training.test_trainer import begin
 
@@ -42,7 +42,7 @@ def gap(folder: Path, benchmark: Benchmark, steps: int) -> float:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        make_demo(root / "demo", size=Size(train=4, val=1, test=1))
+        make_demo(root / "demo", size=DemoSize(train=4, val=1, test=1))
         largest = gap(root, load_benchmark(root / "demo"), 50)
     sys.stdout.write(f"50 steps, largest difference of a loss: {largest:.2e}\n")
     sys.exit(largest > 1e-4)
