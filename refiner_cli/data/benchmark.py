@@ -6,8 +6,8 @@
     <root>/compositional-split-natural/{train,val,test}_pairs.txt
     <root>/metadata_compositional-split-natural.t7
 
-The metadata file is a pickle. It is loaded with ``weights_only=True``, so that nothing it names is
-ever run. Decoding images is not done here.
+The metadata file is a pickle; see :mod:`refiner_cli.data.metadata` for how it is read. Decoding
+images is not done here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Literal
 
 from refiner_cli.data.labels import LabelSpace, Pair
 from refiner_cli.data.lists import read_text
+from refiner_cli.data.metadata import load_plain
 from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import DatasetError
 
@@ -122,18 +123,16 @@ def read_pairs(file: Path, separator: str | None = None) -> tuple[Pair, ...]:
 def read_metadata(file: Path) -> list[Row]:
     """Read the metadata list without running anything it names; each row has string values.
 
-    Raises DatasetError for a missing, torn or hostile file, or a row without the four keys.
+    Raises DatasetError for a missing, damaged or hostile file, or a row without the four keys.
     """
-    import torch
-
     try:
-        rows = torch.load(file, map_location="cpu", weights_only=True)
+        rows = load_plain(file)
     except FileNotFoundError:
         raise DatasetError(f"The metadata file {file} does not exist.") from None
-    except Exception as error:  # noqa: BLE001 - a torn or hostile pickle can raise anything, and none of it is ours
+    except Exception as error:  # noqa: BLE001 - a damaged or hostile file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(
-            f"The metadata file {file} cannot be read safely ({reason})",
+            f"The metadata file {file} cannot be read safely ({reason}).",
             hint="It must be a list of plain dictionaries saved by torch.save.",
         ) from None
     if not isinstance(rows, list):
@@ -143,7 +142,16 @@ def read_metadata(file: Path) -> list[Row]:
             raise DatasetError(
                 f"{file}, row {number}: the keys {', '.join(ROW_KEYS)} with text values are needed."
             )
+        if not all(_is_utf8(row[key]) for key in ROW_KEYS):
+            raise DatasetError(f"{file}, row {number}: {row} holds text that is not Unicode.")
     return rows
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def used_rows(rows: Iterable[Row], known: Container[Pair]) -> Iterator[tuple[Split, Pair, Row]]:
