@@ -68,6 +68,7 @@ class Archive(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members: dict[str, int] = {}
+        self._num_members = 0
         self.size = path.stat().st_size
         self.expansion_limit = max(_ALLOWANCE, MAX_EXPANSION * self.size)
 
@@ -111,9 +112,13 @@ class Archive(ABC):
                     self.path, f"is refused: the size of its member {name[:200]!r} is negative"
                 )
             self.members[path] = length
-            if len(self.members) > MAX_MEMBERS:
-                raise ArchiveError(self.path, f"is refused: it has more than {MAX_MEMBERS:,} members")
         return path
+
+    def _count_member(self) -> None:
+        """Count a file, folder or link; two may have one name."""
+        self._num_members += 1
+        if self._num_members > MAX_MEMBERS:
+            raise ArchiveError(self.path, f"is refused: it has more than {MAX_MEMBERS:,} members")
 
     def _refuse_unsafe(self, info: tarfile.TarInfo) -> None:
         """Refuse links that leave the archive, devices and pipes. Links that stay inside are ignored."""

@@ -24,9 +24,7 @@ def open_archive(path: Path) -> Archive:
         with path.open("rb") as stream:
             head = stream.read(4096)
         if kind := sniff_content(head):
-            raise ArchiveError(
-                path, f"is not an archive but {kind}", "Fetch it again, or by hand in a browser."
-            )
+            raise ArchiveError(path, f"is {kind}", "Fetch it again, or by hand in a browser.")
         return ZipArchive(path) if head.startswith(b"PK") else TarArchive(path)
 
 

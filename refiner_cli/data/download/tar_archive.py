@@ -32,6 +32,7 @@ class TarArchive(Archive):
         super().__init__(path)
         total = 0
         for info, _ in self._walk():
+            self._count_member()
             if info.isreg():
                 self._add(info.name, info.size)
                 total += info.size

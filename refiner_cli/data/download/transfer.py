@@ -75,7 +75,7 @@ def transfer(web: httpx.Client, part: PartialDownload, report: Report, stop: Eve
             raise MirrorError(f"the server answers {status(response)}")
         if is_page(response):
             head = next(response.iter_raw(SNIFFED), b"")
-            raise MirrorError(f"the server sends {sniff_content(head) or 'a web page'} instead of the file")
+            raise MirrorError(f"the server sends {sniff_content(head) or 'a web page'}")
         blocks = response.iter_raw()
         if response.status_code == 200:
             blocks, have = _sniffed(blocks), 0
@@ -167,6 +167,6 @@ def _sniffed(blocks: Iterator[bytes]) -> Iterator[bytes]:
         if len(head) >= SNIFFED:
             break
     if kind := sniff_content(head):
-        raise MirrorError(f"the server sends {kind} instead of the file")
+        raise MirrorError(f"the server sends {kind}")
     yield head
     yield from blocks

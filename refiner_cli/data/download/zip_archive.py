@@ -76,6 +76,7 @@ class ZipArchive(Archive):
         if infos and min(info.header_offset for info in infos) != 0:
             raise zipfile.BadZipFile("its end is missing")
         for info in infos:
+            self._count_member()
             if stat.S_ISLNK(info.external_attr >> 16):
                 with self._zip.open(self._readable(info)) as source:
                     target = source.read(_MAX_LINK)

@@ -15,11 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from refiner_cli.data.download import archive as base
 from refiner_cli.data.download.archive import ArchiveError
 from refiner_cli.data.download.content import open_archive, sniff_content
 from refiner_cli.data.progress import StoppedError
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
+from tests.data.limits import memory_limit
 
 FILES = {"top/a.txt": b"alpha", "top/deep/b.jpg": bytes(range(256)) * 50}
 Pack = Callable[[Path, dict[str, bytes]], Path]
@@ -160,6 +162,144 @@ def test_a_bomb_in_a_tar_header_is_refused(tmp_path: Path) -> None:
         open_archive(tmp_path / "x")
 
 
+def zip_link_bomb(path: Path) -> Path:
+    """A link whose target unpacks to 200 MB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        link = zipfile.ZipInfo("link")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        link.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(link, b"a" * (200 << 20))
+    return path
+
+
+def zip_of_links(path: Path) -> Path:
+    """A directory of the zip that claims 3 GB."""
+    raw = bytearray(pack_zip(path, FILES).read_bytes())
+    struct.pack_into("<L", raw, raw.rindex(b"PK\x05\x06") + 12, 3 << 30)
+    with path.open("wb") as stream:
+        stream.truncate(3 << 30)  # sparse, so that the claim is not beyond the file
+        stream.seek((3 << 30) - len(raw))
+        stream.write(raw)
+    return path
+
+
+def gnu_sparse(path: Path) -> Path:
+    """A member that claims 5 TB and has none of it: GNU's old format."""
+    info = tarfile.TarInfo("hole")
+    info.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = tarfile.itn(5 << 40, 12, tarfile.GNU_FORMAT)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    path.write_bytes(bytes(block) + bytes(1024))
+    return path
+
+
+def pax_member(path: Path, **records: str) -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("hole")
+        info.pax_headers = records
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"0\n\n"))
+    return path
+
+
+def pax_sparse(path: Path) -> Path:
+    return pax_member(path, **{"GNU.sparse.map": "0,0", "GNU.sparse.size": str(5 << 40)})
+
+
+def pax_sparse_1_0(path: Path) -> Path:
+    major = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    return pax_member(path, **major, **{"GNU.sparse.realsize": str(5 << 40), "GNU.sparse.name": "x"})
+
+
+def pax_size(path: Path) -> Path:
+    return pax_member(path, size=str(5 << 40))
+
+
+def pax_header_of_300_mb(path: Path) -> Path:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 300 << 20
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(300):
+            stream.write(bytes(1 << 20))
+    return path
+
+
+def tar_of_headers(path: Path) -> Path:
+    """2,000 members of one name, without content."""
+    block = tarfile.TarInfo("a" * 90).tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(gzip.compress(block * 2000, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gnu_sparse, pax_sparse, pax_sparse_1_0, pax_size, pax_header_of_300_mb, zip_of_links, tar_of_headers],
+)
+def test_an_archive_that_asks_for_much_is_refused_before_it_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Log, stop: Event, make: Callable[[Path], Path]
+) -> None:
+    monkeypatch.setattr(base, "MAX_MEMBERS", 10)
+    path = make(tmp_path / "x")
+    with memory_limit(150 << 20), pytest.raises(ArchiveError):
+        unpack_all(path, tmp_path / "out", log, stop)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_a_link_of_200_mb_is_read_up_to_its_first_bytes(tmp_path: Path, log: Log, stop: Event) -> None:
+    path = zip_link_bomb(tmp_path / "x")
+    with memory_limit(100 << 20):
+        unpack_all(path, tmp_path / "out", log, stop)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_many_members_of_one_name_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MAX_MEMBERS", 10)
+    for pack in (pack_zip, pack_tar):
+        with pytest.raises(ArchiveError, match="more than 10 members"):
+            open_archive(pack(tmp_path / "x", {f"{number}": b"" for number in range(11)}))
+
+
+@both
+def test_a_member_too_large_for_the_memory_is_not_read_into_it(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "MAX_IN_MEMORY", 1000)
+    with open_archive(pack(tmp_path / "x", FILES)) as archive:
+        assert archive.read("top/a.txt") == b"alpha"
+        with pytest.raises(ArchiveError, match=r"more than the 1\.0 kB that are read into memory"):
+            archive.read("top/deep/b.jpg")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_without_a_bound_are_not_unpacked(
+    tmp_path: Path, log: Log, stop: Event, method: int
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x", "w", method) as archive:
+        archive.writestr("zeros", bytes(50 << 20))
+    with memory_limit(30 << 20), pytest.raises(ArchiveError, match="not compressed by deflate"):
+        unpack_all(tmp_path / "x", tmp_path / "out", log, stop)
+
+
+@both
+def test_checking_finds_damage_in_members_that_nobody_wants(
+    pack: Pack, tmp_path: Path, log: Log, stop: Event
+) -> None:
+    path = pack(tmp_path / "x", FILES)
+    with open_archive(path) as archive:
+        archive.check(log, stop)
+    raw = bytearray(path.read_bytes())
+    if pack is pack_zip:
+        raw[raw.rindex(b"PK\x01\x02") + 16] ^= 1  # the checksum of the last member
+    else:
+        raw[-8] ^= 1  # gzip's
+    path.write_bytes(raw)
+    with pytest.raises(ArchiveError, match="damaged"), open_archive(path) as archive:
+        archive.check(log, stop)
+
+
 def test_a_zip_that_lies_about_its_sizes_does_not_write_more_than_it_says(
     tmp_path: Path, log: Log, stop: Event
 ) -> None:
@@ -274,5 +414,5 @@ def test_what_is_not_an_archive_is_named(head: bytes, kind: str | None) -> None:
 
 def test_a_saved_web_page_is_not_an_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"<html><title>Quota exceeded</title>")
-    with pytest.raises(ArchiveError, match="is not an archive but a web page \\('Quota exceeded'\\)"):
+    with pytest.raises(ArchiveError, match="is a web page \\('Quota exceeded'\\)"):
         open_archive(tmp_path / "x.zip")
