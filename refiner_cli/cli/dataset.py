@@ -1,7 +1,9 @@
-"""``refiner dataset create``: own photos become a benchmark."""
+"""``refiner dataset create``: a user's photos become a benchmark."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
@@ -9,20 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refiner_cli.cli.common import Workers
-from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
 from refiner_cli.cli.progress import show_progress
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.data.create.create import Created
+    from refiner_cli.data.create.photos import PhotoCollection
+    from refiner_cli.data.labels import Pair
 
-app = typer.Typer(name="dataset", help="Make datasets of own photos.", no_args_is_help=True)
+app = typer.Typer(name="dataset", help="Build a dataset from your own photos.", no_args_is_help=True)
 DEFAULT_UNSEEN = 0.2
+MAX_NAMED = 20  # files or pairs named one by one
 
 
 @app.callback()
 def dataset() -> None:
-    """Make datasets of own photos."""
+    """Build a dataset from your own photos."""
 
 
 @app.command()
@@ -31,63 +36,118 @@ def create(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="A folder of state_object/ or state/object/ folders, or a CSV, TSV or JSON-lines file with "
-            "path, state, object and maybe split.",
+            help="A folder of state_object/ or state/object/ folders, optionally below train/, val/ and "
+            "test/; or a CSV, TSV or JSON-lines file with path, state, object and, optionally, split.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to create.")],
     unseen_fraction: Annotated[
         float | None, typer.Option(help=f"Share of the pairs that training never sees.  [{DEFAULT_UNSEEN}]")
     ] = None,
     unseen_pairs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Exactly these pairs instead: 'state object' a line.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Exactly these pairs instead, one 'state object' per line."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which pairs and images are held out.")] = 0,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the images; else they are linked.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking them.")] = False,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Own photos become the published folder format, with seen and unseen splits, for 'refiner train DIR'."""
+    """Build a dataset in the published folder format, with seen and unseen pairs, for 'refiner train DIR'."""
     if unseen_fraction is not None and unseen_pairs is not None:
         raise UsageError("--unseen-fraction and --unseen-pairs exclude each other.")
     if unseen_fraction is not None and not 0 <= unseen_fraction < 1:
         raise UsageError(
             f"--unseen-fraction is {unseen_fraction:g}.", hint="Give a number from 0 to below 1."
         )
-    from refiner_cli.data.create import create as making
-    from refiner_cli.data.create.photos import read_photos, read_unseen
+    if out.resolve() == source.resolve() or out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"--out {out} lies in the photo folder.", hint="Choose a folder outside of it, or its images "
+            "would be photos the next time.",
+        )  # fmt: skip
+    from refiner_cli.data.create.create import SplitOptions, create_dataset
+    from refiner_cli.data.create.photos import read_unseen
+    from refiner_cli.data.create.sources import read_photos
     from refiner_cli.machine import cores
 
-    unseen = None if unseen_pairs is None else read_unseen(unseen_pairs)
+    found = read_photos(source)
+    for note in found.notes:
+        terminal.note(note)
+    pairs = [photo.pair for photo in found.photos]
+    unseen = None if unseen_pairs is None else read_unseen(unseen_pairs, pairs, terminal.note)
     fraction = DEFAULT_UNSEEN if unseen_fraction is None else unseen_fraction
     with show_progress(terminal) as report:
-        created = making.create_dataset(
-            read_photos(source),
+        created = create_dataset(
+            found.photos,
             out,
-            making.SplitOptions(fraction, unseen, seed),
+            SplitOptions(fraction, unseen, seed),
             placing="copy" if copy else "link",
             workers=cores() if workers < 0 else max(1, workers),
             report=report,
             stop=Event(),
         )
-    show_created(out, created, as_json=as_json)
+    show_created(found, created)
+    if as_json:
+        terminal.json(to_json(out, found, created))
+    else:
+        terminal.data(str(out))
+        terminal.note(f"next: refiner train {shlex.quote(str(out))}")
+    if created.left_out or found.unlabelled:
+        raise typer.Exit(PARTLY_DONE)
 
 
-def show_created(out: Path, created: Created, *, as_json: bool) -> None:
-    found = created.verification
-    for fault in created.left_out:
-        terminal.note(f"left out, as it cannot be decoded: {fault.path} ({fault.reason})")
-    for note in found.notes:
+def show_created(found: PhotoCollection, created: Created) -> None:
+    """Say what the dataset holds, and name what it does not hold, and why."""
+    name_each("left out: {}", [f"{fault.path} ({fault.reason})" for fault in created.left_out])
+    name_each("left out, not in a folder that names a pair: {}", list(map(str, found.unlabelled)))
+    name_each(
+        "left out, the same photo again: {}",
+        [
+            f"{each.photo.file} (listed more than once)"
+            if each.photo.file == each.same_as.file
+            else f"{each.photo.file} (as {each.same_as.file})"
+            for each in created.repeated
+        ],
+    )
+    for note in created.verification.notes:
         terminal.note(note)
-    counts = found.counts
+    counts, unseen = created.verification.counts, created.unseen
+    for split, pairs in (("val", unseen.val), ("test", unseen.test)):
+        if pairs:
+            terminal.note(f"unseen pairs in {split}: {quote_pairs(pairs)}")
+    left_out = len(created.left_out) + len(found.unlabelled) + len(created.repeated)
     terminal.note(
         f"{counts.states} states, {counts.objects} objects, {counts.train_pairs} training pairs, "
         f"{counts.val_unseen_pairs} + {counts.test_unseen_pairs} unseen; {created.linked} images linked, "
-        f"{created.copied} copied, {len(created.left_out)} left out"
+        f"{created.copied} copied, {left_out} left out"
     )
-    if as_json:
-        left_out = [{"path": fault.path, "reason": fault.reason} for fault in created.left_out]
-        terminal.json({"schema": "refiner.dataset-create/1", "path": str(out), **found.to_json(),
-                       "linked": created.linked, "copied": created.copied, "left_out": left_out})  # fmt: skip
-    else:
-        terminal.data(str(out))
+
+
+def name_each(sentence: str, things: Sequence[str]) -> None:
+    """A note for each of the first things, and one for the number of the others."""
+    for thing in things[:MAX_NAMED]:
+        terminal.note(sentence.format(thing))
+    if len(things) > MAX_NAMED:
+        terminal.note(sentence.format(f"{len(things) - MAX_NAMED} more; --json names all"))
+
+
+def quote_pairs(pairs: Sequence[Pair]) -> str:
+    more = f" and {len(pairs) - MAX_NAMED} more" if len(pairs) > MAX_NAMED else ""
+    return ", ".join(f"'{state} {obj}'" for state, obj in pairs[:MAX_NAMED]) + more
+
+
+def to_json(out: Path, found: PhotoCollection, created: Created) -> dict[str, object]:
+    """The object of ``--json``."""
+    return {
+        "schema": "refiner.dataset-create/1",
+        "path": str(out),
+        **created.verification.to_json(),
+        "linked": created.linked,
+        "copied": created.copied,
+        "left_out": [{"path": fault.path, "reason": fault.reason} for fault in created.left_out],
+        "unlabelled": list(map(str, found.unlabelled)),
+        "repeated": [
+            {"path": str(each.photo.file), "same_as": str(each.same_as.file)} for each in created.repeated
+        ],
+        "unseen": {"val": created.unseen.val, "test": created.unseen.test},
+    }

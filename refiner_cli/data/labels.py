@@ -57,6 +57,10 @@ class NameIndex:
         """The known spelling, or None."""
         return name if name in self._exact else self._by_key.get(name_key(name))
 
+    def find_or_add(self, name: str) -> str:
+        """The known spelling of a name, which becomes known now if it was not."""
+        return self._by_key.setdefault(name_key(name), name)
+
 
 @dataclass(frozen=True)
 class LabelSpace:

@@ -15,11 +15,12 @@ from tests.conftest import Cli
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three states of three objects, four photos each."""
-    for state, obj in itertools.product(("red", "old", "wet"), ("car", "dog", "tin can")):
+    pairs = itertools.product(("red", "old", "wet"), ("car", "dog", "tin can"))
+    for index, (state, obj) in enumerate(pairs):
         folder = tmp_path / "photos" / state / obj
         folder.mkdir(parents=True)
         for number in range(4):
-            Image.new("RGB", (24, 24), (60 * number, 90, 30)).save(folder / f"{number}.jpg")
+            Image.new("RGB", (24, 24), (60 * number, 90, 20 * index)).save(folder / f"{number}.jpg")
     return tmp_path / "photos"
 
 
@@ -68,3 +69,37 @@ def test_a_mistake_is_one_sentence_and_makes_nothing(
     assert (outcome.code, outcome.out) == (code, "")
     assert says in outcome.err
     assert not (tmp_path / "mine").exists()
+
+
+def test_what_is_left_out_is_named_and_makes_it_partly_done(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    (photos / "red/car/torn.jpg").write_bytes(b"\xff\xd8\xff")
+    (photos / "loose.jpg").write_bytes((photos / "red/car/0.jpg").read_bytes() + b"other")
+    (photos / "old/dog/again.jpg").write_bytes((photos / "old/dog/1.jpg").read_bytes())
+    outcome = cli("dataset", "create", photos, "--out", tmp_path / "mine")
+    assert outcome.code == 5
+    assert outcome.out == f"{tmp_path / 'mine'}\n"
+    for said in ("torn.jpg (", "not in a folder that names a pair: ", "the same photo again: ",
+                 "unseen pairs in test: '", "36 images linked, 0 copied, 3 left out",
+                 f"next: refiner train {tmp_path / 'mine'}"):  # fmt: skip
+        assert said in outcome.err
+    again = cli("dataset", "create", photos, "--out", tmp_path / "other", "--json")
+    assert again.code == 5
+    assert [Path(path).name for path in again.json["unlabelled"]] == ["loose.jpg"]
+    assert Path(again.json["repeated"][0]["path"]).name == "again.jpg"
+    assert sum(map(len, again.json["unseen"].values())) == 2
+
+
+@pytest.mark.parametrize("place", [".", "data", "red/new"])
+def test_the_output_may_not_lie_among_the_photos(cli: Cli, photos: Path, place: str) -> None:
+    outcome = cli("dataset", "create", photos, "--out", photos / place)
+    assert outcome.code == 2
+    assert "lies in the photo folder" in outcome.err
+    assert not (photos / "data").exists()
+
+
+def test_unseen_pairs_are_found_under_any_spelling(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "unseen.txt").write_bytes("\ufeff# ours\r\nRED, Dog\r\nwet\tTin-Can\r\n".encode())
+    out = tmp_path / "mine"
+    assert cli("dataset", "create", photos, "--out", out, "--unseen-pairs", tmp_path / "unseen.txt").code == 0
+    made = load_benchmark(out)
+    assert {*made.vocabulary.pairs} - {*made.pairs["train"]} == {("red", "dog"), ("wet", "tin.can")}

@@ -1,4 +1,4 @@
-"""A benchmark in the published folder format from a user's own photos."""
+"""A benchmark in the published folder format from a user's photos."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ from refiner_cli.data.benchmark import (
     write_metadata,
     write_pairs,
 )
+from refiner_cli.data.create.duplicates import Duplicate, drop_duplicates
 from refiner_cli.data.create.photos import Photo
-from refiner_cli.data.create.splits import assign_images, choose_unseen, name_unseen, require_cover
+from refiner_cli.data.create.splits import (
+    HeldOutPairs,
+    assign_images,
+    choose_unseen,
+    name_unseen,
+    require_cover,
+)
 from refiner_cli.data.download.verify import Verification, verify
 from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.labels import Pair
 from refiner_cli.data.progress import Progress, Report, StoppedError
 from refiner_cli.errors import DatasetError
-from refiner_cli.files import move_into_place
+from refiner_cli.files import atomic_folder
 
 Placing = Literal["link", "copy"]
+_LONGEST_NAME = 240  # bytes of a file name; file systems allow 255, and a number may be added
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How pairs and images are to be split, where the photos do not say.
+    """How to split pairs and images, where the photos do not say.
 
     Attributes:
         unseen_fraction: share of the pairs that training never sees.
@@ -49,10 +57,18 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Created:
-    """A new benchmark. ``left_out``: images that cannot be decoded and are not in it."""
+    """A new benchmark.
+
+    Attributes:
+        left_out: photos that cannot be decoded, or have two labels, and are not in it.
+        repeated: photos that are not in it because another with the same content and label is.
+        unseen: the pairs without training images, of val and of test.
+    """
 
     verification: Verification
     left_out: tuple[UnreadableImage, ...]
+    repeated: tuple[Duplicate, ...]
+    unseen: HeldOutPairs
     copied: int
     linked: int
 
@@ -60,57 +76,75 @@ class Created:
 def create_dataset(
     photos: Sequence[Photo],
     out: Path,
-    wish: SplitOptions,
+    options: SplitOptions,
     *,
     placing: Placing,
     workers: int,
     report: Report,
     stop: Event,
 ) -> Created:
-    """Write a benchmark folder that appears whole, or not at all.
+    """Write a benchmark folder that appears complete, or not at all.
 
     Every state and object occurs in training. Images are hard-linked where the file system can do
     that, and else copied; a link takes no space, and shares its content with the original.
 
     Raises:
-        DatasetError: ``out`` is in use, names clash, or the photos cannot be split as wished; says why.
+        DatasetError: ``out`` is in use or holds photos, or the photos cannot be split as requested.
         StoppedError: ``stop`` was set.
     """
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is there already.", hint="Choose another folder, or remove it.")
-    require_distinct(photos)
+        raise DatasetError(f"{out} exists already.", hint="Choose another folder, or remove it.")
     files = [str(photo.file.absolute()) for photo in photos]
     bad = find_unreadable(Path(), files, name="photos", workers=workers, report=report, stop=stop)
-    if missing := [fault.path for fault in bad if fault.missing]:
-        raise DatasetError(f"{len(missing)} of the listed images are not there, {missing[0]} for one.")
+    if missing := [fault.path for fault in bad if fault.missing and not Path(fault.path).is_symlink()]:
+        raise DatasetError(f"{len(missing)} of the listed images do not exist, for example {missing[0]}.")
     unreadable = {fault.path for fault in bad}
-    good = [photo for photo, file in zip(photos, files, strict=True) if file not in unreadable]
-    parts = split_photos(good, wish)
-    work = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)  # links and copies are quickly made again
+    readable = [photo for photo, file in zip(photos, files, strict=True) if file not in unreadable]
     try:
-        linked = _write(parts, work, placing, report, stop)
-        verification = verify(work, None, decode=False, workers=workers, report=report, stop=stop)
-        if not verification.usable:
-            raise DatasetError(f"The new dataset is not usable: {verification.summary()}.")
-        if out.is_dir():
-            out.rmdir()
-        move_into_place(work, out)
+        good, dropped = drop_duplicates(readable)
+        parts = split_photos(good, options)
+        with atomic_folder(out) as work:
+            linked = _write(parts, work, out.name, placing, report, stop)
+            verification = verify(work, None, decode=False, workers=workers, report=report, stop=stop)
+            if not verification.usable:
+                raise DatasetError(f"The new dataset is not usable: {verification.summary()}.")
+            if out.is_dir():
+                out.rmdir()
     except OSError as error:
         raise DatasetError(f"{out} cannot be written ({error}).") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    verification = replace(verification, name=out.name, root=out)
-    return Created(verification, tuple(bad), copied=len(good) - linked, linked=linked)
+    return Created(
+        replace(verification, name=out.name, root=out),
+        left_out=(*bad, *(_two_labels(each) for each in dropped if each.is_conflict)),
+        repeated=tuple(each for each in dropped if not each.is_conflict),
+        unseen=_unseen(parts),
+        copied=len(good) - linked,
+        linked=linked,
+    )
 
 
-def split_photos(photos: Sequence[Photo], wish: SplitOptions) -> dict[Split, list[tuple[Photo, Pair]]]:
-    """Photos to splits, as they say or else as wished. Raises DatasetError naming what prevents it."""
+def _two_labels(duplicate: Duplicate) -> UnreadableImage:
+    other = duplicate.same_as
+    return UnreadableImage(
+        str(duplicate.photo.file), f"the same photo is labelled '{' '.join(other.pair)}' as {other.file}"
+    )
+
+
+def _unseen(parts: dict[Split, list[tuple[Photo, Pair]]]) -> HeldOutPairs:
+    val, test = (
+        sorted({pair for _, pair in parts[split]} - {pair for _, pair in parts["train"]})
+        for split in ("val", "test")
+    )
+    return HeldOutPairs(tuple(val), tuple(test))
+
+
+def split_photos(photos: Sequence[Photo], options: SplitOptions) -> dict[Split, list[tuple[Photo, Pair]]]:
+    """Assign photos to splits, as they say or by the options. Raises DatasetError naming what prevents it."""
     by_pair: dict[Pair, list[Photo]] = {}
     for photo in sorted(photos, key=lambda photo: photo.file):
         by_pair.setdefault(photo.pair, []).append(photo)
-    if any(photo.split for photo in photos):
+    given = any(photo.split for photo in photos)
+    if given:
         parts: dict[Split, list[tuple[Photo, Pair]]] = {name: [] for name in SPLITS}
         for pair, found in by_pair.items():
             for photo in found:
@@ -118,53 +152,47 @@ def split_photos(photos: Sequence[Photo], wish: SplitOptions) -> dict[Split, lis
                     parts[photo.split].append((photo, pair))
         require_cover({pair for _, pair in parts["train"]}, set(by_pair))
     else:
-        if wish.unseen is None:
-            unseen = choose_unseen(by_pair, wish.unseen_fraction, wish.seed)
+        if options.unseen is None:
+            unseen = choose_unseen(by_pair, options.unseen_fraction, options.seed)
         else:
-            unseen = name_unseen(by_pair, wish.unseen, wish.seed)
-        parts = assign_images(by_pair, unseen, wish.seed)
+            unseen = name_unseen(by_pair, options.unseen, options.seed)
+        parts = assign_images(by_pair, unseen, options.seed)
     for name, part in parts.items():
         if not part:
             raise DatasetError(
                 f"The split {name} would be empty: there are {len(photos)} images of {len(by_pair)} pairs.",
-                hint="Add images, or hold out more pairs with --unseen-fraction.",
+                hint=f"Give images for {name}."
+                if given
+                else "Add images, or hold out more pairs with --unseen-fraction.",
             )
     return parts
 
 
-def require_distinct(photos: Sequence[Photo]) -> None:
-    """Raise DatasetError for names that differ in upper and lower case only: they would share a folder."""
-    for index in (0, 1):
-        spelt: dict[str, str] = {}
-        for name in sorted({photo.pair[index] for photo in photos}):
-            other = spelt.setdefault(name.casefold(), name)
-            if other != name:
-                raise DatasetError(
-                    f"The {'state' if index == 0 else 'object'} {name!r} is also spelt {other!r}.",
-                    hint="Use one spelling.",
-                )
-
-
 def _write(
-    parts: dict[Split, list[tuple[Photo, Pair]]], work: Path, placing: Placing, report: Report, stop: Event
+    parts: dict[Split, list[tuple[Photo, Pair]]],
+    work: Path,
+    name: str,
+    placing: Placing,
+    report: Report,
+    stop: Event,
 ) -> int:
     """Write everything; return how many images were linked."""
     taken: set[str] = set()
     samples: dict[Split, tuple[Sample, ...]] = {}
     linked, done, total = 0, 0, sum(map(len, parts.values()))
-    for name, part in parts.items():
+    for split, part in parts.items():
         found: list[Sample] = []
         for photo, pair in sorted(part, key=lambda item: (item[1], item[0].file)):
             path = _free(f"{_portable('_'.join(pair))}/{_portable(photo.file.name)}", taken)
             linked += _place(photo.file, work / IMAGES / path, placing)
             found.append(Sample(path, pair))
             done += 1
-            report(Progress("link", work.name, done, total))
+            report(Progress("link", name, done, total))
             if stop.is_set():
                 raise StoppedError
-        samples[name] = tuple(found)
+        samples[split] = tuple(found)
         write_pairs(
-            work / SPLIT_FOLDER / f"{name}_pairs.txt", tuple(sorted({sample.pair for sample in found}))
+            work / SPLIT_FOLDER / f"{split}_pairs.txt", tuple(sorted({sample.pair for sample in found}))
         )
     write_metadata(work / METADATA, samples)
     return linked
@@ -184,8 +212,18 @@ def _place(file: Path, target: Path, placing: Placing) -> bool:
 
 
 def _portable(name: str) -> str:
-    """A file name that every system accepts, as close to the given one as possible."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).rstrip(". ")
+    """A file name that every system accepts, as close to the given one as possible.
+
+    Bytes that are not UTF-8 become ``_xff``; a very long name is cut, and keeps its suffix.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    text = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", text).rstrip(". ") or "_"
+    if len(text.encode()) <= _LONGEST_NAME:
+        return text
+    stem, dot, suffix = text.rpartition(".")
+    ending = dot + suffix if stem and len(suffix) < 8 else ""
+    start = text.encode()[: _LONGEST_NAME - len(ending.encode())].decode("utf-8", "ignore")
+    return start.rstrip(". ") + ending
 
 
 def _free(path: str, taken: set[str]) -> str:

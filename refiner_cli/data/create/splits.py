@@ -21,9 +21,9 @@ from refiner_cli.errors import DatasetError
 
 VAL_SHARE = 0.15  # of the images of a seen pair
 TEST_SHARE = 0.15
-_SHOWN = 100  # pairs named in a message
+_MAX_NAMED = 100  # pairs named in a message
 
-T = TypeVar("T")
+Item = TypeVar("Item")  # an image, in whatever form
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class HeldOutPairs:
 
 
 def choose_unseen(pairs: Iterable[Pair], fraction: float, seed: int) -> HeldOutPairs:
-    """Hold out a fraction of the pairs, half of them for val and half, the larger, for test.
+    """Hold out a fraction of the pairs: half of them for val, the other (larger) half for test.
 
     Raises:
-        DatasetError: not so many can be held out; names the pairs that must stay, and how many may go.
+        DatasetError: fewer can be held out; names the pairs that must stay, and how many may go.
     """
     every = sorted(set(pairs))
     wanted = round(fraction * len(every))
@@ -56,14 +56,16 @@ def choose_unseen(pairs: Iterable[Pair], fraction: float, seed: int) -> HeldOutP
 
 
 def name_unseen(pairs: Iterable[Pair], unseen: Sequence[Pair], seed: int) -> HeldOutPairs:
-    """Hold out exactly the given pairs, half of them for val and half, the larger, for test.
+    """Hold out exactly the given pairs: half of them for val, the other (larger) half for test.
 
     Raises:
         DatasetError: a pair has no image, or a state or object would be left without training; names them.
     """
     every = set(pairs)
     if strange := sorted(set(unseen) - every):
-        raise DatasetError(f"There is no image of {_list(strange)}.", hint="Mend the list of unseen pairs.")
+        raise DatasetError(
+            f"There is no image of {_quote_pairs(strange)}.", hint="Correct the list of unseen pairs."
+        )
     require_cover(every - set(unseen), set(unseen))
     return _halve(random.Random(f"named {seed}").sample(sorted(set(unseen)), len(set(unseen))))
 
@@ -76,14 +78,14 @@ def require_cover(train: set[Pair], others: set[Pair]) -> None:
         names = sorted({s for s, _ in lacking} - states) + sorted({o for _, o in lacking} - objects)
         raise DatasetError(
             f"Every state and every object must occur in training, but "
-            f"{', '.join(map(repr, names[:_SHOWN]))} would not: "
-            f"the unseen pairs {_list(lacking)} make that impossible.",
+            f"{', '.join(map(repr, names[:_MAX_NAMED]))} would not: "
+            f"the unseen pairs {_quote_pairs(lacking)} make that impossible.",
             hint="Leave at least one pair of each of these names in training.",
         )
 
 
 def minimum_cover(pairs: Sequence[Pair], rng: random.Random) -> set[Pair]:
-    """As few pairs as possible that contain every state and object of all; which ones, is up to ``rng``."""
+    """As few pairs as possible that contain every state and object; ``rng`` decides among equals."""
     neighbours: dict[str, list[str]] = {}
     for state, obj in rng.sample(pairs, len(pairs)):
         neighbours.setdefault(state, []).append(obj)
@@ -114,13 +116,13 @@ def minimum_cover(pairs: Sequence[Pair], rng: random.Random) -> set[Pair]:
 
 
 def assign_images(
-    items: Mapping[Pair, Sequence[T]], unseen: HeldOutPairs, seed: int
-) -> dict[Split, list[tuple[T, Pair]]]:
+    items: Mapping[Pair, Sequence[Item]], unseen: HeldOutPairs, seed: int
+) -> dict[Split, list[tuple[Item, Pair]]]:
     """Images to splits: those of an unseen pair to its split, of a seen pair at least one to training.
 
-    A pair's images are shared out by themselves, so that new photos of one pair do not move others'.
+    Each pair is split independently, so that new photos of one pair do not move those of another.
     """
-    parts: dict[Split, list[tuple[T, Pair]]] = {"train": [], "val": [], "test": []}
+    parts: dict[Split, list[tuple[Item, Pair]]] = {"train": [], "val": [], "test": []}
     held_out: dict[Pair, Split] = dict.fromkeys(unseen.val, "val")
     held_out |= dict.fromkeys(unseen.test, "test")
     for pair in sorted(items):
@@ -154,9 +156,9 @@ def _why(pairs: Sequence[Pair], cover: set[Pair]) -> str:
     if not alone:
         return f"At least {len(cover)} pairs are needed for that"
     only = "the only pair" if len(alone) == 1 else "each the only pair"
-    return f"These must be in training, {only} of its state or of its object: {_list(alone)}"
+    return f"These must be in training, {only} of its state or of its object: {_quote_pairs(alone)}"
 
 
-def _list(pairs: Sequence[Pair]) -> str:
-    more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-    return ", ".join(f"'{state} {obj}'" for state, obj in pairs[:_SHOWN]) + more
+def _quote_pairs(pairs: Sequence[Pair]) -> str:
+    more = f" and {len(pairs) - _MAX_NAMED} more" if len(pairs) > _MAX_NAMED else ""
+    return ", ".join(f"'{state} {obj}'" for state, obj in pairs[:_MAX_NAMED]) + more

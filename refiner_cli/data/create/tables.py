@@ -1,0 +1,126 @@
+"""Photos in a table: CSV, TSV or JSON lines with the columns path, state, object and, optionally, split."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from refiner_cli.data.benchmark import SPLITS
+from refiner_cli.data.create.photos import Photo, PhotoCollection, clean_name
+from refiner_cli.data.labels import name_key
+from refiner_cli.data.lists import read_text
+from refiner_cli.errors import DatasetError
+
+TABLE_COLUMNS = ("path", "state", "object", "split")
+TABLE_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".tsv")
+_REQUIRED = TABLE_COLUMNS[:3]
+_DELIMITERS = (",", ";", "\t")
+
+Record = tuple[int, dict[str, Any]]  # line number, values by column
+
+
+def read_table(source: Path) -> PhotoCollection:
+    """Read a table of photos; paths are relative to its folder. Other columns are ignored.
+
+    Comma, semicolon and tab are told apart by the header, whose case does not matter.
+
+    Raises:
+        DatasetError: it cannot be read or understood; names the line.
+    """
+    text = read_text(source, "table")
+    is_csv = source.suffix.lower() in {".csv", ".tsv"}
+    records = _csv_records(source, text) if is_csv else _json_records(source, text)
+    photos, ignored = [], dict[str, None]()
+    for number, record in records:
+        photos.append(_photo(source, number, record))
+        ignored.update(dict.fromkeys(column for column in record if column not in TABLE_COLUMNS))
+    if not photos:
+        raise DatasetError(f"{source} lists no images.")
+    if len({photo.split is None for photo in photos}) > 1:
+        lacking = next(photo.file for photo in photos if photo.split is None)
+        raise DatasetError(
+            f"{source} states a split for some images and not for others, for example {lacking}."
+        )
+    notes = (f"columns ignored: {', '.join(ignored)}",) if ignored else ()
+    return PhotoCollection(tuple(photos), notes=notes)
+
+
+def _photo(source: Path, number: int, record: dict[str, Any]) -> Photo:
+    where = f"{source}, line {number}"
+    values = {column: str(record.get(column) or "").strip() for column in TABLE_COLUMNS}
+    if empty := [column for column in _REQUIRED if not values[column]]:
+        near = difflib.get_close_matches(empty[0], [str(column) for column in record], 1)
+        hint = f"Is it the column {near[0]!r}?" if near and empty[0] not in record else ""
+        raise DatasetError(f"{where}: the {empty[0]} is missing.", hint=hint)
+    split = next((split for split in SPLITS if split == values["split"].lower()), None)
+    if values["split"] and split is None:
+        raise DatasetError(
+            f"{where}: {values['split']!r} is not a split.", hint=f"The splits are {', '.join(SPLITS)}."
+        )
+    pair = (clean_name(values["state"]), clean_name(values["object"]))
+    if not all(pair):
+        raise DatasetError(f"{where}: a state and an object need a letter or a digit.")
+    return Photo(source.parent / values["path"], pair, split)
+
+
+def _csv_records(source: Path, text: str) -> Iterator[Record]:
+    header = text.lstrip("\n").partition("\n")[0]
+
+    def known_columns(delimiter: str) -> int:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        return sum(_column(cell) in TABLE_COLUMNS for cell in cells)
+
+    delimiter = max(_DELIMITERS, key=known_columns)  # of equals the first, the comma
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not columns:
+                columns = _columns(source, cells)
+            elif len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
+                raise DatasetError(
+                    f"{source}, line {reader.line_num}: {len(cells)} values for {len(columns)} columns.",
+                    hint=f'Put a value that holds {delimiter!r} in double quotes: "a{delimiter}b".',
+                )
+            else:
+                yield reader.line_num, dict(zip(columns, cells, strict=False))
+    except csv.Error as error:
+        raise DatasetError(f"{source}, line {reader.line_num}: not readable as CSV ({error}).") from None
+
+
+def _columns(source: Path, cells: list[str]) -> list[str]:
+    columns = [_column(cell) for cell in cells]
+    if lacking := [column for column in _REQUIRED if column not in columns]:
+        near = difflib.get_close_matches(lacking[0], columns, 1)
+        hint = f"Did you mean it by {near[0]!r}?" if near else f"The columns are {', '.join(TABLE_COLUMNS)}."
+        raise DatasetError(f"{source}: the header has no column {lacking[0]!r}.", hint=hint)
+    twice = [column for column in TABLE_COLUMNS if columns.count(column) > 1]
+    if twice:
+        raise DatasetError(f"{source}: the header has the column {twice[0]!r} twice.")
+    return columns
+
+
+def _column(cell: object) -> str:
+    """A known column in its own spelling, any other as it stands."""
+    key = name_key(str(cell))
+    return key if key in TABLE_COLUMNS else str(cell).strip()
+
+
+def _json_records(source: Path, text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{source}, line {number}: not readable as JSON ({error}).") from None
+        if not isinstance(value, dict):
+            raise DatasetError(f"{source}, line {number}: not a JSON object.")
+        yield number, {_column(key): value[key] for key in value}
