@@ -1,4 +1,4 @@
-"""The Typer app. Commands live one a file; none of them imports torch before it computes."""
+"""The Typer app: one command per file; none imports torch before it computes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from refiner_cli.cli.console import terminal
 
 app = typer.Typer(
     name="refiner",
-    help="Recognise compositions - a state of an object, such as 'sliced apple' - seen in training or not.",
+    help="Recognise state-object pairs such as 'sliced apple' in images, also pairs that training never saw.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help is plain text: square brackets in it are defaults, not markup

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 def info(
     what: Annotated[
-        str, typer.Argument(metavar="X", help="A dataset, a run directory or a model directory.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A dataset (catalogue name or folder), a run, an exported model or a backbone.",
+        ),
     ],
     page: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page about a dataset, with sample pictures."),
+        typer.Option("--html", metavar="FILE", help="Write a page about a dataset, with sample images."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +52,7 @@ def info(
     table = new_table(what, "", "")
     for name, value in facts.items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            table.add_row(f"{name} {key}".strip().replace("_", " "), shown(inner))
+            table.add_row(f"{name} {key}".strip().replace("_", " "), format_fact(inner))
     terminal.table(table)
 
 
@@ -92,7 +96,7 @@ def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shown(value: Any) -> str:
+def format_fact(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{pair['state']} {pair['object']} ({pair['images']})" for pair in value[:3])
     if value is None:
