@@ -54,12 +54,7 @@ def format_interval(interval: Interval | None) -> str:
 
 def undefined_notes(worlds: Mapping[str, Metrics]) -> list[str]:
     """A sentence for each world in which a metric is undefined."""
-    notes = []
-    for world, metrics in worlds.items():
-        if undefined := metrics.undefined():
-            reason = next(iter(undefined.values()))
-            notes.append(f"{world}: {', '.join(undefined)} undefined, as the split has {reason}.")
-    return notes
+    return [f"{world} world: {text}" for world, m in worlds.items() if (text := m.undefined_text())]
 
 
 def metrics_table(

@@ -1,28 +1,31 @@
-"""What a benchmark holds, in numbers and as a page to look at."""
+"""A benchmark in numbers, and as a page with sample images."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections import Counter
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
-
-from PIL import Image, ImageOps
 
 from refiner_cli.data.benchmark import Benchmark, Sample, Split
 from refiner_cli.data.decode import read
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.data.labels import Pair
-from refiner_cli.files import atomic_file
+from refiner_cli.render import data_url, thumbnail, write_page
 
 RAREST = 10  # pairs listed
-PICTURES = 48  # samples on the page
-SIDE = 112  # pixels of a thumbnail
+SAMPLE_IMAGES = 48  # on the page
+SAMPLE_SIDE = 224  # pixels of a thumbnail, shown at about half that size
+
+
+@dataclass(frozen=True)
+class SampleCard:
+    """One sample image of the page; without a picture, ``error`` says why."""
+
+    name: str
+    split: Split
+    picture: str  # a data URL
+    error: str
 
 
 @dataclass(frozen=True)
@@ -59,50 +62,34 @@ def split_facts(benchmark: Benchmark) -> dict[Split, SplitFacts]:
 
 
 def write_overview(file: Path, benchmark: Benchmark) -> None:
-    """Write a self-contained page: counts, rarest pairs, and pictures from all over the benchmark."""
-    page = Template(resources.files("refiner_cli.data").joinpath("overview.html").read_text("utf-8"))
-    parts = split_facts(benchmark)
-    rows = "".join(
-        f"<tr><th>{name}<td>{part.seen_pairs:,}<td>{part.unseen_pairs:,}<td>{part.images:,}"
-        f"<td>{', '.join(html.escape(f'{s} {o} ({n})') for (s, o), n in part.rarest)}"
-        for name, part in parts.items()
+    """Write a self-contained page: counts, rarest pairs, and sample images from all over the benchmark."""
+    write_page(
+        file,
+        "data/overview.html",
+        title=benchmark.name,
+        states=len(benchmark.states),
+        objects=len(benchmark.objects),
+        splits=split_facts(benchmark),
+        cards=(sample_card(benchmark, split, sample) for split, sample in sample_images(benchmark)),
     )
-    text = page.substitute(
-        name=html.escape(benchmark.name),
-        states=f"{len(benchmark.states):,}",
-        objects=f"{len(benchmark.objects):,}",
-        rows=rows,
-        pictures="".join(card(benchmark, split, sample) for split, sample in spread(benchmark)),
-    )
-    with atomic_file(file) as part_file:
-        part_file.write_text(text, "utf-8")
 
 
-def spread(benchmark: Benchmark) -> list[tuple[Split, Sample]]:
+def sample_images(benchmark: Benchmark) -> list[tuple[Split, Sample]]:
     """One sample of evenly spaced pairs, the same for the same benchmark."""
     first: dict[Pair, tuple[Split, Sample]] = {}
     for split, samples in benchmark.samples.items():
         for sample in samples:
             first.setdefault(sample.pair, (split, sample))
     pairs = sorted(first)
-    count = min(PICTURES, len(pairs))
+    count = min(SAMPLE_IMAGES, len(pairs))
     return [first[pairs[i * len(pairs) // count]] for i in range(count)]
 
 
-def card(benchmark: Benchmark, split: Split, sample: Sample) -> str:
-    """One picture with its name; a file that cannot be read is named instead of shown."""
-    name = html.escape(" ".join(sample.pair))
+def sample_card(benchmark: Benchmark, split: Split, sample: Sample) -> SampleCard:
+    """An image with its name; a file that cannot be read is named instead of shown."""
+    name = " ".join(sample.pair)
     try:
-        image = ImageOps.fit(
-            read(benchmark.images / sample.path, SIDE), (SIDE, SIDE), Image.Resampling.BICUBIC
-        )
+        image = read(benchmark.images / sample.path, SAMPLE_SIDE)
     except UnreadableError as error:
-        reason = html.escape(f"{sample.path}: {error}")
-        return f"<figure><p>{reason}</p><figcaption>{name}</figcaption></figure>"
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt=""><figcaption>{name} '
-        f"<small>{split}</small></figcaption></figure>"
-    )
+        return SampleCard(name, split, "", f"{sample.path}: {error}")
+    return SampleCard(name, split, data_url(thumbnail(image, SAMPLE_SIDE)), "")

@@ -1,14 +1,10 @@
-"""The demo's picture: a page of scenes, what CLIP and Refiner say, and where each query looks."""
+"""The demo's page: test scenes, what CLIP and Refiner predict, and where each query attends."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import torch
 from PIL import Image
@@ -16,23 +12,29 @@ from PIL import Image
 from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.data.benchmark import Sample
 from refiner_cli.data.images import decode
-from refiner_cli.files import atomic_file
 from refiner_cli.inference.attention_maps import overlay, seen_by_model
 from refiner_cli.inference.recogniser import Composition, Recogniser
-
-
-def template(name: str) -> Template:
-    """A page, or a part of one, that lies beside this module."""
-    return Template(resources.files("refiner_cli.demo").joinpath(name).read_text("utf-8"))
+from refiner_cli.render import data_url, write_page
 
 
 @dataclass(frozen=True)
 class DemoScene:
-    """One scene of the page."""
+    """A test image with its label."""
 
     file: Path
     sample: Sample
     seen: bool
+
+
+@dataclass(frozen=True)
+class SceneCard:
+    """One row of the page; images are data URLs."""
+
+    photo: str
+    truth: str
+    seen: bool
+    predictions: Sequence[tuple[str, str]]  # (who, what)
+    attention: Sequence[str]  # one image per query
 
 
 def write_attention_page(file: Path, scenes: list[DemoScene], clip: Recogniser, refined: Recogniser) -> None:
@@ -42,36 +44,35 @@ def write_attention_page(file: Path, scenes: list[DemoScene], clip: Recogniser, 
         raise TypeError("Only a Refiner model has concept queries to show.")
     images = [decode(scene.file) for scene in scenes]
     pixels = torch.stack([refined.preprocess(image) for image in images])
-    looks = model.query_attention(pixels.to(model.device))  # B x K x L
-    said = [[guess.compositions[0] for guess in who.predict(images, top_k=1)] for who in (clip, refined)]
+    attention = model.query_attention(pixels.to(model.device))  # B x K x L
+    of_clip, of_refiner = (
+        [prediction.compositions[0] for prediction in recogniser.predict(images, top_k=1)]
+        for recogniser in (clip, refined)
+    )
     size = model.backbone.spec.preprocess["size"]
-    rows = [
-        row(scene, seen_by_model(image, size), look, zero, ours)
-        for scene, image, look, zero, ours in zip(scenes, images, looks, *said, strict=True)
-    ]
-    with atomic_file(file) as part:
-        part.write_text(
-            template("attention_page.html").substitute(queries=looks.shape[1], rows="".join(rows)), "utf-8"
+    cards = [
+        scene_card(scene, seen_by_model(image, size), maps, {"CLIP": zero_shot, "Refiner": ours})
+        for scene, image, maps, zero_shot, ours in zip(
+            scenes, images, attention, of_clip, of_refiner, strict=True
         )
-
-
-def row(
-    scene: DemoScene, image: Image.Image, look: torch.Tensor, zero: Composition, ours: Composition
-) -> str:
-    truth = " ".join(scene.sample.pair)
-    names = {"clip": f"{zero.state} {zero.object}", "refiner": f"{ours.state} {ours.object}"}
-    return template("attention_row.html").substitute(
-        photo=data_url(image),
-        truth=html.escape(truth),
-        kind="seen in training" if scene.seen else "never seen in training",
-        looks="".join(f'<img src="{data_url(overlay(image, one))}" alt="">' for one in look),
-        **{name: html.escape(text) for name, text in names.items()},
-        **{f"{name}_class": "good" if text == truth else "bad" for name, text in names.items()},
+    ]
+    write_page(
+        file,
+        "demo/attention_page.html",
+        title="What the concept queries attend to",
+        queries=attention.shape[1],
+        cards=cards,
     )
 
 
-def data_url(image: Image.Image) -> str:
-    """An image as a JPEG inside a page."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def scene_card(
+    scene: DemoScene, image: Image.Image, attention: torch.Tensor, predictions: dict[str, Composition]
+) -> SceneCard:
+    """``image`` as the model saw it; ``attention`` is ``K x L``."""
+    return SceneCard(
+        data_url(image, quality=88),
+        " ".join(scene.sample.pair),
+        scene.seen,
+        [(who, f"{one.state} {one.object}") for who, one in predictions.items()],
+        [data_url(overlay(image, query), quality=88) for query in attention],
+    )

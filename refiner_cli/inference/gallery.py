@@ -1,76 +1,99 @@
-"""A page to look through predictions: one file, thumbnails inside, nothing fetched from anywhere.
+"""A page to look through predictions: one file with thumbnails inside, nothing loaded over the network.
 
-The rows are data in the page; its script draws sixty cards at a time, so that the number of
-images costs the browser memory but no time.
+The rows are data in the page; its script draws sixty cards at a time, so that the number of images
+costs the browser memory but no time. A click on a thumbnail opens the photo where it lies.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
+import os
 from collections.abc import Callable, Iterator
-from importlib import resources
+from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
-from refiner_cli.data.crop import Crop, Pixels
-from refiner_cli.files import atomic_file
+from refiner_cli.data.crop import Crop
 from refiner_cli.inference.decoding import decode_batches, make_batches
 from refiner_cli.inference.formats import RowDict, read_rows
 from refiner_cli.inference.scan import ImageFile
+from refiner_cli.render import data_url, write_page
 
-THUMBNAIL = Crop(112, 112)
-QUALITY = 65
-LIMIT = 20_000  # images; a page of more would be too large for a browser
-GROUP = 64
-ROWS = "/* rows */"  # what the template has in their place
+THUMBNAIL = Crop(224, 224)  # at least as large as a card shows it
+THUMBNAIL_QUALITY = 70
+MAX_CARDS = 10_000  # images; a page of more would be too large for a browser
+DECODED_AT_ONCE = 64
+
+
+@dataclass
+class Gallery:
+    """The cards of a page while it is written, and how many there were."""
+
+    page: Path
+    rows: Iterator[RowDict]
+    locate: Callable[[str], Path]
+    workers: int
+    shown: int = 0
+
+    def cards(self) -> Iterator[list[object]]:
+        """A card per row, for the first rows: see :func:`card`."""
+        rows, names = tee(islice(self.rows, MAX_CARDS))
+        images = (ImageFile(self.locate(row["path"]), row["path"]) for row in names)
+        batches = make_batches(images, DECODED_AT_ONCE)
+        for batch, results in decode_batches(batches, THUMBNAIL, self.workers):
+            for queued, result in zip(batch.wanted, results, strict=True):
+                self.shown += 1
+                file = queued.image.file
+                if isinstance(result, str):
+                    yield card(next(rows), "", *without_photo(self.page, file))
+                else:
+                    picture = data_url(Image.fromarray(result), quality=THUMBNAIL_QUALITY)
+                    yield card(next(rows), picture, link(self.page, file), "")
+
+    def count_omitted(self) -> int:
+        """How many rows are left after the cards."""
+        return sum(1 for _ in self.rows)
 
 
 def write_gallery(file: Path, output: Path, locate: Callable[[str], Path], *, workers: int) -> int:
     """Write the page for a finished output and return how many images it shows.
 
     Args:
-        locate: the image file of a row's path; one that is gone is shown without a picture.
+        locate: the image file of a row's path; one that no longer exists is shown without a thumbnail.
         workers: processes that decode.
     """
-    page = resources.files("refiner_cli.inference").joinpath("gallery.html").read_text("utf-8")
-    head, _, tail = page.partition(ROWS)
-    shown = 0
-    with atomic_file(file) as part, part.open("w", encoding="utf-8") as stream:
-        stream.write(head)
-        for value, picture in pictured(islice(read_rows(output), LIMIT), locate, workers):
-            # "<" could end the script that the data stands in.
-            text = json.dumps(card(value, picture), ensure_ascii=False, separators=(",", ":"))
-            stream.write(("," if shown else "") + text.replace("<", "\\u003c") + "\n")
-            shown += 1
-        stream.write(tail)
-    return shown
+    gallery = Gallery(file, read_rows(output), locate, workers)
+    write_page(file, "inference/gallery.html", title=f"Predictions, {output.name}", gallery=gallery)
+    return gallery.shown
 
 
-def pictured(
-    values: Iterator[RowDict], locate: Callable[[str], Path], workers: int
-) -> Iterator[tuple[RowDict, str]]:
-    """Every row with its thumbnail as base64, empty where there is none."""
-    rows, names = tee(values)
-    found = (ImageFile(locate(value["path"]), value["path"]) for value in names)
-    for _, outcomes in decode_batches(make_batches(found, GROUP), THUMBNAIL, workers):
-        for outcome in outcomes:
-            yield next(rows), "" if isinstance(outcome, str) else thumbnail(outcome)
+def without_photo(page: Path, file: Path) -> tuple[str, str]:
+    """Link to an image file without a thumbnail, and what its card says instead."""
+    try:
+        exists = file.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        exists = False
+    return (link(page, file), "cannot be read") if exists else ("", "the file is gone")
 
 
-def thumbnail(pixels: Pixels) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
+def link(page: Path, file: Path) -> str:
+    """A relative URL from a page to a file; an absolute one across drives.
+
+    The name's bytes are quoted, so that any name is possible and none can be taken for a scheme.
+    """
+    try:
+        relative = Path(os.path.relpath(file.absolute(), page.absolute().parent))
+    except ValueError:
+        return file.absolute().as_uri()
+    return quote(os.fsencode(relative.as_posix()))
 
 
-def card(value: RowDict, picture: str) -> list[object]:
-    """A row as the page's script takes it: path, error, picture, guesses of state, object, share, seen."""
-    guesses = [
+def card(row: RowDict, picture: str, photo: str, missing: str) -> list[object]:
+    """A row for the script: path, error, thumbnail, predictions, link to the photo, why there is none."""
+    predictions = [
         [one["state"], one["object"], round(one["probability"], 4), int(one["seen"])]
-        for one in value["predictions"]
+        for one in row["predictions"]
     ]
-    return [value["path"], value["error"] or "", picture, guesses]
+    return [row["path"], row["error"] or "", picture, predictions, photo, missing]

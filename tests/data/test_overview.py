@@ -18,7 +18,7 @@ def test_the_rarest_pairs_come_first(small_demo: Path) -> None:
     assert part.seen_pairs + part.unseen_pairs == len(benchmark.pairs["test"])
 
 
-def test_the_page_names_an_unreadable_picture(small_demo: Path, tmp_path: Path) -> None:
+def test_the_page_names_an_unreadable_image(small_demo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(small_demo, folder)
     for file in (folder / "images").rglob("*.jpg"):

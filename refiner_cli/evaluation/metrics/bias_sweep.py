@@ -68,6 +68,12 @@ class Metrics:
         reason = f"no image of {' or '.join(without)} pairs"
         return {name: reason for name in METRIC_NAMES if getattr(self, name) is None}
 
+    def undefined_text(self) -> str:
+        """The same as a sentence; empty if everything is defined."""
+        undefined = self.undefined()
+        reason = next(iter(undefined.values()), "")
+        return f"{', '.join(undefined)} undefined, as the split has {reason}." if undefined else ""
+
     def selection_metric(self) -> tuple[str, float]:
         """Name and value of the metric to choose models or settings by.
 

@@ -1,199 +1,158 @@
-"""Charts as inline SVG, drawn by hand: they need no script, no font and no network.
+"""The charts of the report: seen against unseen, calibration, a sweep on validation, confusions.
 
-Colours come from the page's style sheet by class, so that light and dark both work. Every function
-returns one ``<svg>`` element; all accuracies are in percent.
+Every function returns one ``svg`` element; all accuracies are in percent.
 """
 
 from __future__ import annotations
 
-import html
 import math
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 
 from refiner_cli.evaluation.metrics.breakdown import Confusion, Reliability
-from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.evaluation.metrics.seen_unseen import SeenUnseenCurve
+from refiner_cli.render import (
+    CHARACTER_WIDTH,
+    Axes,
+    Points,
+    element,
+    new_svg,
+    path_data,
+    round_range,
+    to_markup,
+)
 
 CELL = 22  # side of a cell of the confusion map
-CHARACTER = 6.2  # width of a letter of a label, about
 LABELLED = 10  # percent from which a cell of the confusion map shows its number
+COUNT_WIDTH = 38  # of the column of image counts
+SLANT = math.radians(60)  # of the labels above the columns
+
+Marker = Literal["dot", "ring", "square"]
 
 
 @dataclass(frozen=True)
-class Mark:
-    """An operating point: a bias with what it gives, as (unseen, seen) accuracy."""
+class OperatingPoint:
+    """The accuracies at one bias."""
 
-    shape: str  # dot, ring or square
+    marker: Marker
     unseen: float
     seen: float
-    text: str  # shown under the pointer
+    text: str  # appears under the pointer
 
 
 @dataclass(frozen=True)
-class ChartLine:
+class WorldCurve:
     """One world's curve with its operating points; ``style`` is a class of the style sheet."""
 
     style: str
     curve: SeenUnseenCurve
-    marks: Sequence[Mark]
+    points: Sequence[OperatingPoint]
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Axes from (low, 0) to (high, top) in a box of fixed size."""
-
-    x_label: str
-    y_label: str
-    high: float = 100.0
-    top: float = 100.0
-    low: float = 0.0
-    width: int = 460
-    height: int = 330
-
-    def x(self, value: float) -> float:
-        return 50 + (self.width - 64) * (value - self.low) / ((self.high - self.low) or 1)
-
-    def y(self, value: float) -> float:
-        return (self.height - 44) - (self.height - 56) * value / (self.top or 1)
-
-    def draw(self, content: str, name: str) -> str:
-        """The axes around ``content``; ``name`` says aloud what the picture shows."""
-        parts = [svg_start(self.width, self.height, name)]
-        for value in ticks(0, self.top):
-            y = self.y(value)
-            parts.append(f'<path class="rule" d="M{self.x(self.low):.1f} {y:.1f}H{self.x(self.high):.1f}"/>')
-            parts.append(f'<text class="tick" x="44" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        for value in ticks(self.low, self.high):
-            x, y = self.x(value), self.height - 26
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{value:g}</text>')
-        middle = (self.x(self.low) + self.x(self.high)) / 2
-        bottom, side = f'x="{middle:.0f}" y="{self.height - 6}"', f"12 {self.y(self.top / 2):.0f}"
-        parts.append(
-            f'<text class="axis" {bottom} text-anchor="middle">{self.x_label}</text>'
-            f'<text class="axis" transform="translate({side}) rotate(-90)" text-anchor="middle">'
-            f"{self.y_label}</text>"
-        )
-        return "".join([*parts, content, "</svg>"])
-
-
-def svg_start(width: float, height: float, name: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{html.escape(name)}">'
+def seen_unseen_chart(worlds: Sequence[WorldCurve]) -> Markup:
+    """Seen against unseen accuracy over all biases, with the operating points. Curves must be defined."""
+    high = round_range(0, max([10.0, *(float(world.curve.unseen.max()) for world in worlds)]))[1]
+    top = round_range(0, max([10.0, *(float(world.curve.seen.max()) for world in worlds)]))[1]
+    axes = Axes(
+        "Seen-unseen curve", "accuracy on unseen pairs, %", "accuracy on seen pairs, %", 0, high, 0, top
     )
+    for world in worlds:
+        corners = curve_corners(world.curve)
+        area = [(corners[0][0], 0.0), *corners, (corners[-1][0], 0.0)]
+        pixels = path_data([axes.place(*corner) for corner in area])
+        element(axes.svg, "path", class_=f"area {world.style}", d=f"{pixels}Z")
+        axes.line(corners, world.style)
+    for world in worlds:
+        for point in world.points:
+            draw_point(axes, point, world.style)
+    return axes.markup()
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from ``low`` to ``high``."""
-    span = (high - low) or 1
-    step = 10 ** math.floor(math.log10(span / 4))
-    step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 6)
-    return [float(f"{step * i:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def seen_unseen(lines: Sequence[ChartLine]) -> str:
-    """Seen against unseen accuracy over all biases, with the operating points."""
-    lines = [line for line in lines if line.curve.is_defined]
-    high = max([10.0, *(float(line.curve.unseen.max()) for line in lines)])
-    top = max([10.0, *(float(line.curve.seen.max()) for line in lines)])
-    frame = Frame("accuracy on unseen pairs, %", "accuracy on seen pairs, %", 1.05 * high, 1.05 * top)
-    content = []
-    for line in lines:
-        path = outline(frame, line.curve)
-        start, end = frame.x(float(line.curve.unseen[0])), frame.x(float(line.curve.unseen[-1]))
-        floor = frame.y(0)
-        content.append(
-            f'<path class="area {line.style}" d="M{start:.1f} {floor:.1f}L{path}L{end:.1f} {floor:.1f}Z"/>'
-            f'<path class="line {line.style}" d="M{path}"/>'
-        )
-    for line in lines:
-        content += [mark(frame, point, line.style) for point in line.marks]
-    return frame.draw("".join(content), "Seen-unseen curve")
-
-
-def outline(frame: Frame, curve: SeenUnseenCurve) -> str:
-    """The corners of a curve: steps for ``exact``, straight lines for ``legacy``; repeated ones left out."""
-    corners: list[str] = []
+def curve_corners(curve: SeenUnseenCurve) -> Points:
+    """The (unseen, seen) corners: steps for ``exact``, straight lines for ``legacy``; none twice in a row."""
+    corners: list[tuple[float, float]] = []
     before = float(curve.unseen[0])
     for unseen, seen in zip(curve.unseen.tolist(), curve.seen.tolist(), strict=True):
         # A step goes down before it goes right, so the area under it is the reported one.
         for x in (before, unseen) if curve.protocol == "exact" else (unseen,):
-            corner = f"{frame.x(x):.1f} {frame.y(seen):.1f}"
-            if not corners or corners[-1] != corner:
-                corners.append(corner)
+            if not corners or corners[-1] != (x, seen):
+                corners.append((x, seen))
         before = unseen
-    return "L".join(corners)
+    return corners
 
 
-def mark(frame: Frame, point: Mark, style: str) -> str:
-    x, y = frame.x(point.unseen), frame.y(point.seen)
-    title = f"<title>{html.escape(point.text)}</title>"
-    if point.shape == "square":
-        return (
-            f'<rect class="mark {style}" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8">{title}</rect>'
-        )
-    return f'<circle class="{point.shape} {style}" cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
+def draw_point(axes: Axes, point: OperatingPoint, style: str) -> None:
+    if point.marker == "square":
+        x, y = axes.place(point.unseen, point.seen)
+        square = element(axes.svg, "rect", class_=f"mark {style}", x=x - 4, y=y - 4, width=8, height=8)
+        element(square, "title", point.text)
+        return
+    classes = f"ring {style}" if point.marker == "ring" else style
+    axes.dot((point.unseen, point.seen), classes, title=point.text)
 
 
-def calibration(lines: Sequence[tuple[str, Reliability]]) -> str:
+def calibration_chart(worlds: Sequence[tuple[str, Reliability]]) -> Markup:
     """Accuracy against confidence; a dot's area grows with its share of the images."""
-    frame = Frame("confidence, %", "accuracy, %")
-    content = [f'<path class="ideal" d="M{frame.x(0)} {frame.y(0)}L{frame.x(100)} {frame.y(100)}"/>']
-    for style, found in lines:
-        filled = np.flatnonzero(found.images)
-        points = [(frame.x(found.confidence[i]), frame.y(found.accuracy[i])) for i in filled]
-        content.append(f'<path class="line {style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>')
-        for i, (x, y) in zip(filled, points, strict=True):
-            radius = 2 + 9 * math.sqrt(found.images[i] / found.images.sum())
-            sure, right = found.confidence[i], found.accuracy[i]
-            title = f"<title>{found.images[i]} images: {sure:.0f} % sure, {right:.0f} % right</title>"
-            place = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"'
-            content.append(f'<circle class="dot {style}" {place}>{title}</circle>')
-    return frame.draw("".join(content), "Calibration")
+    axes = Axes("Calibration", "confidence, %", "accuracy, %", 0, 100, 0, 100)
+    diagonal = path_data([axes.place(0, 0), axes.place(100, 100)])
+    element(axes.svg, "path", class_="diagonal", d=diagonal)
+    for style, reliability in worlds:
+        filled = np.flatnonzero(reliability.images)
+        points = [(float(reliability.confidence[i]), float(reliability.accuracy[i])) for i in filled]
+        axes.line(points, style)
+        for i, (confidence, accuracy) in zip(filled, points, strict=True):
+            images = int(reliability.images[i])
+            radius = 2 + 9 * math.sqrt(images / reliability.images.sum())
+            title = f"{images} images: confidence {confidence:.0f} %, accuracy {accuracy:.0f} %"
+            axes.dot((confidence, accuracy), style, radius=radius, title=title)
+    return axes.markup()
 
 
-def tried(values: Sequence[tuple[float, float]], chosen: float, label: str) -> str:
-    """What validation said to every value that was tried, and which one was taken."""
-    low, high = values[0][0], values[-1][0]
-    frame = Frame(label, "AUC on validation", high, 1.1 * max(auc for _, auc in values), low, 380, 230)
-    points = "L".join(f"{frame.x(value):.1f} {frame.y(auc):.1f}" for value, auc in values)
-    best = dict(values)[chosen]
-    dot = f'<circle class="dot open" cx="{frame.x(chosen):.1f}" cy="{frame.y(best):.1f}" r="5"/>'
-    return frame.draw(f'<path class="line open" d="M{points}"/>{dot}', "Validation of the feasibility prior")
+def validation_chart(candidates: Points, chosen: float, label: str, style: str) -> Markup:
+    """The AUC on validation of every candidate value, and the chosen one."""
+    values = [value for value, _ in candidates]
+    low, high = round_range(min(values), max(values))
+    top = round_range(0, max(auc for _, auc in candidates))[1]
+    axes = Axes("AUC on validation", label, "AUC on validation, %", low, high, 0, top, height=260)
+    axes.line(candidates, style)
+    axes.dot((chosen, dict(candidates)[chosen]), style, title=f"chosen: {chosen:.4g}")
+    return axes.markup()
 
 
-def confusion_map(found: Confusion) -> str:
+def confusion_map(confusion: Confusion) -> Markup:
     """True (rows) against predicted (columns) in percent of a row; the diagonal is right."""
-    left = CHARACTER * max(map(len, found.names), default=0) + 44
-    size, head = CELL * len(found.names), 0.9 * (left - 44) + 14  # column labels are slanted
-    parts = [svg_start(left + size + 0.5 * head + 4, head + size + 4, "Confusion")]
-    for i, name in enumerate(found.names):
-        label, at = html.escape(name), i * CELL + CELL / 2 + 4
-        row, column = f'y="{head + at:.0f}" text-anchor="end"', f"{left + at:.0f} {head - 5:.0f}"
-        parts.append(
-            f'<text class="tick" x="{left - 34:.0f}" {row}>{label}</text>'
-            f'<text class="tick" x="{left - 6:.0f}" {row}>{found.images[i]}</text>'
-            f'<text class="tick" transform="translate({column}) rotate(-60)">{label}</text>'
-        )
-        parts += [cell(found.percent, found.names, (i, j), (left, head)) for j in range(len(found.names))]
-    return "".join([*parts, "</svg>"])
+    label = CHARACTER_WIDTH * max(map(len, confusion.names), default=0) + 10
+    left, head = label + COUNT_WIDTH, label * math.sin(SLANT) + 14
+    size = CELL * len(confusion.names)
+    svg = new_svg(left + size + label * math.cos(SLANT) + 4, head + size + 4, "Confusion")
+    for i, name in enumerate(confusion.names):
+        middle = i * CELL + CELL / 2 + 4
+        element(svg, "text", name, class_="tick", x=label, y=head + middle, text_anchor="end")
+        count = str(confusion.images[i])
+        element(svg, "text", count, class_="tick", x=left - 8, y=head + middle, text_anchor="end")
+        turn = f"translate({left + middle:.1f} {head - 5:.1f}) rotate(-{math.degrees(SLANT):.0f})"
+        element(svg, "text", name, class_="tick", transform=turn)
+        for j in range(len(confusion.names)):
+            draw_cell(svg, confusion, (i, j), (left + j * CELL, head + i * CELL))
+    return to_markup(svg)
 
 
-def cell(
-    percent: FloatArray, names: Sequence[str], place: tuple[int, int], corner: tuple[float, float]
-) -> str:
+def draw_cell(svg: ET.Element, confusion: Confusion, place: tuple[int, int], at: tuple[float, float]) -> None:
     i, j = place
-    value = float(percent[i, j])
-    x, y = corner[0] + j * CELL, corner[1] + i * CELL
-    style = "right" if i == j else "wrong"
-    title = f"{html.escape(names[i])} taken for {html.escape(names[j])}: {value:.1f} %"
-    square = f'x="{x:.1f}" y="{y:.1f}" width="{CELL - 1}" height="{CELL - 1}"'
-    shade = f'fill-opacity="{math.sqrt(value / 100):.2f}"'
-    box = f'<rect class="cell" {square}/><rect class="{style}" {square} {shade}><title>{title}</title></rect>'
-    if value < LABELLED:
-        return box
-    middle = f'x="{x + CELL / 2 - 0.5:.1f}" y="{y + CELL / 2 + 3.5:.1f}" text-anchor="middle"'
-    return f'{box}<text class="count" {middle}>{value:.0f}</text>'
+    x, y = at
+    value = float(confusion.percent[i, j])
+    element(svg, "rect", class_="cell", x=x, y=y, width=CELL - 1, height=CELL - 1)
+    style, opacity = "right" if i == j else "wrong", f"{math.sqrt(value / 100):.2f}"
+    square = element(
+        svg, "rect", class_=style, x=x, y=y, width=CELL - 1, height=CELL - 1, fill_opacity=opacity
+    )
+    verdict = "recognised" if i == j else f"taken for {confusion.names[j]}"
+    element(square, "title", f"{confusion.names[i]} {verdict}: {value:.1f} %")
+    if value >= LABELLED:
+        middle = {"x": x + CELL / 2 - 0.5, "y": y + CELL / 2 + 3.5}
+        element(svg, "text", f"{value:.0f}", class_="count", text_anchor="middle", **middle)

@@ -18,27 +18,23 @@ CASE = make_case(4, images=120, skill=2.0)
 
 @given(CASES, st.sampled_from(["exact", "legacy"]))
 def test_the_area_under_the_drawn_curve_is_the_auc(case: Case, protocol: str) -> None:
-    found = seen_unseen_curve(case.summary(), protocol)
-    assume(found.area is not None)
-    frame = charts.Frame("u", "s", width=10_000, height=10_000)
-    corners = np.array([corner.split() for corner in charts.outline(frame, found).split("L")], float)
-    share = (corners - [frame.x(0), frame.y(0)]) / [frame.x(100) - frame.x(0), frame.y(100) - frame.y(0)]
+    curve = seen_unseen_curve(case.summary(), protocol)
+    assume(curve.area is not None)
+    share = np.array(charts.curve_corners(curve)) / 100
     drawn = 100 * np.sum(np.diff(share[:, 0]) * (share[1:, 1] + share[:-1, 1]) / 2)
-    assert drawn == pytest.approx(found.area, abs=0.01)
+    assert drawn == pytest.approx(curve.area)
 
 
 def drawings() -> list[str]:
     summary = CASE.summary()
-    points = seen_unseen_curve(summary)
-    line = charts.ChartLine(
-        "closed", points, [charts.Mark(shape, 10, 20, "a <b>") for shape in ("dot", "square")]
-    )
+    points = [charts.OperatingPoint(marker, 10, 20, "a <b>") for marker in ("dot", "ring", "square")]
+    world = charts.WorldCurve("series-1", seen_unseen_curve(summary), points)
     return [
-        charts.seen_unseen([line]),
-        charts.calibration([("closed", reliability(summary))]),
+        charts.seen_unseen_chart([world]),
+        charts.calibration_chart([("series-1", reliability(summary))]),
         charts.confusion_map(confusion(summary, CASE.space, "object")),
-        charts.tried([(0.0, 3.0), (1.0, 4.0)], 1.0, "lambda"),
-        charts.tried([(0.5, 0.0)], 0.5, "threshold"),
+        charts.validation_chart([(0.0, 3.0), (1.0, 4.0)], 1.0, "lambda", "series-2"),
+        charts.validation_chart([(0.5, 0.0)], 0.5, "threshold", "series-2"),
     ]
 
 
@@ -50,13 +46,6 @@ def test_every_chart_is_well_formed_with_finite_numbers(svg: str) -> None:
         for name in ("x", "y", "cx", "cy", "r", "width", "height"):
             assert math.isfinite(float(element.attrib.get(name, 0)))
         assert "nan" not in element.attrib.get("d", "")
-
-
-@given(st.floats(-5, 5), st.floats(0.001, 200))
-def test_ticks_are_few_round_and_inside(low: float, span: float) -> None:
-    found = charts.ticks(low, low + span)
-    assert 2 <= len(found) <= 7
-    assert all(low - 1e-6 <= tick <= low + span + 1e-6 for tick in found)
 
 
 def test_the_diagonal_is_right_and_the_rest_wrong() -> None:

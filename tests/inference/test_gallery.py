@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin
+
+import pytest
+from PIL import Image
+
+from refiner_cli.inference import gallery
+from refiner_cli.inference.gallery import link, write_gallery
+
+NAMES = ["a.jpg", "two words & 100%.jpg", "javascript:alert(1).jpg", "</script><b>.jpg", "sub/ä #1?.jpg"]
+
+
+def predicted(path: str) -> dict[str, Any]:
+    one = {"state": "<b>wet", "object": "dog", "score": 1.0, "probability": 0.5, "seen": False}
+    return {"path": path, "status": "ok", "error": None, "predictions": [one], "states": [], "objects": []}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Rows of five photos in different folders than the page, of one that is gone, and of a damaged one."""
+    for name in NAMES:
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (300, 200), (90, 120, 30)).save(file, "JPEG")
+    (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no image")
+    file = tmp_path / "rows.jsonl"
+    rows = [predicted(name) for name in [*NAMES, "gone.jpg", "damaged.jpg"]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def cards(page: Path) -> list[Any]:
+    text = page.read_text("utf-8")
+    found: list[Any] = json.loads(text.partition("const rows = ")[2].partition(";\nconst")[0])
+    return found
+
+
+def test_a_card_links_to_its_photo_and_says_if_that_is_gone(output: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "page.html"
+    assert write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0) == 7
+    for path, _, picture, predictions, photo, missing in cards(page):
+        if path == "gone.jpg":
+            assert (picture, photo, missing) == ("", "", "the file is gone")
+            continue
+        opened = unquote(urljoin(page.as_uri(), photo).removeprefix("file://"))
+        assert Path(opened).samefile(tmp_path / "photos" / path)
+        assert (picture == "", missing) == (
+            (True, "cannot be read") if path == "damaged.jpg" else (False, "")
+        )
+        assert predictions == [["<b>wet", "dog", 0.5, 0]]
+    text = page.read_text("utf-8")
+    assert text.count("</script>") == 1
+    assert "<b>" not in text
+
+
+def test_a_link_never_has_a_scheme() -> None:
+    assert ":" not in link(Path("page.html"), Path("javascript:alert(1)"))
+
+
+def test_images_beyond_the_limit_are_counted(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "MAX_CARDS", 2)
+    page = tmp_path / "page.html"
+    assert write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0) == 2
+    assert len(cards(page)) == 2
+    assert "5 more images are not shown" in page.read_text("utf-8")
