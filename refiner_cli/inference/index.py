@@ -1,0 +1,254 @@
+"""An index: what prediction computes of every image, kept on disk.
+
+::
+
+    index.json                      the model, its preprocessing, and the list of parts
+    parts/00000012-3f9c.parquet     one row per image: path, size, mtime_ns, status, error
+    parts/00000012-3f9c.safetensors its vectors, float16, one row per row of the table
+
+A part holds a fixed number of images at most. It counts once ``index.json`` lists it, and that file is
+replaced atomically, so that a process killed at any moment loses at most the part it was writing.
+
+Shapes: ``N`` images of a part, ``D`` joint width.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from refiner_cli.core.models.base import ImageVectors
+from refiner_cli.errors import ModelFileError, UsageError
+from refiner_cli.files import atomic_file, write_json
+
+SCHEMA = "refiner.index/1"
+FILE, PARTS = "index.json", "parts"
+PART_SIZE = 4096  # images
+COLUMNS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+class PartInfo(BaseModel):
+    """One part as index.json lists it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[0-9]{8}-[0-9a-f]{8}$")
+    images: int = Field(ge=0)
+    errors: int = Field(ge=0)
+
+
+class IndexInfo(BaseModel):
+    """The content of index.json."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_name: str = Field(alias="schema")
+    model: dict[str, str]  # fingerprints of what decides the vectors
+    method: str
+    roles: list[str]  # which vectors are kept
+    width: int = Field(ge=1, le=65536)  # D
+    places: list[str]  # where the images come from
+    part_size: int = Field(ge=1)
+    next_part: int = Field(ge=0)
+    parts: list[PartInfo]
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One image of an index."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+    status: str  # ok or error
+    error: str | None = None
+
+
+@dataclass
+class Index:
+    """An index directory."""
+
+    folder: Path
+    info: IndexInfo
+
+    @classmethod
+    def create(
+        cls, folder: Path, model: Mapping[str, str], method: str, roles: Sequence[str], width: int,
+        places: Sequence[str], part_size: int = PART_SIZE,
+    ) -> Index:  # fmt: skip
+        """An empty index. Raises UsageError if the folder holds something else."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} exists already and is not an index.", hint="Choose another -o DIR.")
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        info = IndexInfo(
+            schema=SCHEMA, model=dict(model), method=method, roles=list(roles), width=width,
+            places=list(places), part_size=part_size, next_part=0, parts=[],
+        )  # fmt: skip
+        index = cls(folder, info)
+        index.save()
+        return index
+
+    @classmethod
+    def open(cls, folder: Path) -> Index:
+        """Raises ModelFileError if the index is missing or damaged."""
+        file = folder / FILE
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+                raise ModelFileError(f"{file} is not an index that this version reads ({SCHEMA}).")
+            info = IndexInfo.model_validate(content)
+        except FileNotFoundError:
+            raise ModelFileError(f"{folder} is not an index: the file {FILE} is missing.") from None
+        except (OSError, ValueError, ValidationError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(f"The index file {file} is damaged ({reason}).") from None
+        return cls(folder, info)
+
+    @property
+    def images(self) -> int:
+        return sum(part.images for part in self.info.parts)
+
+    @property
+    def errors(self) -> int:
+        return sum(part.errors for part in self.info.parts)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the index for writing. Raises UsageError while another process holds it."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"Another process is writing the index {self.folder}.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def save(self) -> None:
+        write_json(self.folder / FILE, self.info.model_dump(by_alias=True))
+
+    def sweep(self) -> None:
+        """Remove the files of parts that index.json does not list: a killed process leaves them."""
+        listed = {part.name for part in self.info.parts}
+        for file in (self.folder / PARTS).iterdir():
+            if file.stem not in listed or file.name.startswith("."):
+                file.unlink()
+
+    def replace(
+        self, old: Sequence[PartInfo], rows: Sequence[IndexRow], vectors: Mapping[str, Tensor]
+    ) -> None:
+        """Write a part (none if there are no rows) in place of ``old`` ones, and make it count."""
+        info, new = self.info, []
+        if rows:
+            part = PartInfo(
+                name=f"{info.next_part:08d}-{secrets.token_hex(4)}", images=len(rows),
+                errors=sum(row.status != "ok" for row in rows),
+            )  # fmt: skip
+            self._write(part, rows, vectors)
+            new, info.next_part = [part], info.next_part + 1
+        info.parts = [part for part in info.parts if part not in old] + new
+        self.save()
+        for part in old:
+            for suffix in ("parquet", "safetensors"):
+                self._file(part, suffix).unlink(missing_ok=True)
+
+    def _write(self, part: PartInfo, rows: Sequence[IndexRow], vectors: Mapping[str, Tensor]) -> None:
+        half = {role: vectors[role].to("cpu", torch.float16).contiguous() for role in self.info.roles}
+        with atomic_file(self._file(part, "safetensors")) as file:
+            save_file(half, file)
+        with atomic_file(self._file(part, "parquet")) as file:
+            pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], COLUMNS), file)
+
+    def rows(self, part: PartInfo) -> list[IndexRow]:
+        """The images of a part. Raises ModelFileError if its table is missing or torn."""
+        file = self._file(part, "parquet")
+        try:
+            found = [IndexRow(**row) for row in pq.read_table(file, schema=COLUMNS).to_pylist()]
+        except FileNotFoundError:
+            raise self._missing(file) from None
+        except (OSError, pa.ArrowException, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(
+                f"The index part {file} is damaged ({reason}).", hint=self._advice()
+            ) from None
+        if len(found) != part.images:
+            raise ModelFileError(
+                f"The index part {file} holds {len(found)} images instead of {part.images}.",
+                hint=self._advice(),
+            )
+        return found
+
+    def readable(self, part: PartInfo) -> Tensor:
+        """Which images of a part have vectors, ``N`` bool."""
+        return torch.tensor(
+            [row.status == "ok" for row in self.rows(part)] if part.errors else [True] * part.images
+        )
+
+    def vectors(self, part: PartInfo) -> ImageVectors:
+        """The vectors of a part, float16, memory-mapped.
+
+        Raises:
+            ModelFileError: they are missing or torn.
+        """
+        file = self._file(part, "safetensors")
+        try:
+            with safe_open(file, "pt") as stream:
+                found = {role: stream.get_tensor(role) for role in self.info.roles}
+        except FileNotFoundError:
+            raise self._missing(file) from None
+        except (OSError, SafetensorError) as error:
+            raise ModelFileError(
+                f"The vectors {file} are damaged or cut short ({error}).", hint=self._advice()
+            ) from None
+        wanted = (part.images, self.info.width)
+        for role, tensor in found.items():
+            if tuple(tensor.shape) != wanted or tensor.dtype != torch.float16:
+                raise ModelFileError(f"The vectors {file} do not fit the index at {role!r}.")
+        composition = found["composition"]
+        return ImageVectors(composition, found.get("state", composition), found.get("object", composition))
+
+    def check_model(self, fingerprints: Mapping[str, str]) -> None:
+        """Raise UsageError unless the vectors come from the model with these fingerprints."""
+        for what in ("model", "preprocessing"):
+            if self.info.model.get(what) != fingerprints.get(what):
+                raise UsageError(
+                    f"The index {self.folder} was made with another model.",
+                    hint="Give the model it was made with, or make an index with this one.",
+                )
+
+    def _file(self, part: PartInfo, suffix: str) -> Path:
+        return self.folder / PARTS / f"{part.name}.{suffix}"
+
+    def _missing(self, file: Path) -> ModelFileError:
+        return ModelFileError(f"The index part {file} is missing.", hint=self._advice())
+
+    @staticmethod
+    def _advice() -> str:
+        return "Delete the index folder and run 'refiner index' again."
+
+
+def is_index(path: Path) -> bool:
+    """Whether an index lies there."""
+    return (path / FILE).is_file()

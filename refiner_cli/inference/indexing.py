@@ -1,0 +1,142 @@
+"""Bring an index up to date: encode new and changed images, drop vanished ones, touch nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refiner_cli.core.models.base import ImageVectors, Model
+from refiner_cli.errors import UsageError
+from refiner_cli.inference.index import Index, IndexRow, PartInfo
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image as the scan found it."""
+
+    file: Path
+    path: str  # the name of its row
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding gave for an image: a row, and its vectors by role, each ``D``; zeros for an error."""
+
+    row: IndexRow
+    vectors: dict[str, Tensor]
+
+
+@dataclass
+class IndexChanges:
+    """What an update has to do, and what it did."""
+
+    kept: int = 0
+    dropped: int = 0  # vanished images
+    encoded: int = 0  # new, changed, or an error before
+    errors: int = 0
+    stale: dict[str, list[int]] = field(default_factory=dict)  # rows to remove, by part name
+
+
+def check_indexable(model: Model) -> None:
+    """Raise UsageError for a method whose scores need more than vectors."""
+    if not model.scores_from_vectors:
+        raise UsageError(
+            f"An index keeps one vector per image and role; the method {type(model).__name__.lower()} scores "
+            "against the patches of the image.",
+            hint="Predict from the images instead.",
+        )
+
+
+def vector_roles(model: Model) -> list[str]:
+    """The vectors that the model's scores need."""
+    return ["composition", *(["state"] if model.has_state_branch else []),
+            *(["object"] if model.has_object_branch else [])]  # fmt: skip
+
+
+def by_role(vectors: ImageVectors, roles: Sequence[str]) -> dict[str, Tensor]:
+    """The vectors of some roles, each ``B x D``."""
+    return {role: getattr(vectors, role) for role in roles}
+
+
+def update_index(
+    index: Index,
+    sources: Iterable[Source],
+    encode: Callable[[Iterable[Source]], Iterator[Encoded]],
+    progress: Callable[[int], None] = lambda _: None,
+) -> IndexChanges:
+    """Make the index hold exactly the ``sources``, as they are now.
+
+    Args:
+        sources: every image that the index is to hold.
+        encode: yields what it computed of the images it is given, in order.
+        progress: called with the number of images that are done.
+    """
+    changes = IndexChanges()
+    index.sweep()
+    known = {
+        row.path: (part, place, row)
+        for part in index.info.parts
+        for place, row in enumerate(index.rows(part))
+    }  # fmt: skip
+    seen: set[str] = set()
+
+    def wanted() -> Iterator[Source]:
+        for source in sources:
+            if source.path in seen:
+                continue
+            seen.add(source.path)
+            old = known.get(source.path)
+            if (
+                old
+                and old[2].status == "ok"
+                and (old[2].size, old[2].mtime_ns) == (source.size, source.mtime_ns)
+            ):
+                changes.kept += 1
+                progress(changes.kept + changes.encoded)
+                continue
+            if old:
+                changes.stale.setdefault(old[0].name, []).append(old[1])
+            yield source
+
+    pending: list[Encoded] = []
+    for encoded in encode(wanted()):
+        pending.append(encoded)
+        changes.encoded += 1
+        changes.errors += encoded.row.status != "ok"
+        progress(changes.kept + changes.encoded)
+        if len(pending) == index.info.part_size:
+            write_pending(index, pending, changes)
+            pending = []
+    for path, (part, place, _) in known.items():
+        if path not in seen:
+            changes.stale.setdefault(part.name, []).append(place)
+            changes.dropped += 1
+    if pending or changes.stale:
+        write_pending(index, pending, changes)
+    return changes
+
+
+def write_pending(index: Index, pending: Sequence[Encoded], changes: IndexChanges) -> None:
+    """Write a part of new images; the parts that held older states of images lose those rows first."""
+    for part in list(index.info.parts):
+        places = changes.stale.pop(part.name, None)
+        if places:
+            remove_rows(index, part, set(places))
+    if pending:
+        roles = index.info.roles
+        stacked = {role: torch.stack([one.vectors[role] for one in pending]) for role in roles}
+        index.replace([], [one.row for one in pending], stacked)
+
+
+def remove_rows(index: Index, part: PartInfo, places: set[int]) -> None:
+    """Rewrite a part without some of its rows."""
+    rows, vectors = index.rows(part), index.vectors(part)
+    kept = [place for place in range(len(rows)) if place not in places]
+    chosen = {role: getattr(vectors, role)[kept] for role in index.info.roles}
+    index.replace([part], [rows[place] for place in kept], chosen)

@@ -1,0 +1,158 @@
+"""Search an index: the images whose vectors fit a query best, in one pass over the vectors.
+
+The *score* of a term is the model's logit. Texts differ in how similar they are to every image, so the
+*margin* subtracts what the collection's images give the text anyway (hubness correction at full
+strength)::
+
+    margin(image, t) = s(image, t) - 1/T log mean over images exp(T s(image, t))
+
+Margins of different queries can be compared; a query of several terms has the sum of theirs, excluded
+terms counting negative.
+
+Shapes: ``N`` images of a part, ``D`` joint width, ``T`` terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refiner_cli.core.models.base import ImageVectors
+from refiner_cli.core.models.hubness import SOFTNESS
+from refiner_cli.errors import UsageError
+from refiner_cli.inference.index import Index, PartInfo
+from refiner_cli.inference.query import QueryVectors
+
+BLOCK = 8192  # images compared at once
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image that fits."""
+
+    path: str
+    rank: int  # from 1
+    score: float
+    margin: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "rank": self.rank,
+            "score": round(self.score, 4),
+            "margin": round(self.margin, 4),
+        }
+
+
+@dataclass
+class BestImages:
+    """The best images so far, in constant memory."""
+
+    count: int
+    scores: Tensor  # up to count, descending
+    places: list[tuple[PartInfo, int]]
+
+    @classmethod
+    def empty(cls, count: int) -> BestImages:
+        return cls(count, torch.empty(0, dtype=torch.float64), [])
+
+    def update(self, part: PartInfo, first: int, scores: Tensor, usable: Tensor) -> None:
+        """Take in the scores ``N`` of a part's rows from ``first`` on; only ``usable`` ones compete."""
+        rows = usable.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        best = scores[rows].double().topk(min(self.count, len(rows)))
+        new = [(part, first + int(rows[i])) for i in best.indices.tolist()]
+        merged = torch.cat([self.scores, best.values.cpu()])
+        # Stable, so that of equals the image that came first stays in front.
+        order = merged.argsort(descending=True, stable=True)[: self.count]
+        places = self.places + new
+        self.scores, self.places = merged[order], [places[i] for i in order.tolist()]
+
+
+@dataclass
+class TypicalScore:
+    """``1/T log mean exp(T s)`` over a stream of scores, one per term."""
+
+    total: Tensor  # T, log of the sum
+    images: int = 0
+
+    @classmethod
+    def empty(cls, terms: int) -> TypicalScore:
+        return cls(torch.full((terms,), -math.inf, dtype=torch.float64))
+
+    def update(self, scores: Tensor) -> None:
+        """Take in scores ``N x T``."""
+        if len(scores):
+            block = (SOFTNESS * scores.double()).logsumexp(0).cpu()
+            self.total = torch.logaddexp(self.total, block)
+            self.images += len(scores)
+
+    def value(self) -> Tensor:
+        return (self.total - math.log(self.images)) / SOFTNESS
+
+
+def search(
+    index: Index,
+    query: QueryVectors,
+    scale: float,
+    *,
+    top: int,
+    min_score: float = -math.inf,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[Hit]:
+    """The ``top`` best images of an index.
+
+    Args:
+        scale: tau, the factor on cosine similarities.
+        min_score: leave out images below this score.
+
+    Raises:
+        UsageError: the index holds no image with vectors.
+        ModelFileError: a part is missing or damaged.
+    """
+    best, typical, done = BestImages.empty(top), TypicalScore.empty(len(query.terms)), 0
+    for part in index.info.parts:
+        usable = index.readable(part)
+        vectors = index.vectors(part)
+        for first in range(0, part.images, BLOCK):
+            rows = slice(first, first + BLOCK)
+            scores = term_scores(vectors[rows], query, scale)  # N x T
+            typical.update(scores[usable[rows].to(scores.device)])
+            best.update(part, first, scores @ query.signs, usable[rows].to(scores.device))
+        done += part.images
+        progress(done, index.images)
+    if not typical.images:
+        raise UsageError(f"The index {index.folder} holds no image that could be read.")
+    offset = float(typical.value() @ query.signs.double().cpu())
+    return list(hits(index, best, offset, min_score))
+
+
+def term_scores(vectors: ImageVectors, query: QueryVectors, scale: float) -> Tensor:
+    """Scaled cosine similarities ``N x T`` in float32."""
+    device = query.texts.device
+    columns = []
+    for role in dict.fromkeys(query.roles):
+        of_role = [i for i, own in enumerate(query.roles) if own == role]
+        images = getattr(vectors, role).to(device, torch.float32)  # N x D
+        columns.append((of_role, scale * images @ query.texts[of_role].float().T))
+    scores = torch.empty(len(vectors), len(query.roles), device=device)
+    for of_role, values in columns:
+        scores[:, of_role] = values
+    return scores
+
+
+def hits(index: Index, best: BestImages, offset: float, min_score: float) -> Iterator[Hit]:
+    """The best images with their paths."""
+    tables: dict[str, list[str]] = {}
+    for rank, (score, (part, place)) in enumerate(zip(best.scores.tolist(), best.places, strict=True), 1):
+        if score < min_score:
+            return
+        if part.name not in tables:
+            tables[part.name] = [row.path for row in index.rows(part)]
+        yield Hit(tables[part.name][place], rank, score, score - offset)
