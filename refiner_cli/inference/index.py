@@ -3,7 +3,7 @@
 ::
 
     index.json                      the model, its preprocessing, and the list of parts
-    parts/00000012-3f9c.parquet     one row per image: path, size, mtime_ns, status, error
+    parts/00000012-3f9c.parquet     one row per image: path, size, modified, status, error
     parts/00000012-3f9c.safetensors its vectors, float16, one row per row of the table
 
 A part holds a fixed number of images at most. It counts once ``index.json`` lists it, and that file is
@@ -41,7 +41,7 @@ COLUMNS = pa.schema(
     [
         ("path", pa.string()),
         ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
+        ("modified", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
     ]
@@ -79,8 +79,8 @@ class IndexRow:
     """One image of an index."""
 
     path: str
-    size: int  # bytes
-    mtime_ns: int
+    size: int | None  # bytes
+    modified: str | None  # UTC, ISO 8601
     status: str  # ok or error
     error: str | None = None
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,16 +11,9 @@ from torch import Tensor
 from refiner_cli.core.models.base import ImageVectors, Model
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.index import Index, IndexRow, PartInfo
+from refiner_cli.inference.scan import FileVersion, ImageFile
 
-
-@dataclass(frozen=True)
-class Source:
-    """An image as the scan found it."""
-
-    file: Path
-    path: str  # the name of its row
-    size: int
-    mtime_ns: int
+Wanted = Callable[[ImageFile, FileVersion], bool]
 
 
 @dataclass(frozen=True)
@@ -66,16 +58,18 @@ def by_role(vectors: ImageVectors, roles: Sequence[str]) -> dict[str, Tensor]:
 
 def update_index(
     index: Index,
-    sources: Iterable[Source],
-    encode: Callable[[Iterable[Source]], Iterator[Encoded]],
+    encode: Callable[[Wanted], Iterator[Encoded]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> IndexChanges:
-    """Make the index hold exactly the ``sources``, as they are now.
+    """Make the index hold exactly the images that there are now.
 
     Args:
-        sources: every image that the index is to hold.
-        encode: yields what it computed of the images it is given, in order.
+        encode: goes through all images, asks of each whether it is wanted, and yields what it computed of
+            those that are.
         progress: called with the number of images that are done.
+
+    Raises:
+        ModelFileError: a part is missing or damaged.
     """
     changes = IndexChanges()
     index.sweep()
@@ -86,26 +80,21 @@ def update_index(
     }  # fmt: skip
     seen: set[str] = set()
 
-    def wanted() -> Iterator[Source]:
-        for source in sources:
-            if source.path in seen:
-                continue
-            seen.add(source.path)
-            old = known.get(source.path)
-            if (
-                old
-                and old[2].status == "ok"
-                and (old[2].size, old[2].mtime_ns) == (source.size, source.mtime_ns)
-            ):
-                changes.kept += 1
-                progress(changes.kept + changes.encoded)
-                continue
-            if old:
-                changes.stale.setdefault(old[0].name, []).append(old[1])
-            yield source
+    def wanted(image: ImageFile, version: FileVersion) -> bool:
+        seen.add(image.name)
+        old = known.get(image.name)
+        if old is None:
+            return True
+        part, place, row = old
+        if row.status == "ok" and FileVersion(row.size, row.modified) == version:
+            changes.kept += 1
+            progress(changes.kept + changes.encoded)
+            return False
+        changes.stale.setdefault(part.name, []).append(place)
+        return True
 
     pending: list[Encoded] = []
-    for encoded in encode(wanted()):
+    for encoded in encode(wanted):
         pending.append(encoded)
         changes.encoded += 1
         changes.errors += encoded.row.status != "ok"

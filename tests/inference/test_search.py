@@ -65,7 +65,7 @@ def make_index(folder: Path, vectors: torch.Tensor, part_size: int, broken: set[
     index = Index.create(folder, {"model": "m"}, "clip", ["composition"], vectors.shape[1], ["p"], part_size)
     for first in range(0, len(vectors), part_size):
         rows = [
-            IndexRow(f"{i}.jpg", 1, 1, "error" if i in broken else "ok", "bad" if i in broken else None)
+            IndexRow(f"{i}.jpg", 1, "now", "error" if i in broken else "ok", "bad" if i in broken else None)
             for i in range(first, min(first + part_size, len(vectors)))
         ]
         index.replace([], rows, {"composition": vectors[first : first + part_size]})
