@@ -18,8 +18,10 @@ from refiner_cli.cli import (
     eval,  # noqa: A004 - the command's name
     export,
     guide,
+    index,
     info,
     predict,
+    search,
     train,
 )
 from refiner_cli.cli.console import terminal
@@ -60,6 +62,8 @@ COMMANDS = (
     eval.evaluate,
     compare.compare,
     predict.predict,
+    index.index,
+    search.search,
     export.export,
     config.config,
     info.info,

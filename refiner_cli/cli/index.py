@@ -9,7 +9,7 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.predict import find_images, stop_with_saved_rows
+from refiner_cli.cli.inputs import STDIN, find_images, stop_with_saved_rows
 from refiner_cli.errors import UsageError
 
 
@@ -42,18 +42,24 @@ def index(
     from refiner_cli.inference.scan import PathFilter
 
     images, total = find_images(paths, PathFilter(tuple(include or ()), tuple(exclude or ()), (out,)))
-    loaded, _ = open_model(model, device)
+    loaded, info = open_model(model, device)
     check_indexable(loaded)
     recogniser = Recogniser(loaded, precision=pick_precision(precision, loaded.device)[0])
     fingerprints = recogniser.fingerprint()
+    places = [] if paths == STDIN else [str(path.resolve()) for path in paths]
     if is_index(out):
         opened = Index.open(out)
         opened.check_model(fingerprints)
+        if opened.info.places != places:
+            raise UsageError(
+                f"The index {out} holds images of {', '.join(opened.info.places)}.",
+                hint="Give the same PATHs, or choose another -o DIR.",
+            )
     else:
         kept = {name: str(fingerprints[name]) for name in ("model", "preprocessing", "precision")}
         opened = Index.create(
-            out, kept | {"path": str(model if not model.exists() else model.resolve())}, type(loaded).__name__.lower(),
-            vector_roles(loaded), loaded.backbone.embed_dim, [str(path) for path in paths], part_size,
+            out, kept | {"path": str(model.resolve() if model.exists() else model)}, info.method,
+            vector_roles(loaded), loaded.backbone.embed_dim, places, part_size,
         )  # fmt: skip
     size, _ = pick_batch_size(batch, recogniser)
     count, _ = pick_num_workers(workers, loaded.device)

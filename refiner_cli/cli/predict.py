@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
-from refiner_cli.cli.console import INTERRUPTED, PARTLY_DONE, Json, terminal
+from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
+from refiner_cli.cli.inputs import STDIN, find_images, stop_with_saved_rows
 from refiner_cli.errors import RefinerError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.inference.destinations import Destinations
     from refiner_cli.inference.formats import ImageRow
+    from refiner_cli.inference.index import Index
     from refiner_cli.inference.output import RowCount
     from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.runner import PredictOptions
-    from refiner_cli.inference.scan import ImageFile, PathFilter
+    from refiner_cli.inference.runner import PredictOptions, RowSource
+    from refiner_cli.inference.scan import ImageFile
 
-STDIN = [Path("-")]
 Patterns = tuple[str, ...]
 
 
@@ -58,7 +57,11 @@ class PredictRequest:
 def predict(
     model: ModelPath,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin.")
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders, files, - for a list on stdin, or an index (see 'refiner index').",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -149,29 +152,57 @@ def predict_all(
     """The rows there are now, and how many of them this process computed."""
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.output import Output
-    from refiner_cli.inference.runner import predict_to_output, predict_to_stream
+    from refiner_cli.inference.runner import (
+        ImageSource,
+        IndexSource,
+        predict_to_output,
+        predict_to_stream,
+    )
     from refiner_cli.inference.scan import PathFilter, locate
 
-    images, total = find_images(
-        request.paths, PathFilter(request.include, request.exclude, destinations.all())
-    )
+    index = index_of(request)
+    images: Iterator[ImageFile] = iter(())
+    total: Callable[[], int] = (lambda: index.images) if index else (lambda: 0)
+    if not index:
+        images, total = find_images(
+            request.paths, PathFilter(request.include, request.exclude, destinations.all())
+        )
     recogniser, options = prepare_prediction(request)
+    if index:
+        index.check_model(recogniser.fingerprint())
     if ranks.is_main:
         destinations.make_heatmap_folder()
     places = [] if request.paths == STDIN else request.paths
     with stop_with_saved_rows(), terminal.progress("predicting") as progress:
         listener = ProgressListener(progress, total, ranks.world_size)
+        source: RowSource = ImageSource(recogniser, images, places, options, terminal.note)
+        if index:
+            source = IndexSource(recogniser, index, options)
         if request.out is None:
-            made = predict_to_stream(sys.stdout, recogniser, images, options, listener)
+            made = predict_to_stream(sys.stdout, source, options, listener)
         else:
             output = Output(request.out, options.top_k, ranks.rank, ranks.world_size)
-            made = predict_to_output(output, recogniser, images, places, options, listener, ranks)
+            made = predict_to_output(output, source, recogniser, options, listener, ranks)
     if request.gallery and request.out and ranks.is_main:
+        photos = source.places if index else request.paths
         shown = write_gallery(
-            request.gallery, request.out, lambda name: locate(request.paths, name), workers=options.workers
+            request.gallery, request.out, lambda name: locate(photos, name), workers=options.workers
         )
         terminal.note(f"gallery {request.gallery} ({shown} images)")
     return made, listener.new
+
+
+def index_of(request: PredictRequest) -> Index | None:
+    """The index that is predicted from, if the one PATH is an index. Raises UsageError for what it lacks."""
+    from refiner_cli.inference.index import Index, is_index
+
+    if not any(is_index(path) for path in request.paths):
+        return None
+    if len(request.paths) > 1:
+        raise UsageError("An index is predicted from alone.", hint="Give it as the only PATH.")
+    if request.heatmaps or request.include or request.exclude:
+        raise UsageError("--heatmaps, --include and --exclude need the images, not an index.")
+    return Index.open(request.paths[0])
 
 
 def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions]:
@@ -206,35 +237,6 @@ def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOpti
         overwrite=request.overwrite,
         heatmaps=request.heatmaps,
     )
-
-
-def find_images(paths: list[Path], chosen: PathFilter) -> tuple[Iterator[ImageFile], Callable[[], int]]:
-    """The images, and how many there are as soon as that is known. Raises UsageError if there is none."""
-    from refiner_cli.inference.scan import count_in_background, list_files, read_list, row_name, scan
-
-    if paths == STDIN:
-        if sys.stdin is None:
-            raise UsageError("The list of images is read from stdin, which is closed.")
-        return list_files(read_list(sys.stdin.buffer), chosen), lambda: 0
-    found = scan(paths, chosen)
-    first = next(found, None)
-    if first is None:
-        raise UsageError(f"There is no image in {', '.join(row_name(str(path)) for path in paths)}.")
-    return chain([first], found), count_in_background(scan(paths, chosen))
-
-
-@contextlib.contextmanager
-def stop_with_saved_rows() -> Iterator[None]:
-    """An interrupt loses no row, and a reader of the rows may stop reading them."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        terminal.note("stopped; with an output file, the same command resumes here")
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # Or Python would fail once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
 
 
 def stop_after_lost_process(reason: str) -> None:

@@ -31,7 +31,8 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="How many images to list.")] = 20,
     min_score: Annotated[float | None, typer.Option(help="Leave out images with a lower score.")] = None,
     output_format: Annotated[
-        str | None, typer.Option("--format", metavar="table|jsonl", help="Table on a terminal, else JSON lines.")
+        str | None,
+        typer.Option("--format", metavar="table|jsonl", help="Default: table on a terminal."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -53,7 +54,11 @@ def search(
     loaded, _ = open_model(model or Path(opened.info.model["path"]), device)
     recogniser = Recogniser(loaded, precision=pick_precision(precision, loaded.device)[0])
     opened.check_model(recogniser.fingerprint())
-    asked = encode_like(recogniser, like) if like else encode_query(loaded, parse_query(query or [], loaded.space))
+    asked = (
+        encode_like(recogniser, like)
+        if like
+        else encode_query(loaded, parse_query(query or [], loaded.space))
+    )
     with terminal.progress("searching") as progress:
         found = search_index(
             opened, asked, loaded.backbone.logit_scale, top=top,

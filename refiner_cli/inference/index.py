@@ -229,7 +229,7 @@ class Index:
         composition = found["composition"]
         return ImageVectors(composition, found.get("state", composition), found.get("object", composition))
 
-    def check_model(self, fingerprints: Mapping[str, str]) -> None:
+    def check_model(self, fingerprints: Mapping[str, object]) -> None:
         """Raise UsageError unless the vectors come from the model with these fingerprints."""
         for what in ("model", "preprocessing"):
             if self.info.model.get(what) != fingerprints.get(what):

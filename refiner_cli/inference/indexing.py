@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from refiner_cli.core.models.base import ImageVectors, Model
+from refiner_cli.core.runtime.distributed import DistributedContext
+from refiner_cli.core.runtime.memory import OomRetry
 from refiner_cli.errors import UsageError
+from refiner_cli.inference.decoding import decode_batches, make_batches
+from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import Index, IndexRow, PartInfo
-from refiner_cli.inference.scan import FileVersion, ImageFile
+from refiner_cli.inference.predict import stack_pixels
+from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
 
 Wanted = Callable[[ImageFile, FileVersion], bool]
 
@@ -49,11 +56,6 @@ def vector_roles(model: Model) -> list[str]:
     """The vectors that the model's scores need."""
     return ["composition", *(["state"] if model.has_state_branch else []),
             *(["object"] if model.has_object_branch else [])]  # fmt: skip
-
-
-def by_role(vectors: ImageVectors, roles: Sequence[str]) -> dict[str, Tensor]:
-    """The vectors of some roles, each ``B x D``."""
-    return {role: getattr(vectors, role) for role in roles}
 
 
 def update_index(
@@ -109,6 +111,80 @@ def update_index(
     if pending or changes.stale:
         write_pending(index, pending, changes)
     return changes
+
+
+def encode_images(
+    recogniser: Recogniser,
+    images: Iterable[ImageFile],
+    wanted: Wanted,
+    roles: Sequence[str],
+    *,
+    batch: int,
+    workers: int,
+    log: Callable[[str], None],
+) -> Iterator[Encoded]:
+    """Decode and encode the wanted images, in order; one that cannot be read gives a row that says why."""
+    oom_retry = OomRetry(log)
+    blank = {role: torch.zeros(recogniser.model.backbone.embed_dim, dtype=torch.float16) for role in roles}
+    batches = make_batches(images, batch, wanted)
+    for group, results in decode_batches(batches, recogniser.preprocess.crop, workers, log):
+        made: list[dict[str, Tensor]] = []
+        if any(not isinstance(result, str) for result in results):
+            pixels = torch.from_numpy(stack_pixels(recogniser, group, results))
+            normalised = recogniser.preprocess.normalise(pixels.to(recogniser.model.device))
+            made = oom_retry.run(lambda part: encode_part(recogniser, part, roles), normalised)
+        for queued, result in zip(group.wanted, results, strict=True):
+            name, version = queued.image.name, queued.version
+            if isinstance(result, str):
+                yield Encoded(
+                    IndexRow(name, version.size, version.modified, "error", row_name(result)), blank
+                )
+            else:
+                row = IndexRow(name, version.size, version.modified, "ok")
+                yield Encoded(row, made[queued.place])
+
+
+def encode_part(recogniser: Recogniser, images: Tensor, roles: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The vectors of normalised images as an index keeps them: per image, by role, float16 on the CPU."""
+    vectors = recogniser.encode(images)
+    half = {role: getattr(vectors, role).to("cpu", torch.float16) for role in roles}
+    return [{role: half[role][i] for role in roles} for i in range(len(vectors))]
+
+
+def predict_index(
+    recogniser: Recogniser, index: Index, wanted: Wanted, top_k: int, batch: int, ranks: DistributedContext
+) -> Iterator[ImageRow]:
+    """The rows of an index's wanted images, from their vectors alone; each process takes its parts."""
+    for number, part in enumerate(index.info.parts):
+        if number % ranks.world_size != ranks.rank:
+            continue
+        rows, vectors = index.rows(part), index.vectors(part)
+        chosen = [
+            place
+            for place, row in enumerate(rows)
+            if wanted(ImageFile(Path(row.path), row.path), FileVersion(row.size, row.modified))
+        ]
+        for first in range(0, len(chosen), batch):
+            places = chosen[first : first + batch]
+            made = recogniser.predict_vectors(on_device(vectors, places, recogniser), top_k=top_k)
+            for place, prediction in zip(places, made, strict=True):
+                row, version = rows[place], FileVersion(rows[place].size, rows[place].modified)
+                if row.status == "ok":
+                    yield ImageRow(row.path, prediction, "", version)
+                else:
+                    yield ImageRow(
+                        row.path, None, f"The image {row.path} cannot be read ({row.error}).", version
+                    )
+
+
+def on_device(vectors: ImageVectors, places: Sequence[int], recogniser: Recogniser) -> ImageVectors:
+    """Some rows of stored vectors, float32 on the model's device."""
+    device = recogniser.model.device
+    composition, state, obj = (
+        getattr(vectors, role)[places].to(device, torch.float32)
+        for role in ("composition", "state", "object")
+    )
+    return ImageVectors(composition, state, obj)
 
 
 def write_pending(index: Index, pending: Sequence[Encoded], changes: IndexChanges) -> None:

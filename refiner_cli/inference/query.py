@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from refiner_cli.core.models.base import Model, TextBank
 from refiner_cli.core.towers.text import label_to_text
+from refiner_cli.data.images import decode
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import UsageError
+from refiner_cli.inference.recogniser import Recogniser
 
 Kind = Literal["pair", "state", "object", "text"]
 DEFAULT_PROMPT = "a photo of"
@@ -170,6 +173,15 @@ def encode_term(model: Model, term: Term) -> tuple[Literal["composition", "state
     prompt = getattr(model.config, "prompt_init", DEFAULT_PROMPT)
     vector = model.backbone.text.encode_texts([f"{prompt} {label_to_text(term.state or term.object)}"])[0]
     return "composition", F.normalize(vector, dim=-1)
+
+
+@torch.no_grad()
+def encode_like(recogniser: Recogniser, file: Path) -> QueryVectors:
+    """An image as the query: its composition vector. Raises DatasetError if it cannot be read."""
+    pixels = recogniser.preprocess(decode(file))[None]
+    vector = recogniser.encode(pixels).composition.float()
+    one = torch.ones(1, device=vector.device)
+    return QueryVectors((Term("text", str(file)),), ("composition",), vector, one)
 
 
 def encode_labels(model: Model, state: str, obj: str) -> TextBank:

@@ -154,8 +154,19 @@ class Recogniser:
     @torch.no_grad()
     def predict_tensor(self, images: Tensor, *, top_k: int = 5) -> list[Prediction]:
         """Recognise preprocessed images, ``B x 3 x H x W``. Raises ModelFileError for scores like NaN."""
+        return self.predict_vectors(self.encode(images), top_k=top_k)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> ImageVectors:
+        """The vectors of preprocessed images, ``B x 3 x H x W``: all that the scores need of them."""
         with autocast(self.model.device, self.precision):
-            ranked = self.rank(self.model.encode_images_tta(images.to(self.model.device)), top_k)
+            return self.model.encode_images_tta(images.to(self.model.device))
+
+    @torch.no_grad()
+    def predict_vectors(self, vectors: ImageVectors, *, top_k: int = 5) -> list[Prediction]:
+        """Recognise images by their vectors, on the model's device. Raises ModelFileError as above."""
+        with autocast(self.model.device, self.precision):
+            ranked = self.rank(vectors, top_k)
         states, objects = (
             self.top(probability, names, top_k)
             for probability, names in (

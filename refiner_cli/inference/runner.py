@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Protocol, TextIO
 
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.errors import RefinerError
-from refiner_cli.inference.decoding import make_batches
+from refiner_cli.inference.decoding import make_batches, want_all
 from refiner_cli.inference.formats import ImageRow, JsonLines
+from refiner_cli.inference.index import Index
+from refiner_cli.inference.indexing import Wanted, predict_index
 from refiner_cli.inference.output import Header, IsGone, Output, RowCount
 from refiner_cli.inference.predict import predict_batches
 from refiner_cli.inference.recogniser import Recogniser
@@ -48,27 +50,92 @@ class RowWriter(Protocol):
     def write(self, row: ImageRow) -> None: ...
 
 
+class RowSource(Protocol):
+    """Where rows come from: images that are read now, or an index."""
+
+    @property
+    def places(self) -> Sequence[Path]:
+        """What the names of rows are relative to."""
+
+    def header(self) -> Header:
+        """What decides the rows besides model, vocabulary and options."""
+
+    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
+        """The rows of this process's share of the wanted images, encoded ``batch`` at a time."""
+
+    def gone(self) -> IsGone | None:
+        """Whether an image that :meth:`rows` did not come across was deleted; None: not known."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images that are read and encoded now."""
+
+    recogniser: Recogniser
+    images: Iterable[ImageFile]
+    places: Sequence[Path]
+    options: PredictOptions
+    log: Callable[[str], None]
+
+    def header(self) -> Header:
+        return {"places": origin(self.places)}
+
+    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
+        batches = (group for group in make_batches(self.images, batch, wanted)
+                   if group.number % ranks.world_size == ranks.rank)  # fmt: skip
+        return predict_batches(self.recogniser, batches, top_k=self.options.top_k,
+                               workers=self.options.workers, heatmaps=self.options.heatmaps,
+                               log=self.log)  # fmt: skip
+
+    def gone(self) -> IsGone | None:
+        return gone_test(self.places)
+
+
+def lists_all(name: str) -> bool:  # noqa: ARG001 - the answer is the same for all names
+    """Of an index: an image that it does not list is gone."""
+    return True
+
+
+@dataclass(frozen=True)
+class IndexSource:
+    """Images whose vectors an index holds."""
+
+    recogniser: Recogniser
+    index: Index
+    options: PredictOptions
+
+    @property
+    def places(self) -> Sequence[Path]:
+        return [Path(place) for place in self.index.info.places]
+
+    def header(self) -> Header:
+        return {"places": [*origin(self.places), "index"]}
+
+    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
+        return predict_index(self.recogniser, self.index, wanted, self.options.top_k, batch, ranks)
+
+    def gone(self) -> IsGone | None:
+        return lists_all
+
+
 def predict_to_output(
     output: Output,
+    source: RowSource,
     recogniser: Recogniser,
-    images: Iterable[ImageFile],
-    places: Sequence[Path],
     options: PredictOptions,
     listener: PredictListener,
     ranks: DistributedContext = SINGLE_PROCESS,
 ) -> RowCount:
-    """Make sure that every image has one row in the output, and return how many there are.
-
-    Args:
-        places: where ``images`` come from; the names of rows are relative to it.
+    """Make sure that every image of the source has one row in the output, and return how many there are.
 
     Raises:
         UsageError: the rows in the output were made with another model, vocabulary, or the like.
         RefinerError: an image cannot be read and the run is to stop then; the output is in use, or was
             changed by others.
     """
-    header: Header = {**recogniser.fingerprint(), "top_k": options.top_k, "places": origin(places),
+    header: Header = {**recogniser.fingerprint(), "top_k": options.top_k, **source.header(),
                       "batch": options.batch}  # fmt: skip
+    places = source.places
     folder = places[0] if len(places) == 1 and is_folder(places[0]) else None
     with output.locked() if ranks.is_main else nullcontext():
         if ranks.is_main:
@@ -86,31 +153,22 @@ def predict_to_output(
                 listener.row_kept()
             return not kept
 
-        batches = (batch for batch in make_batches(images, header["batch"], wanted)
-                   if batch.number % ranks.world_size == ranks.rank)  # fmt: skip
-        rows = predict_batches(recogniser, batches, top_k=options.top_k, workers=options.workers,
-                               heatmaps=options.heatmaps, log=listener.note)  # fmt: skip
+        rows = source.rows(wanted, header["batch"], ranks)
         with output.writing() as journal:
             write_rows(rows, journal, listener, stop_at_error=options.stop_at_error)
         ranks.barrier()
         count = RowCount(0, 0)
         if ranks.is_main:
-            count = output.finish(header, found, earlier, gone_test(places))
+            count = output.finish(header, found, earlier, source.gone())
         ranks.barrier()
     return count
 
 
 def predict_to_stream(
-    stream: TextIO,
-    recogniser: Recogniser,
-    images: Iterable[ImageFile],
-    options: PredictOptions,
-    listener: PredictListener,
+    stream: TextIO, source: RowSource, options: PredictOptions, listener: PredictListener
 ) -> RowCount:
     """Write the rows to a stream as JSON lines. Raises RefinerError as :func:`predict_to_output`."""
-    batches = make_batches(images, options.batch)
-    rows = predict_batches(recogniser, batches, top_k=options.top_k, workers=options.workers,
-                           heatmaps=options.heatmaps, log=listener.note)  # fmt: skip
+    rows = source.rows(want_all, options.batch, SINGLE_PROCESS)
     return write_rows(rows, JsonLines(stream), listener, stop_at_error=options.stop_at_error)
 
 

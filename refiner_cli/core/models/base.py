@@ -124,6 +124,7 @@ class Model(nn.Module, ABC):
     config: MethodConfig
     has_state_branch = False  # whether Scores.state is weighted in combine()
     has_object_branch = False
+    scores_from_vectors = True  # whether ImageVectors hold all that score() needs of an image
 
     def __init__(self, backbone: Backbone, config: MethodConfig, space: LabelSpace) -> None:
         super().__init__()

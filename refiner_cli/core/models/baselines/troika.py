@@ -96,6 +96,7 @@ class Troika(Model):
     """Adapters, three prompts, disentangled image vectors and cross-modal traction."""
 
     Config = TroikaConfig
+    scores_from_vectors = False  # traction reads the patches
     config: TroikaConfig
 
     def __init__(self, backbone: Backbone, config: TroikaConfig, space: LabelSpace) -> None:

@@ -1,0 +1,205 @@
+"""``refiner index`` and ``refiner search``: kept vectors, brought up to date, predicted from and searched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from refiner_cli.inference.index import Index
+from tests.conftest import ROOT, Cli
+
+
+@pytest.fixture
+def photos(small_demo: Path, tmp_path: Path) -> Path:
+    """A dozen images in a folder of their own."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    files = sorted((small_demo / "images").rglob("*.jpg"))
+    for number, file in enumerate(files[:: len(files) // 11]):
+        shutil.copy(file, folder / f"{number:02d}.jpg")
+    return folder
+
+
+def content(folder: Path) -> dict[str, torch.Tensor | str]:
+    """What an index says of every image, whatever part it is in."""
+    index, found = Index.open(folder), {}
+    for part in index.info.parts:
+        vectors = index.vectors(part)
+        for place, row in enumerate(index.rows(part)):
+            assert row.path not in found
+            found[row.path] = vectors.composition[place] if row.status == "ok" else str(row.error)
+    return found
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = content(first), content(second)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k]  # type: ignore[arg-type]
+        for k in a
+    )
+
+
+def rows_of(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_rows_from_an_index_agree_with_direct_prediction(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    assert cli("-q", "index", small_export, photos, "-o", index, "--part-size", "5").code == 0
+    direct = rows_of(cli("-q", "predict", small_export, photos).out)
+    kept = rows_of(cli("-q", "predict", small_export, index).out)
+    assert [row["path"] for row in kept] == [row["path"] for row in direct]
+    for one, other in zip(kept, direct, strict=True):
+        first, second = one["predictions"][0], other["predictions"][0]  # type: ignore[index]
+        assert first["score"] == pytest.approx(second["score"], abs=0.02)
+    out = tmp_path / "rows.csv"
+    assert cli("-q", "predict", small_export, index, "-o", out, "--gallery", tmp_path / "page.html").code == 0
+    shutil.rmtree(photos)  # the vectors are enough
+    assert len(rows_of(cli("-q", "predict", small_export, index).out)) == len(direct)
+
+
+def test_the_same_command_brings_an_index_up_to_date(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+
+    def update() -> dict[str, object]:
+        return cli("-q", "index", small_export, photos, "-o", index, "--part-size", "4", "--json").json
+
+    first = update()
+    assert first["encoded"] == first["images"] == len(list(photos.iterdir()))
+    assert update() | {"schema": ""} == first | {"schema": "", "encoded": 0, "kept": first["images"]}
+    before = {file: file.stat().st_mtime_ns for file in (index / "parts").iterdir()}
+    shutil.copy(photos / "00.jpg", photos / "zz.jpg")
+    changed = update()
+    assert (changed["encoded"], changed["kept"], changed["dropped"]) == (1, first["images"], 0)
+    assert {file: file.stat().st_mtime_ns for file in before} == before  # nothing else is touched
+    shutil.copy(photos / "03.jpg", photos / "00.jpg")
+    (photos / "01.jpg").unlink()
+    (photos / "02.jpg").write_bytes(b"no image")
+    done = cli("-q", "index", small_export, photos, "-o", index, "--json")
+    assert done.code == 5
+    assert (done.json["encoded"], done.json["dropped"], done.json["errors"]) == (2, 1, 1)
+    fresh = tmp_path / "fresh"
+    assert cli("-q", "index", small_export, photos, "-o", fresh).code == 5
+    assert same(index, fresh)
+
+
+def test_search_ranks_images_by_composition_state_object_and_likeness(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    for query in (["burnt apple"], ["state:burnt", "object:apple"], ["sunset"], ["--", "apple", "-burnt"]):
+        hits = rows_of(cli("-q", "search", index, "--top", "4", *query).out if query[0] != "--"
+                       else cli("-q", "search", index, "--top", "4", *query).out)  # fmt: skip
+        assert [hit["rank"] for hit in hits] == [1, 2, 3, 4]
+        scores = [hit["score"] for hit in hits]
+        assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    best = rows_of(cli("-q", "search", index, "--like", photos / "04.jpg", "--top", "1").out)
+    assert best[0]["path"] == "04.jpg"
+    told = cli("-q", "search", index, "burnt", "--json", "--top", "2").json
+    assert (told["schema"], told["query"], len(told["hits"])) == ("refiner.search/1", "state:burnt", 2)
+    assert "margin" in cli("-q", "search", index, "burnt", "--format", "table").out
+
+
+def damage_part(index: Path) -> None:
+    file = next((index / "parts").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def remove_part(index: Path) -> None:
+    next((index / "parts").glob("*.parquet")).unlink()
+
+
+def tear_json(index: Path) -> None:
+    (index / "index.json").write_text((index / "index.json").read_text()[:-20])
+
+
+def name_elsewhere(index: Path) -> None:
+    content = json.loads((index / "index.json").read_text())
+    content["parts"][0]["name"] = "../../00000000-aaaaaaaa"
+    (index / "index.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_part, "damaged or cut short"),
+        (remove_part, "is missing"),
+        (tear_json, "is damaged"),
+        (name_elsewhere, "is damaged"),
+    ],
+)
+def test_a_damaged_index_is_one_sentence(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path, damage: object, says: str
+) -> None:
+    index = tmp_path / "index"
+    assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    damage(index)  # type: ignore[operator]
+    for command in (["search", index, "apple"], ["predict", small_export, index]):
+        done = cli("-q", *command)
+        assert done.code == 3
+        assert says in done.err
+        assert "Traceback" not in done.err
+
+
+def test_mistakes_are_wrong_usage(cli: Cli, small_export: Path, photos: Path, tmp_path: Path) -> None:
+    index, empty = tmp_path / "index", tmp_path / "empty"
+    empty.mkdir()
+    assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    words = tmp_path / "words.txt"
+    words.write_text("apple\n")
+    other = ["predict", "tiny", index, "--states", words, "--objects", words]
+    for command, says in (
+        (other, "was made with another model"),
+        (["search", index, "--", "-apple"], "only excludes"),
+        (["search", index], "Give either a QUERY or --like"),
+        (["search", photos, "apple"], "is not an index"),
+        (["index", small_export, empty, "-o", tmp_path / "new"], "There is no image in"),
+        (["index", small_export, photos / "00.jpg", "-o", index], "holds images of"),
+        (["index", small_export, photos, "-o", photos], "is not an index"),
+        (["predict", small_export, index, photos], "the only PATH"),
+    ):
+        done = cli("-q", *command)
+        assert done.code == (3 if command[1] == photos else 2), done.err
+        assert says in done.err
+
+
+def test_an_index_that_was_killed_is_finished_by_the_same_command(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli("-q", "index", small_export, photos, "-o", whole, "--part-size", "2").code == 0
+    command = [sys.executable, "-m", "refiner_cli", "-q", "index", small_export, photos, "-o", killed,
+               "--part-size", "2", "--batch", "2", "--workers", "0"]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        while not list(killed.glob("parts/*.parquet")) and process.poll() is None:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    (killed / "parts" / "00000099-0badf00d.safetensors").write_bytes(b"half")
+    assert cli("-q", "index", small_export, photos, "-o", killed, "--part-size", "2").code == 0
+    assert same(killed, whole)
+    assert not (killed / "parts" / "00000099-0badf00d.safetensors").exists()
+
+
+def test_a_method_that_reads_patches_has_no_index(
+    cli: Cli, small_demo: Path, photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    small = ("--method", "troika", "--backbone", "tiny", "--set", "train.max_steps=1")
+    assert cli("-q", "train", small_demo, "--out", run, *small).code == 0
+    done = cli("-q", "index", run, photos, "-o", tmp_path / "index")
+    assert done.code == 2
+    assert "scores against the patches" in done.err
