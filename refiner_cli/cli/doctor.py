@@ -17,7 +17,6 @@ from refiner_cli._version import __version__
 from refiner_cli.cli.console import Json, new_table, terminal
 
 OPTIONAL = {  # package to import -> what it is for, what to install
-    "pyarrow": ("Parquet output", "pyarrow"),
     "pillow_heif": ("HEIC photos", "pillow-heif"),
     "transformers": ("SigLIP tokenizers", "transformers sentencepiece"),
     "sentencepiece": ("SigLIP tokenizers", "transformers sentencepiece"),

@@ -20,8 +20,8 @@ def search(
         list[str] | None,
         typer.Argument(
             metavar="QUERY...",
-            help="Terms: 'rusty bike', state:rusty, object:bike. A term that begins with - is excluded; write "
-            "-- before the query then.",
+            help="Terms: 'rusty bike', state:rusty, object:bike. A term that begins with - is excluded; then "
+            "write -- before the query.",
         ),
     ] = None,
     model: Annotated[
@@ -32,7 +32,9 @@ def search(
     min_score: Annotated[float | None, typer.Option(help="Leave out images with a lower score.")] = None,
     output_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="table|jsonl", help="Default: table on a terminal."),
+        typer.Option(
+            "--format", metavar="table|jsonl", help="Default: a table on a terminal, else JSON lines."
+        ),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",

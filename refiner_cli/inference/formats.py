@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from refiner_cli.errors import EnvironmentLacksError, UsageError
+from refiner_cli.errors import UsageError
 from refiner_cli.inference.recogniser import Prediction
 from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion
 
@@ -83,13 +83,9 @@ class RowFormat(ABC):
 
     suffix: ClassVar[str]
 
-    def require_packages(self) -> None:
-        """Raise EnvironmentLacksError if an optional package is missing."""
-        return
-
     @abstractmethod
     def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
-        """Write rows, ``top_k`` guesses each at most, in constant memory."""
+        """Write rows, at most ``top_k`` predictions each, in constant memory."""
 
     @abstractmethod
     def read(self, file: Path) -> Iterator[RowDict]:
@@ -137,14 +133,6 @@ class _UnixLines:
 class ParquetFormat(RowFormat):
     suffix = ".parquet"
 
-    def require_packages(self) -> None:
-        try:
-            import pyarrow as pa  # noqa: F401
-        except ImportError:
-            raise EnvironmentLacksError(
-                "Parquet needs the package pyarrow.", hint="Run: pip install pyarrow"
-            ) from None
-
     def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
         import pyarrow as pa
         from pyarrow import parquet
@@ -179,7 +167,6 @@ def format_of(file: Path) -> RowFormat:
         raise UsageError(
             f"The output {file} has an unknown format.", hint=f"Use a name that ends in {', '.join(FORMATS)}."
         )
-    found.require_packages()
     return found
 
 

@@ -102,8 +102,7 @@ def test_search_ranks_images_by_composition_state_object_and_likeness(
     index = tmp_path / "index"
     assert cli("-q", "index", small_export, photos, "-o", index).code == 0
     for query in (["burnt apple"], ["state:burnt", "object:apple"], ["sunset"], ["--", "apple", "-burnt"]):
-        hits = rows_of(cli("-q", "search", index, "--top", "4", *query).out if query[0] != "--"
-                       else cli("-q", "search", index, "--top", "4", *query).out)  # fmt: skip
+        hits = rows_of(cli("-q", "search", index, "--top", "4", *query).out)
         assert [hit["rank"] for hit in hits] == [1, 2, 3, 4]
         scores = [hit["score"] for hit in hits]
         assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]

@@ -39,8 +39,6 @@ def write(output: Output, *rows: ImageRow) -> None:
 
 @pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
 def test_every_kind_gives_the_same_rows_back(tmp_path: Path, kind: str) -> None:
-    if kind == ".parquet":
-        pytest.importorskip("pyarrow")
     values = [row('a, "b"\n\u00fc.jpg').to_json(), row("c.jpg", 'It is "torn",\nreally.').to_json()]
     file = tmp_path / f"out{kind}"
     format_of(file).write(file, values, 3)
