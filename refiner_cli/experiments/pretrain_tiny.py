@@ -164,7 +164,7 @@ def caption_vocabulary(tokenizer: open_clip.SimpleTokenizer) -> Tensor:
 def pretrain(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
     """Draw, train and save; ``out`` is also written, unfinished, every 500 steps."""
     torch.manual_seed(recipe.holdout)
-    config = tiny.config()
+    config = tiny.tiny_config()
     vision = {**config["vision_cfg"], "patch_dropout": recipe.masked}
     model = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"])
     text = config["text_cfg"]
@@ -207,7 +207,7 @@ def pretrain(recipe: Recipe, out: Path, log: Callable[[str], None]) -> None:
                 for clutter in (0, scenes.CLUTTER):
                     log(zero_shot_accuracy(model, tokenizer, clutter, recipe))
                 model.train()
-                tiny.save(model.state_dict(), used, out)
+                tiny.save_compact(model.state_dict(), used, out)
 
 
 def main() -> None:

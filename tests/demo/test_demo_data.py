@@ -102,7 +102,7 @@ def test_clutter_changes_the_background_not_the_truth() -> None:
 
 def test_the_shipped_weights_are_small_and_load() -> None:
     assert tiny.weights_path().stat().st_size <= 12e6
-    state = tiny.load()
+    state = tiny.load_compact()
     table = state[tiny.TABLE]
     fresh = tiny.word_table(*table.shape)
     trained = (table != fresh).any(1)
@@ -111,10 +111,10 @@ def test_the_shipped_weights_are_small_and_load() -> None:
 
 
 def test_a_tiny_backbone_can_be_loaded_from_a_file(tmp_path: Path) -> None:
-    state = tiny.load()
+    state = tiny.load_compact()
     state["logit_scale"] = torch.tensor(3.0)
     words = torch.tensor([0, 320, 1125])
-    tiny.save(state, words, tmp_path / "mine.safetensors")
+    tiny.save_compact(state, words, tmp_path / "mine.safetensors")
     mine = load_backbone("tiny", str(tmp_path / "mine.safetensors"))
     assert mine.logit_scale == pytest.approx(np.exp(3), rel=1e-6)
     table = mine.clip.token_embedding.weight

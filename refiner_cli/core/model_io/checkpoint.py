@@ -28,7 +28,7 @@ from refiner_cli.config import method_section
 from refiner_cli.core.model_io.migrate import OLD_FORMAT, migrate_config, migrate_tensors
 from refiner_cli.core.models.base import Calibration, Model
 from refiner_cli.core.models.registry import build_model
-from refiner_cli.core.towers.backbone import Backbone, BackboneSpec, build_backbone, load_backbone
+from refiner_cli.core.towers.backbone import Backbone, BackboneSpec, build_backbone, reload_backbone
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ModelFileError, RefinerError
 
@@ -159,7 +159,7 @@ def stored_backbone(
         }
         tokenizer = folder / "tokenizer"
         return build_backbone(spec, state, tokenizer if tokenizer.is_dir() else None)
-    backbone = load_backbone(spec.name, spec.pretrained, spec.seed)
+    backbone = reload_backbone(spec)
     if backbone.fingerprint() != fingerprint:
         raise ModelFileError(
             f"The backbone {spec.name} ({spec.pretrained}) is not the one that {folder} was trained on.",

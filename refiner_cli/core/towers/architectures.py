@@ -60,17 +60,17 @@ def find_architecture(name: str) -> Architecture:
         FetchError: the configuration cannot be downloaded.
     """
     if name == tiny.NAME:
-        return Architecture(name, tiny.config())
+        return Architecture(name, tiny.tiny_config())
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
-        config, preprocess = read_config(folder / CONFIG_FILE)
+        config, preprocess = read_model_config(folder / CONFIG_FILE)
         return Architecture(name, config, preprocess, folder)
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)
-        config, preprocess = read_config(download_hub_file(repository, CONFIG_FILE))
+        config, preprocess = read_model_config(download_hub_file(repository, CONFIG_FILE))
         return Architecture(name, config, preprocess, repository=repository)
     if name.endswith(".json"):
-        return Architecture(name, *read_config(Path(name)))
+        return Architecture(name, *read_model_config(Path(name)))
     spelled = name if name in open_clip.list_models() else name.replace("@", "-").replace("/", "-")
     spelled = spelled.removesuffix("px") if "@" in name else spelled
     if spelled not in open_clip.list_models():
@@ -84,7 +84,7 @@ def find_architecture(name: str) -> Architecture:
     return Architecture(spelled, open_clip.get_model_config(spelled))
 
 
-def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def read_model_config(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The model configuration in a JSON file and, where it has one, the preprocessing configuration."""
     try:
         content = json.loads(file.read_text("utf-8"))

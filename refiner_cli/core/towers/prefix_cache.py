@@ -2,9 +2,9 @@
 
 A causal text tower's hidden state of token i depends on the tokens up to i alone. All composition
 prompts read ``[SOS] context state object [EOS]``, so the shared prefix is encoded once, the state
-position once per state, and only object and [EOS] once per pair, each layer attending to the
-stored keys and values state_kv it. Equal to encoding every prompt in full, up to float rounding, and
-differentiable in all inputs.
+position once per state, and only object and [EOS] once per pair, each layer attending to the stored
+keys and values of the tokens before. The result equals encoding every prompt in full up to rounding, and
+is differentiable in all inputs.
 
 Shapes: ``n`` prefix tokens, ``S`` states, ``C`` prompts (pairs), ``E`` text width, ``H``
 heads, ``d = E / H``, ``layers`` blocks.
@@ -50,7 +50,7 @@ def finish_block(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> 
 def encode_prefix(
     blocks: Sequence[ResidualAttentionBlock], prefix: Tensor, states: Tensor | None
 ) -> PrefixKV:
-    """Encode the prefix ``n x E`` and, each right behind it, the states ``S x E`` (positions added)."""
+    """Encode the prefix ``n x E`` and, each right after it, the states ``S x E``, positions included."""
     x, y = prefix[None], None if states is None else states[:, None]  # 1 x n x E, S x 1 x E
     cached_prefix, cached_states = [], []
     for block in blocks:
@@ -74,24 +74,24 @@ def encode_prefix(
 def encode_suffixes(
     blocks: Sequence[ResidualAttentionBlock],
     cache: PrefixKV,
-    words: Tensor,
+    labels: Tensor,
     end: Tensor,
     state: Tensor | None,
 ) -> Tensor:
-    """Encode ``word [EOS]`` behind the cached prefix and return the hidden state at [EOS], ``C x E``.
+    """Encode ``label [EOS]`` after the cached prefix and return the hidden state at [EOS], ``C x E``.
 
     Args:
-        words: ``C x E``, positions added.
-        end: ``E``, the [EOS] embedding, position added.
-        state: ``C`` int64, the state of each prompt; None: the word follows the prefix itself.
+        labels: ``C x E``, with positions added.
+        end: ``E``, the [EOS] embedding, with its position added.
+        state: ``C`` int64, the state of each prompt; None: the label follows the prefix itself.
     """
-    C = len(words)
-    # Unbound once: indexing layer by layer would make a gradient of the whole cache in every layer.
+    C = len(labels)
+    # Unbound once: indexing layer by layer would give a gradient of the size of the cache per layer.
     prefix = list(zip(cache.prefix_keys.unbind(), cache.prefix_values.unbind(), strict=True))
     state_kv: list[tuple[Tensor, Tensor]] = []
     if state is not None and cache.state_keys is not None and cache.state_values is not None:
         state_kv = list(zip(cache.state_keys.unbind(), cache.state_values.unbind(), strict=True))
-    x = torch.stack([words, end.expand_as(words)], 1)  # C x 2 x E
+    x = torch.stack([labels, end.expand_as(labels)], 1)  # C x 2 x E
     for i, block in enumerate(blocks):
         q, k, v = qkv_heads(block, block.ln_1(x))
         keys, values = ([part.expand(C, -1, -1, -1)] for part in prefix[i])
@@ -103,6 +103,6 @@ def encode_suffixes(
         all_keys, all_values = torch.cat([*keys, k], 2), torch.cat([*values, v], 2)
         mask = torch.ones(q.shape[2], all_keys.shape[2], dtype=torch.bool, device=x.device)
         if len(mask) == 2:
-            mask[0, -1] = False  # the word does not attend to [EOS]
+            mask[0, -1] = False  # the label does not attend to [EOS]
         x = finish_block(block, x, F.scaled_dot_product_attention(q, all_keys, all_values, attn_mask=mask))
     return x[:, 0]

@@ -1,10 +1,10 @@
-"""The frozen text tower, opened up: word vectors in, text vectors out.
+"""The frozen text tower: token embeddings in, text vectors out.
 
-A prompt reads ``prefix context label.. [EOS]`` where the context and the labels are free vectors.
+A prompt reads ``prefix context label.. [EOS]`` where the context and the labels are trainable vectors.
 Causal towers share the encoding of prompt prefixes (:mod:`~refiner_cli.core.towers.prefix_cache`);
 others encode every prompt in full. Text vectors of many pairs are computed in chunks whose activations
-are discarded and recomputed in the backward pass, so memory depends on the chunk and not on the number
-of pairs.
+are discarded and recomputed in the backward pass, so memory depends on the size of a chunk and not on the
+number of pairs.
 
 Shapes: ``E`` text width, ``D`` joint width, ``n`` context tokens, ``N`` prompts, ``S`` states.
 """
@@ -23,7 +23,7 @@ from refiner_cli.core.towers import prefix_cache
 from refiner_cli.core.towers.tokenizers import PromptTokenizer
 from refiner_cli.errors import ConfigError
 
-DEFAULT_CHUNK_SIZE = 512  # prompts; training fits it to the free memory (text_chunks.py)
+DEFAULT_CHUNK_SIZE = 512  # prompts; training adapts it to the free memory (text_chunks.py)
 
 
 class TextTower:
@@ -63,11 +63,11 @@ class TextTower:
         """One vector for a state or an object, ``E``: the mean of its token embeddings."""
         ids = self.tokens.encode_inside(label_to_text(name))
         if not ids:
-            raise ConfigError(f"The name {name!r} holds no word that the text tower can read.")
+            raise ConfigError(f"The name {name!r} contains no word that the text tower's tokenizer knows.")
         return self.embed_tokens(ids).mean(0)
 
     def encode_texts(self, texts: list[str], *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
-        """Plain texts, token by token -> ``N x D`` float32, not normalised, without learned parts."""
+        """Texts -> ``N x D`` float32, not normalised, from the frozen token embeddings."""
         encoded = []
         for start in range(0, len(texts), chunk_size):
             ids = [self._token_ids(text) for text in texts[start : start + chunk_size]]
@@ -84,7 +84,7 @@ class TextTower:
         ids = self.tokens.ids(text)
         if len(ids) > self.context_length:
             raise ConfigError(
-                f"The prompt {text!r} needs {len(ids)} tokens; the text tower takes {self.context_length}."
+                f"The prompt {text!r} has {len(ids)} tokens; the text tower takes {self.context_length}."
             )
         return ids
 
@@ -121,7 +121,7 @@ class TextTower:
         length = len(self.tokens.prefix_ids) + len(context) + (1 if states is None else 2) + 1
         if length > self.context_length:
             raise ConfigError(
-                f"A prompt needs {length} tokens and the text tower takes {self.context_length}.",
+                f"The prompts have {length} tokens; the text tower takes {self.context_length}.",
                 hint="Shorten model.prompt_init.",
             )
         prefix = torch.cat([self.embed_tokens(list(self.tokens.prefix_ids)), context])
@@ -158,7 +158,7 @@ class TextTower:
     def _encode_full(
         self, prefix: Tensor, states: Tensor | None, labels: Tensor, state: Tensor | None, chunk_size: int
     ) -> Tensor:
-        """Every prompt in full. A tower that is not causal also reads the padding, so it is kept."""
+        """Every prompt in full, with its padding where the tower is not causal and therefore reads it."""
         ends = [self.tokens.eos_id]
         length = len(prefix) + (1 if states is None else 2) + 1
         if not self.causal:
@@ -215,5 +215,5 @@ def in_chunks(
 
 
 def label_to_text(name: str) -> str:
-    """A label as a prompt spells it: "Faux.Leather" -> "faux leather", "ancient_city" -> "ancient city"."""
+    """A label as text for a prompt: "Faux.Leather" -> "faux leather", "ancient_city" -> "ancient city"."""
     return name.replace(".", " ").replace("_", " ").lower()

@@ -1,4 +1,4 @@
-"""How many prompts are encoded at once: as many as fit, so that little is computed twice."""
+"""How many prompts are encoded at once: as many as fit into memory, so that few are recomputed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from refiner_cli.core.runtime.device import GIB, free_memory
 from refiner_cli.core.towers.text import TextTower
 
 MEMORY_DIVISOR = 4  # a chunk may take this fraction (1/N) of the free memory
-MAX_BYTES = 2 * GIB  # more gains little: recomputation is saved only where everything fits
+MAX_BYTES = 2 * GIB  # more gains little: recomputation is avoided only where all prompts fit
 MIN_PROMPTS, MAX_PROMPTS = 32, 8192  # prompts
 
 
 def prompt_bytes(text: TextTower, tokens: int, precision: torch.dtype) -> int:
-    """About what one prompt of ``tokens`` tokens keeps for its backward pass, rather more than less.
+    """An upper estimate of what one prompt of ``tokens`` tokens keeps for its backward pass.
 
-    Frozen weights need no inputs kept. What remains of a token in a block are vectors of the text width E:
+    Frozen weights need no stored inputs. What a token keeps in a block are vectors of the text width E:
     the inputs of two norms, query, key and value, the attended heads, and the MLP's 4 E around its
     activation (twice for QuickGELU); and keys and values of every token that it attends to.
     """
-    own = 2 if text.uses_prefix_cache else tokens  # the prefix cache leaves the word and [EOS] only
+    own = 2 if text.uses_prefix_cache else tokens  # with the prefix cache: the label and [EOS]
     vectors = 14 * own + 2 * tokens
     return vectors * text.width * len(text.blocks) * precision.itemsize
 
@@ -27,10 +27,10 @@ def prompt_bytes(text: TextTower, tokens: int, precision: torch.dtype) -> int:
 def pick_chunk_size(
     requested: int, text: TextTower, prompts: int, device: torch.device, precision: torch.dtype, context: int
 ) -> tuple[int, str]:
-    """Prompts of one chunk, and why; ``requested`` 0: chosen from the free memory.
+    """Prompts per chunk, and why; with ``requested`` 0 they are chosen from the free memory.
 
     Args:
-        prompts: how many there are, the pairs of the label space.
+        prompts: their number, one per pair of the label space.
         context: tokens of the learned context.
     """
     if requested:

@@ -64,11 +64,11 @@ def read_torchscript(file: Path) -> dict[str, Tensor]:
         with archive.open(f"{root}/data.pkl") as stream:
             module = TensorUnpickler(stream, archive, root).load()
     state: dict[str, Tensor] = {}
-    collect(module, "", state, set())
+    collect_tensors(module, "", state, set())
     return state
 
 
-def collect(module: Any, prefix: str, state: dict[str, Tensor], seen: set[int]) -> None:
+def collect_tensors(module: Any, prefix: str, state: dict[str, Tensor], seen: set[int]) -> None:
     """Add the tensors below a module to ``state``."""
     if not isinstance(module, Module) or id(module) in seen:
         return
@@ -77,7 +77,7 @@ def collect(module: Any, prefix: str, state: dict[str, Tensor], seen: set[int]) 
         if isinstance(value, Tensor):
             state[f"{prefix}{name}"] = value
         else:
-            collect(value, f"{prefix}{name}.", state, seen)
+            collect_tensors(value, f"{prefix}{name}.", state, seen)
 
 
 class TensorUnpickler(pickle.Unpickler):

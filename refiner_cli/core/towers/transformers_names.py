@@ -11,8 +11,8 @@ import re
 import torch
 from torch import Tensor
 
-MARK = "text_model.embeddings.token_embedding.weight"
-PLAIN = {
+EMBEDDING_NAME = "text_model.embeddings.token_embedding.weight"
+SAME_LAYOUT = {
     "logit_scale": "logit_scale",
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -21,13 +21,13 @@ PLAIN = {
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
 }
 TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
-NORMS = {
+NORM_LAYERS = {
     "text_model.final_layer_norm": "ln_final",
     "vision_model.pre_layrnorm": "visual.ln_pre",  # the library's own spelling
     "vision_model.post_layernorm": "visual.ln_post",
 }
 LAYER = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-PARTS = {
+LAYER_PARTS = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -38,7 +38,7 @@ PARTS = {
 
 def has_transformers_names(state: dict[str, Tensor]) -> bool:
     """Whether a state dict is one of transformers' CLIPModel."""
-    return MARK in state
+    return EMBEDDING_NAME in state
 
 
 def to_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,12 +52,12 @@ def to_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         norm, _, last = name.rpartition(".")
         if name.endswith("embeddings.position_ids"):  # 0, 1, 2, ...: stored by old versions
             continue
-        if name in PLAIN:
-            renamed[PLAIN[name]] = value
+        if name in SAME_LAYOUT:
+            renamed[SAME_LAYOUT[name]] = value
         elif name in TRANSPOSED:
             renamed[TRANSPOSED[name]] = value.T
-        elif norm in NORMS:
-            renamed[f"{NORMS[norm]}.{last}"] = value
+        elif norm in NORM_LAYERS:
+            renamed[f"{NORM_LAYERS[norm]}.{last}"] = value
         elif layer is None:
             renamed[name] = value
         else:
@@ -67,8 +67,8 @@ def to_open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 own = f"{tower}_model.encoder.layers.{index}.self_attn"
                 rows = [state[f"{own}.{one}_proj.{kind}"] for one in "qkv"]
                 renamed[f"{block}.attn.in_proj_{kind}"] = torch.cat(rows)
-            elif part in PARTS:
-                renamed[f"{block}.{PARTS[part]}.{kind}"] = value
+            elif part in LAYER_PARTS:
+                renamed[f"{block}.{LAYER_PARTS[part]}.{kind}"] = value
             elif part not in {"self_attn.k_proj", "self_attn.v_proj"}:
                 renamed[name] = value
     return renamed

@@ -31,7 +31,7 @@ RANDOM_WEIGHTS = "none"
 BUILT_IN = "built-in"
 OWN = "own"  # those that the name stands for itself (hf-hub:, local-dir:)
 UNKNOWN = WeightsProfile()
-DEFAULT_TAG = "openai"  # the configuration's default, which names with weights of their own ignore
+CONFIG_DEFAULT = "openai"  # the configuration's default, which names with weights of their own ignore
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ def find_weights(
     if pretrained == RANDOM_WEIGHTS:
         return WeightsSource(pretrained, stated)
     if Path(pretrained).is_file():
-        return from_file(architecture, Path(pretrained), known)
-    if architecture.name == tiny.NAME and pretrained in {"", BUILT_IN, DEFAULT_TAG}:
-        return WeightsSource(BUILT_IN, file=tiny.weights_path(), state=tiny.load())
-    if architecture.has_own_weights and pretrained in {"", OWN, DEFAULT_TAG}:
+        return source_from_file(architecture, Path(pretrained), known)
+    if architecture.name == tiny.NAME and pretrained in {"", BUILT_IN, CONFIG_DEFAULT}:
+        return WeightsSource(BUILT_IN, file=tiny.weights_path(), state=tiny.load_compact())
+    if architecture.has_own_weights and pretrained in {"", OWN, CONFIG_DEFAULT}:
         file = None if architecture.folder is None else find_weights_file(architecture.folder)
         return WeightsSource(OWN, stated, file, repository=architecture.repository)
-    return from_tag(architecture, pretrained)
+    return source_from_tag(architecture, pretrained)
 
 
-def from_tag(architecture: Architecture, pretrained: str) -> WeightsSource:
+def source_from_tag(architecture: Architecture, pretrained: str) -> WeightsSource:
     """The weights of ``TAG`` or ``TAG=FILE``. Raises ConfigError if there is no such tag or file."""
     name = architecture.name
     tag, equals, file = pretrained.partition("=")
@@ -108,11 +108,11 @@ def from_tag(architecture: Architecture, pretrained: str) -> WeightsSource:
     return WeightsSource(pretrained, tag_profile(entry), Path(file))
 
 
-def from_file(architecture: Architecture, file: Path, known: WeightsProfile) -> WeightsSource:
+def source_from_file(architecture: Architecture, file: Path, known: WeightsProfile) -> WeightsSource:
     """A weights file without a tag."""
     pretrained = str(file)
-    if architecture.name == tiny.NAME and tiny.is_small(file):
-        return WeightsSource(pretrained, file=file, state=tiny.load(file))
+    if architecture.name == tiny.NAME and tiny.is_compact(file):
+        return WeightsSource(pretrained, file=file, state=tiny.load_compact(file))
     state, from_openai = (None, False) if is_big_vision(file) else read_state_dict(file)
     beside, where = read_sidecar(file, architecture.config)
     known = known.completed_by(beside).completed_by(WeightsProfile(None, architecture.preprocess))
