@@ -170,7 +170,7 @@ def walk(root: Path, prefix: str, chosen: PathFilter) -> Iterator[ImageFile]:
         elif has_entries:
             below = f"{path}/" if path else ""
             try:
-                entries = list_folder(root / path)
+                entries = list_folder(f"{root}/{path}")
             except OSError:
                 yield ImageFile(root / path, row_name(prefix + below))
                 continue
@@ -181,7 +181,7 @@ def walk(root: Path, prefix: str, chosen: PathFilter) -> Iterator[ImageFile]:
             yield ImageFile(root / path, row_name(prefix + path))
 
 
-def list_folder(folder: Path) -> list[tuple[str, bool]]:
+def list_folder(folder: str) -> list[tuple[str, bool]]:
     """Sorted names of a folder's entries, and which of them are folders; links to folders are left out."""
     found = []
     with os.scandir(folder) as entries:

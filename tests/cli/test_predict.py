@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 import refiner_cli
 from refiner_cli.bench.predict import measure
+from refiner_cli.inference.formats import read_rows
 from tests.conftest import Cli
 from tests.inference.check_kills import kill_at_random
 
@@ -243,3 +245,103 @@ def test_a_reader_that_has_had_enough_is_no_error(small_export: Path, many: Path
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=120) == 0
+
+
+@pytest.fixture
+def three(photos: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "three"
+    folder.mkdir()
+    for name in ("a.jpg", "b.png", "c.webp"):
+        shutil.copy(photos / name, folder / name)
+    return folder
+
+
+def statuses(file: Path) -> dict[str, str]:
+    rows = rows_of(file)
+    assert len({row["path"] for row in rows}) == len(rows)
+    return {row["path"]: row["status"] for row in rows}
+
+
+def test_a_resumed_run_follows_what_happened_to_the_photos(
+    cli: Cli, small_export: Path, three: Path, tmp_path: Path
+) -> None:
+    out, whole = tmp_path / "out.jsonl", (three / "b.png").read_bytes()
+    command = ("-q", "predict", small_export, three, "-o", out, "--json")
+    (three / "b.png").write_bytes(whole[:60])
+    assert cli(*command).code == 5
+    assert statuses(out) == {"a.jpg": "ok", "b.png": "error", "c.webp": "ok"}
+    assert cli(*command, "--keep-errors").json["new"] == 0
+    (three / "b.png").write_bytes(whole)  # mended
+    Image.new("RGB", (50, 40), "red").save(three / "a.jpg")  # changed
+    (three / "c.webp").unlink()
+    (three / "d.jpg").write_bytes(whole)
+    found = cli(*command)
+    assert (found.code, found.json["new"], found.json["dropped"]) == (0, 3, 1)
+    assert statuses(out) == {"a.jpg": "ok", "b.png": "ok", "d.jpg": "ok"}
+    cli("-q", "predict", small_export, three, "-o", tmp_path / "fresh.jsonl")
+    both = [{row["path"]: row["predictions"][0]["state"] for row in rows_of(file)} for file in
+            (out, tmp_path / "fresh.jsonl")]  # fmt: skip
+    assert both[0] == both[1]
+    three.rename(tmp_path / "moved")
+    assert cli("-q", "predict", small_export, tmp_path / "moved", "-o", out, "--json").json["new"] == 0
+    (tmp_path / "moved").rename(three)
+    outcome = cli("predict", small_export, tmp_path / "moved", "-o", out)
+    assert outcome.code == 2  # the folder vanished: nothing is dropped
+    assert len(statuses(out)) == 3
+
+
+def test_no_output_destroys_another_or_an_input(
+    cli: Cli, small_export: Path, three: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    before = {file: file.read_bytes() for file in three.iterdir()}
+    for options in (
+        ["--gallery", out], ["--gallery", f"{out}.run.json"], ["--heatmaps", out], ["--heatmaps", three],
+        ["--heatmaps", tmp_path], ["--gallery", three / "a.jpg"],
+    ):  # fmt: skip
+        sources = [three, three / "a.jpg"]
+        assert cli("predict", small_export, *sources, "-o", out, *options).code == 2, options
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "mine.jpg").touch()
+    assert cli("predict", small_export, three, "-o", out, "--heatmaps", tmp_path / "else").code == 2
+    assert {file: file.read_bytes() for file in three.iterdir()} == before
+
+
+def test_maps_stay_in_their_folder_and_are_never_an_input(
+    cli: Cli, small_export: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = three / ("a" * 246 + ".jpg")
+    shutil.copy(three / "a.jpg", long)
+    (three / "below").mkdir()
+    monkeypatch.chdir(three / "below")
+    maps, out = three / "maps", tmp_path / "out.jsonl"
+    before = set(three.rglob("*"))
+    places = [three / "a.jpg", "../b.png", long]
+    assert cli("-q", "predict", small_export, *places, "-o", out, "--heatmaps", maps).code == 0
+    made = set(three.rglob("*")) - before
+    assert all(file.is_relative_to(maps) for file in made)
+    assert len([file for file in made if file.suffix == ".jpg"]) == len(rows_of(out)) == 3
+    for options in (["--heatmaps", maps], []):  # the second does not know of the first
+        cli("-q", "predict", small_export, three, "-o", tmp_path / f"{len(options)}.jsonl", *options)
+        assert set(statuses(tmp_path / f"{len(options)}.jsonl")) == {"a.jpg", "b.png", "c.webp", long.name}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take only Unicode names")
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_names_that_are_not_utf8_are_taken_everywhere(
+    cli: Cli, small_export: Path, three: Path, tmp_path: Path, suffix: str
+) -> None:
+    folder = three.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    shutil.copy(folder / "a.jpg", folder / os.fsdecode(b"\xff.jpg"))
+    (folder / "\\xff.jpg").write_bytes(b"nothing")
+    out = tmp_path / os.fsdecode(b"\xe9." + suffix.encode())
+    command = ("predict", small_export, folder, "-o", out, "--gallery", tmp_path / os.fsdecode(b"\xe9.html"))
+    outcome = cli(*command)
+    assert outcome.code == 5
+    assert "\\x5cxff.jpg" in outcome.err
+    rows = {row["path"]: row["status"] for row in read_rows(out)}
+    assert len(rows) == 5
+    assert (rows["\\xff.jpg"], rows["\\x5cxff.jpg"]) == ("ok", "error")
+    assert cli("-q", *command).code == 5
+    assert len(list(read_rows(out))) == 5
+    assert cli("predict", small_export, tmp_path / os.fsdecode(b"no\xe9")).code == 2

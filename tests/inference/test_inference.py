@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import refiner_cli
+from refiner_cli.core.models.base import Calibration
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.errors import DatasetError, UsageError
-from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.errors import DatasetError, RefinerError, UsageError
+from refiner_cli.inference.decoding import make_batches
+from refiner_cli.inference.predict import predict_batches
+from refiner_cli.inference.recogniser import Prediction, Recogniser
+from refiner_cli.inference.scan import ImageFile
 from refiner_cli.inference.vocabulary import choose_space
 
 
@@ -82,3 +89,76 @@ def test_an_own_vocabulary_keeps_what_is_seen(recogniser: Recogniser, tmp_path: 
     assert len(choose_space(made_for, "open", None, None, None).pairs) == 12 * 16
     with pytest.raises(UsageError):
         choose_space(made_for, "closed", tmp_path / "states.txt", None, tmp_path / "pairs.txt")
+
+
+def test_images_are_taken_and_decoded_one_batch_at_a_time(
+    recogniser: Recogniser, some_images: list[Path]
+) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield some_images[taken % len(some_images)]
+
+    stream = recogniser.predict(endless(), batch=4)
+    assert taken == 0
+    for made in range(1, 10):
+        next(stream)
+        assert taken == 4 * math.ceil(made / 4)
+
+
+def test_running_out_of_memory_on_any_device_halves_the_batch(
+    recogniser: Recogniser, some_images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CPU under Linux says it."""
+    expected = list(recogniser.predict(some_images))
+    sizes: list[int] = []
+    compute = recogniser.predict_tensor
+
+    def small_memory(images: Tensor, *, top_k: int) -> list[Prediction]:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return compute(images, top_k=top_k)
+
+    monkeypatch.setattr(recogniser, "predict_tensor", small_memory)
+    made = list(recogniser.predict(some_images))
+    assert max(sizes[2:]) == 2
+    said: list[str] = []
+    files = [ImageFile(file, file.name) for file in some_images]
+    batches = make_batches(files, len(files))
+    rows = list(predict_batches(recogniser, batches, top_k=5, workers=0, log=said.append))
+    assert any("out of memory" in text for text in said)
+    for found in (made, [row.prediction for row in rows]):
+        for one, other in zip(found, expected, strict=True):
+            assert one
+            assert one.compositions[0].score == pytest.approx(other.compositions[0].score, abs=1e-3)
+
+
+def test_texts_that_do_not_fit_are_named(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    small = Recogniser(recogniser.model, recogniser.space)
+    monkeypatch.setattr(recogniser.model, "encode_pairs", no_memory)
+    with pytest.raises(RefinerError, match="texts of"):
+        small.bank  # noqa: B018 - computing it is the test
+
+
+@pytest.mark.parametrize("world", ["closed", "open"])
+def test_pairs_in_blocks_give_the_predictions_of_all_pairs_at_once(
+    recogniser: Recogniser, some_images: list[Path], monkeypatch: pytest.MonkeyPatch, world: str
+) -> None:
+    model = recogniser.model
+    monkeypatch.setattr(model, "calibration", Calibration(0.7, 0.4, 1.5))
+    space = model.space if world == "closed" else model.space.open_world()
+    whole = list(Recogniser(model, space).predict(some_images, top_k=7))
+    monkeypatch.setattr("refiner_cli.inference.recogniser.BLOCK_PAIRS", 13)
+    blocks = list(Recogniser(model, space).predict(some_images, top_k=7))
+    for one, other in zip(blocks, whole, strict=True):
+        for kind in ("compositions", "states", "objects"):
+            for guess, expected in zip(getattr(one, kind), getattr(other, kind), strict=True):
+                assert guess.probability == pytest.approx(expected.probability, rel=1e-4)
+        assert one.compositions[0].score == pytest.approx(other.compositions[0].score, abs=1e-3)

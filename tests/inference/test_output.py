@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.inference.formats import ImageRow, columns, flatten, format_of, nest, read_rows
-from refiner_cli.inference.output import Output, RowCount
+from refiner_cli.inference.output import EarlierRows, Output, RowCount
 from refiner_cli.inference.recogniser import Composition, Prediction, Primitive
-from refiner_cli.inference.scan import name_digest
+from refiner_cli.inference.scan import FileVersion, name_digest
 
 HEADER = {"model": "m", "vocabulary": "v", "places": ["/photos"], "batch": 8}
 
@@ -123,3 +124,114 @@ def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
         pass
     with output.locked():
         pass
+
+
+def test_the_lock_keeps_its_file_so_that_it_can_never_let_two_in(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    with output.locked():
+        inode = output.lock.stat().st_ino
+    assert output.lock.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+@pytest.mark.parametrize("harm", ["moved", "deleted", "replaced", "truncated", "appended"])
+def test_rows_that_others_take_away_while_they_are_written_are_an_error(
+    tmp_path: Path, name: str, harm: str
+) -> None:
+    output = Output(tmp_path / name, 2)
+    output.prepare(HEADER, overwrite=False)
+    with pytest.raises(RefinerError, match="while rows were written"), output.writing() as journal:
+        journal.write(row("a.jpg"))
+        file = journal.file
+        if harm == "moved":
+            file.rename(tmp_path / "elsewhere")
+        elif harm == "deleted":
+            file.unlink()
+        elif harm == "replaced":
+            (tmp_path / "other").write_bytes(file.read_bytes())
+            (tmp_path / "other").replace(file)
+        else:
+            with file.open("ab") as stream:
+                stream.truncate(3) if harm == "truncated" else stream.write(b"x")
+        journal.write(row("b.jpg"))
+    assert not json.loads(output.sidecar.read_text())["complete"]
+
+
+def test_an_output_without_all_rows_is_not_complete(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    output.prepare(HEADER, overwrite=False)
+    write(output, row("a.jpg"))
+    earlier = output.earlier()
+    for found, before in (({name_digest("b.jpg")}, None), (set(), earlier)):
+        output.file.write_text("" if before else output.file.read_text())
+        with pytest.raises(RefinerError, match="no longer in it"):
+            output.finish(HEADER, found, before)
+    assert not json.loads(output.sidecar.read_text())["complete"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_the_later_of_two_rows_counts_and_stays_alone(tmp_path: Path, name: str) -> None:
+    for rows in ([row("a.jpg", "torn"), row("b.jpg")], [row("a.jpg")]):
+        output = Output(tmp_path / name, 2)
+        output.prepare(HEADER, overwrite=False)
+        write(output, *rows)
+        count = output.finish(HEADER)
+    assert count == RowCount(2, 0)
+    assert [(value["path"], value["status"]) for value in read_rows(tmp_path / name)] == [
+        ("b.jpg", "ok"),
+        ("a.jpg", "ok"),
+    ]
+
+
+def test_rows_of_images_that_are_gone_are_dropped_and_all_others_stay(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    output.prepare(HEADER, overwrite=False)
+    write(output, row("a.jpg"), row("gone.jpg"), row("elsewhere.jpg"))
+    count = output.finish(HEADER, {name_digest("a.jpg")}, None, lambda name: name == "gone.jpg")
+    assert count == RowCount(2, 0, dropped=1)
+    assert [value["path"] for value in read_rows(output.file)] == ["a.jpg", "elsewhere.jpg"]
+
+
+def test_size_and_modification_time_decide_whether_a_row_stays() -> None:
+    then, now, unknown = FileVersion(7, "2026-01-01"), FileVersion(7, "2026-01-02"), FileVersion()
+    earlier = EarlierRows()
+    for name, version, error in (("a", then, ""), ("bad", then, "torn"), ("old", unknown, "")):
+        earlier.add(dataclasses.replace(row(name, error), version=version).to_json())
+    assert earlier.cover("a", then, keep_errors=False)
+    assert not earlier.cover("a", now, keep_errors=False)
+    assert earlier.cover("a", unknown, keep_errors=False)  # out of reach today
+    assert earlier.cover("old", now, keep_errors=False)  # written before rows named their file's version
+    assert not earlier.cover("bad", then, keep_errors=False)
+    assert earlier.cover("bad", then, keep_errors=True)
+    assert not earlier.cover("bad", now, keep_errors=True)
+    assert not earlier.cover("new", now, keep_errors=True)
+
+
+def test_a_folder_that_moved_is_recognised_by_its_images(tmp_path: Path) -> None:
+    for name, side in (("there", "x"), ("other", "xyz")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_text(side)
+    output = Output(tmp_path / "out.jsonl", 2)
+    header = HEADER | {"places": [str(tmp_path / "gone")]}
+    output.prepare(header, overwrite=False)
+    write(output, dataclasses.replace(row("a.jpg"), version=FileVersion(1, "2026-01-01")))
+    with pytest.raises(UsageError, match="places"):
+        output.prepare(HEADER | {"places": ["other"]}, overwrite=False, folder=tmp_path / "other")
+    now = [str(tmp_path / "there")]
+    found = output.prepare(HEADER | {"places": now}, overwrite=False, folder=tmp_path / "there")
+    assert found["places"] == now
+
+
+SCHEMA = '"schema": "refiner.predictions/1"'
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "[" * 100_000, f'{{{SCHEMA}, "header": 3}}', f'{{{SCHEMA}, "header": {{"batch": 1e30}}}}',
+     f'{{{SCHEMA}, "header": {{"batch": true}}}}'],
+)  # fmt: skip
+def test_a_damaged_header_is_one_sentence(tmp_path: Path, content: str) -> None:
+    output = Output(tmp_path / "out.jsonl", 2)
+    output.sidecar.write_text(content)
+    with pytest.raises(UsageError, match="is damaged"):
+        output.prepare(HEADER, overwrite=False)

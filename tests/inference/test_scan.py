@@ -6,9 +6,24 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from refiner_cli.data.crop import Crop
+from refiner_cli.data.safe_paths import OUTPUT_MARKER
 from refiner_cli.errors import UsageError
-from refiner_cli.inference.scan import PathFilter, list_files, locate, origin, scan
+from refiner_cli.inference.decoding import decode_batches, make_batches
+from refiner_cli.inference.scan import (
+    FileVersion,
+    PathFilter,
+    list_files,
+    locate,
+    origin,
+    read_list,
+    row_name,
+    row_path,
+    scan,
+)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -75,14 +90,80 @@ def test_a_name_leads_back_to_its_file(tmp_path: Path) -> None:
         assert all(locate(places, one.name) == one.file for one in scan(places))
 
 
+@given(names=st.sets(st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name), max_size=8))
+def test_paths_of_any_bytes_have_names_of_their_own_that_lead_back(names: set[bytes]) -> None:
+    names |= {b"\\xff.jpg", b"\xff.jpg", b"\\x5cxff.jpg", b"\\u0085.jpg"}
+    found = {row_name(os.fsdecode(name)) for name in names}
+    assert len(found) == len(names)
+    assert {os.fsencode(row_path(name)) for name in found} == names
+    for name in found:
+        name.encode()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
-def test_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_not_utf8_is_found_by_its_name(tmp_path: Path) -> None:
     try:
         (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
     except OSError:
         pytest.skip("this file system takes only UTF-8")
-    assert names(tmp_path) == ["caf\\xe9.jpg"]
-    assert next(scan([tmp_path])).file.exists()
+    fill(tmp_path, "caf\\xe9.jpg")
+    assert names(tmp_path) == ["caf\\x5cxe9.jpg", "caf\\xe9.jpg"]
+    for one in scan([tmp_path]):
+        assert one.file.exists()
+        assert locate([tmp_path], one.name) == one.file
+
+
+def test_an_entry_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
+    fill(tmp_path, "a/x.jpg", "b.jpg")
+    for name in ("a/round.jpg", "a/round"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    assert names(tmp_path) == ["a/round.jpg", "a/x.jpg", "b.jpg"]
+    assert FileVersion.of(tmp_path / "a" / "round.jpg") == FileVersion()
+
+
+def test_folders_may_be_deeper_than_the_stack_of_python(tmp_path: Path) -> None:
+    depth = 1_100
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(depth):
+            Path("d").mkdir()
+            os.chdir("d")
+        Path("x.jpg").touch()
+    finally:
+        os.chdir(before)
+    fill(tmp_path, "y.jpg")
+    found = names(tmp_path)
+    assert found[-1] == "y.jpg"
+    assert found[0] in {"d/" * depth + "x.jpg", *("d/" * deep for deep in range(depth + 1))}
+    for _ in range(depth):  # shutil.rmtree would end in a recursion error, too
+        (tmp_path / "d").rename(tmp_path / "e")
+        (tmp_path / "e" / "x.jpg").unlink(missing_ok=True)
+        if (tmp_path / "e" / "d").exists():
+            (tmp_path / "e" / "d").rename(tmp_path / "d")
+        (tmp_path / "e").rmdir()
+
+
+def test_outputs_are_no_input(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jpg", "maps/a.jpg.jpg", f"maps/{OUTPUT_MARKER}", "out.jsonl")
+    assert names(tmp_path) == ["a.jpg"]
+    assert names(tmp_path / "maps") == ["a.jpg.jpg"]  # given by hand
+    (tmp_path / "maps" / OUTPUT_MARKER).unlink()
+    chosen = PathFilter(include=["*"], outputs=[tmp_path / "out.jsonl", tmp_path / "maps"])
+    assert names(tmp_path, chosen=chosen) == ["a.jpg"]
+
+
+def test_no_line_of_a_list_ends_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a.jpg", "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    lines = [b"\xef\xbb\xbfa.jpg\r\n", b"\r\n", b"\n", b"x\0y.jpg\n", b"caf\xe9.jpg\n",
+             b"l" * 5000 + b".jpg\n", b"gone.jpg\r\n", b"b.jpg"]  # fmt: skip
+    found = list(list_files(read_list(lines)))
+    assert [one.name for one in found][:3] == ["a.jpg", "x\0y.jpg", "caf\\xe9.jpg"]
+    assert [one.name for one in found][4:] == ["gone.jpg", "b.jpg"]
+    batches = list(make_batches(found, 8))
+    ((_, results),) = decode_batches(batches, Crop(8, 8), 0)
+    assert all(isinstance(result, str) for result in results)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may open every folder")
