@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Self
+from typing import Any, Self
 
 import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
@@ -19,6 +20,8 @@ from refiner_cli._version import __version__
 from refiner_cli.errors import ConfigError, EnvironmentLacksError
 
 MAX_REDIRECTS = 20
+HEADER_SECONDS = 60.0  # for the headers of one response to arrive
+_STRONG_TAG = r'"[\x21\x23-\x7e]+"'  # a weak one begins with W/; other bytes cannot be sent back
 _NUMBER = "[0-9]{1,18}"  # below 2**63; int() also takes other digits, and refuses very long ones
 
 
@@ -48,7 +51,9 @@ class HttpMetadata(BaseModel):
     @property
     def validator(self) -> str:
         """What identifies the bytes, for If-Range: a strong entity tag, else the date; empty if neither."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+        if re.fullmatch(_STRONG_TAG, self.etag):
+            return self.etag
+        return self.modified if _parse_date(self.modified) else ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def client() -> httpx.Client:
     try:
         return httpx.Client(
             timeout=httpx.Timeout(30.0, connect=15.0),
+            limits=httpx.Limits(max_keepalive_connections=0),  # so that every request has its own connection
             headers={"User-Agent": f"refiner/{__version__}", "Accept-Encoding": "identity"},
         )
     except ImportError:
@@ -102,11 +108,19 @@ def open_response(
 ) -> Iterator[httpx.Response]:
     """Send a request, follow redirects, and yield the response with its body unread.
 
-    httpx would read the body of a redirect into memory, however large it is.
+    httpx would read the body of a redirect into memory, however large it is, and wait for ever for
+    headers that arrive byte by byte.
     """
     request = web.build_request(method, url, headers=headers)
-    for _ in range(MAX_REDIRECTS + 1):
-        response = web.send(request, stream=True)
+    for redirects in range(MAX_REDIRECTS + 1):
+        with _Deadline(HEADER_SECONDS) as deadline:
+            request.extensions = {**request.extensions, "trace": deadline.trace}
+            try:
+                response = web.send(request, stream=True)
+            except httpx.ConnectError as error:
+                if redirects:  # this address does exist
+                    raise httpx.NetworkError(f"it redirects to {request.url.host}: {error}") from None
+                raise
         try:
             if response.next_request is None:
                 yield response
@@ -115,6 +129,32 @@ def open_response(
         finally:
             response.close()
     raise httpx.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects", request=request)
+
+
+class _Deadline:
+    """Breaks the connection of a request when the headers of its response take too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._break)
+        self._timer.daemon = True
+        self._connection: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take note of the connection; called by httpx."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._connection = info["return_value"].get_extra_info("socket")
+
+    def _break(self) -> None:
+        if self._connection is not None:
+            with suppress(OSError):  # it may have ended meanwhile
+                socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
 
 def probe(web: httpx.Client, urls: Sequence[str]) -> HttpMetadata | None:
@@ -165,11 +205,17 @@ def retry_after(response: httpx.Response) -> float | None:
     text = response.headers.get("retry-after", "").strip()
     if re.fullmatch(_NUMBER, text):
         return float(text)
+    moment = _parse_date(text)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment else None
+
+
+def _parse_date(text: str) -> datetime | None:
+    """The time that a header states; None if it is malformed."""
     try:
-        moment = parsedate_to_datetime(text)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None
+        moment = parsedate_to_datetime(text) if text.isascii() else None
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
+    return moment if moment and moment.tzinfo else None
 
 
 def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
@@ -177,5 +223,6 @@ def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> boo
     while error is not None and seen < 20:
         if isinstance(error, kind):
             return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
+        context = None if error.__suppress_context__ else error.__context__
+        error, seen = error.__cause__ or context, seen + 1
     return False
