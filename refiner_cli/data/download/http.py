@@ -118,9 +118,12 @@ def open_response(
             try:
                 response = web.send(request, stream=True)
             except httpx.ConnectError as error:
-                if redirects:  # this address does exist
-                    raise httpx.NetworkError(f"it redirects to {request.url.host}: {error}") from None
-                raise
+                if not redirects:
+                    raise
+                problem = f"it redirects to {request.url.host}: {error}"
+                response = None
+        if response is None:  # raised here, not as a consequence of a name that does not resolve
+            raise httpx.NetworkError(problem, request=request)
         try:
             if response.next_request is None:
                 yield response
@@ -223,6 +226,5 @@ def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> boo
     while error is not None and seen < 20:
         if isinstance(error, kind):
             return True
-        context = None if error.__suppress_context__ else error.__context__
-        error, seen = error.__cause__ or context, seen + 1
+        error, seen = error.__cause__ or error.__context__, seen + 1
     return False

@@ -136,7 +136,7 @@ def test_no_server_harms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: 
                 assert not target.exists(), seed
             else:
                 fetched += 1
-                assert target.read_bytes() in FILES, seed
+                assert target.read_bytes().removesuffix(b"more") in FILES, seed  # a zip may end so
                 assert [path.name for path in target.parent.iterdir()] == ["data.zip"], seed
     assert fetched > 5
     assert failed > 5
