@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -167,6 +168,104 @@ def test_hostile_metadata_exits_3_and_runs_nothing(
     assert "cannot be read safely" in outcome.err
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "data/c-gqa").exists()
+
+
+def table(url: str) -> str:
+    """A catalogue of one dataset, laid out as C-GQA."""
+    return f"""
+[sources."berries.zip"]
+urls = ["{url}"]
+holds = "compositional-split-natural/train_pairs.txt"
+
+[datasets.berries]
+title = "Berries [and more]"
+kind = "benchmark"
+sources = ["berries.zip"]
+home = "https://example.org/berries"
+licence = "CC BY 4.0"
+citation = ["Nobody: Berries. 2026"]
+expected = {{ states = 2, objects = 3, train_pairs = 4 }}
+"""
+
+
+@pytest.fixture
+def berries(site: Site) -> str:
+    pairs = published.tiny_pairs()
+    rows = published.rows_of(pairs, "{split}{number}.jpg")
+    return table(site.put("/berries.zip", published.c_gqa(pairs, rows, "berries/")))
+
+
+def test_a_dataset_of_the_users_catalogue_is_listed_and_downloaded(cli: Cli, berries: str) -> None:
+    home = Path(os.environ["REFINER_HOME"])
+    home.mkdir(parents=True)
+    (home / "catalog.toml").write_text(berries)
+    listed = {d["name"]: d for d in cli("download", "--list", "--json").json["datasets"]}
+    assert listed["berries"]["origin"] == str(home / "catalog.toml")
+    assert listed["c-gqa"]["origin"] == ""
+    text = cli("download", "--list").out
+    assert "Berries [and more]. Licence: CC BY 4.0. https://example.org/berries Added by" in text
+    outcome = cli("download", "berries")
+    assert outcome.code == 0
+    assert "berries.zip came over plain HTTP, and its publisher states no checksum" in outcome.err
+    assert load_benchmark(home / "datasets/berries").objects == ("apple", "pear", "plum")
+    assert cli("info", "berries", "--json").json["name"] == "berries"
+
+
+def test_a_dataset_of_an_installed_package_is_listed_and_downloaded(berries: str, tmp_path: Path) -> None:
+    """A package as an installer leaves it, and the program as a process of its own."""
+    site, info = tmp_path / "site", tmp_path / "site/berry_data-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "berry_data.py").write_text(f"def catalogue():\n    return {berries!r}\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: berry-data\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[refiner.datasets]\nberries = berry_data:catalogue\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "refiner_cli", "download", *arguments]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert "Added by the package berry-data (entry point berries)" in run("--list")
+    assert run("berries", "--out", str(tmp_path / "data")) == f"{tmp_path / 'data/berries'}\n"
+
+
+def test_a_catalogue_with_a_mistake_exits_3_and_is_named(cli: Cli, berries: str) -> None:
+    home = Path(os.environ["REFINER_HOME"])
+    home.mkdir(parents=True)
+    (home / "catalog.toml").write_text(berries.replace("kind =", "sort ="))
+    for arguments in (["--list"], ["berries"]):
+        outcome = cli("download", *arguments)
+        assert (outcome.code, outcome.out) == (3, "")
+        assert (
+            f"The datasets of {home / 'catalog.toml'} cannot be used: datasets.berries: kind" in outcome.err
+        )
+
+
+def test_without_a_network_there_is_one_line(
+    cli: Cli, known: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = known.find("c-gqa").sources[0]
+    urls = ("https://no.such.host.invalid/cgqa.zip", "http://other.invalid/x.zip")
+    tiny = known.find("c-gqa").model_copy(update={"sources": (source.model_copy(update={"urls": urls}),)})
+    changed = Catalogue(datasets={"c-gqa": tiny})
+    monkeypatch.setattr("refiner_cli.data.download.catalog_files.load_catalogue", lambda _: changed)
+    outcome = cli("download", "c-gqa")
+    assert (outcome.code, outcome.out) == (4, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert "no host name resolves (no.such.host.invalid, other.invalid)" in outcome.err
+
+
+@pytest.mark.usefixtures("known")
+def test_a_proxy_that_cannot_be_used_matters_only_to_what_needs_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as if it were not installed
+    assert cli("download", "--list").code == 0
+    assert cli("download", "c-gqa", "--verify").code == 4
+    outcome = cli("download", "c-gqa")
+    assert (outcome.code, outcome.out) == (6, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert "pip install socksio" in outcome.err
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
