@@ -27,7 +27,7 @@ MIN_FREE_DISK = 4 * 2**30  # bytes; a benchmark does not fit in less
 
 def doctor(as_json: Json = False) -> None:
     """Check versions, devices, memory, disk and optional packages."""
-    checks = [*machine(), *packages()]
+    checks = [*machine_checks(), *package_checks()]
     if as_json:
         terminal.json({"schema": "refiner.doctor/1", "checks": checks})
     else:
@@ -42,13 +42,14 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(6)
 
 
-def entry(
+def make_check(
     name: str, found: str, *, ok: bool = True, needed: bool = False, advice: str = ""
 ) -> dict[str, Any]:
     return {"name": name, "found": found, "ok": ok, "needed": needed, "advice": "" if ok else advice}
 
 
-def machine() -> list[dict[str, Any]]:
+def machine_checks() -> list[dict[str, Any]]:
+    """Versions, device, memory and disk."""
     import open_clip
     import torch
 
@@ -62,18 +63,18 @@ def machine() -> list[dict[str, Any]]:
     above = next(folder for folder in (place, *place.parents) if folder.exists())
     disk = shutil.disk_usage(above).free
     return [
-        entry("refiner", __version__),
-        entry("Python", platform.python_version()),
-        entry("PyTorch", torch.__version__),
-        entry("open_clip", open_clip.__version__),
-        entry("device", f"{device} ({why})"),
-        entry("precision", f"{str(precision).removeprefix('torch.')} ({because})"),
-        entry("cores", str(cores())),
-        entry("free memory", f"{free_memory(device) / 2**30:.1f} GiB"),
-        entry(
+        make_check("refiner", __version__),
+        make_check("Python", platform.python_version()),
+        make_check("PyTorch", torch.__version__),
+        make_check("open_clip", open_clip.__version__),
+        make_check("device", f"{device} ({why})"),
+        make_check("precision", f"{str(precision).removeprefix('torch.')} ({because})"),
+        make_check("cores", str(cores())),
+        make_check("free memory", f"{free_memory(device) / 2**30:.1f} GiB"),
+        make_check(
             "data folder", str(place), ok=os.access(above, os.W_OK), needed=True, advice="set REFINER_HOME"
         ),
-        entry(
+        make_check(
             "free disk",
             f"{disk / 2**30:.1f} GiB",
             ok=disk > MIN_FREE_DISK,
@@ -82,13 +83,13 @@ def machine() -> list[dict[str, Any]]:
     ]
 
 
-def packages() -> list[dict[str, Any]]:
-    """The optional packages, and a foreign one that would replace parts of this one."""
+def package_checks() -> list[dict[str, Any]]:
+    """The optional packages, and a foreign one whose files replace those of this one."""
     found = []
     for module, (use, install) in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         found.append(
-            entry(
+            make_check(
                 module,
                 "installed" if there else "not installed",
                 ok=there,
@@ -101,5 +102,5 @@ def packages() -> list[dict[str, Any]]:
             f"another project that installs the same module and command; pip uninstall {FOREIGN}, "
             "then install refiner-czsl again"
         )
-        found.append(entry(FOREIGN, f"{version} is installed too", ok=False, advice=advice))
+        found.append(make_check(FOREIGN, f"{version} is installed too", ok=False, advice=advice))
     return found
