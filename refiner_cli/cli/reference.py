@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from inspect import getdoc, signature
+from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -124,7 +124,9 @@ def item(name: str, kind: Any, described: Any, default: Any) -> str:
     flags = [flag for flag in declared if isinstance(flag, str) and flag.startswith("-")]
     flags = flags or [f"--{name.replace('_', '-')}"]
     value = "" if kind is bool else f" {value_name(kind, described)}"
-    if default is not None and kind is not bool:
+    if default is Parameter.empty:
+        text += " Required."
+    elif default is not None and kind is not bool:
         text += f" Default: `{default}`."
     return f"- `{', '.join(flags)}{value}`: {text}"
 

@@ -38,6 +38,8 @@ def test_every_setting_and_every_command_is_on_its_page() -> None:
     names = [name for name, _ in all_commands()]
     assert {"refiner", "refiner train", "refiner guide", "refiner dataset create"} <= set(names)
     assert all(f"## {name}\n" in reference for name in names)
+    assert "Required." in reference
+    assert "<" not in reference
 
 
 @pytest.mark.parametrize("name", documents())
