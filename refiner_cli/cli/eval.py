@@ -1,4 +1,4 @@
-"""``refiner eval``: closed and open world metrics of a model on a dataset, or of a file of scores."""
+"""``refiner eval``: closed- and open-world metrics of a model on a dataset, or of a score file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from refiner_cli.cli.common import (
 )
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.metrics import (
-    BatchSize,
-    BootstrapSamples,
-    Dataset,
-    Feasibility,
-    Protocol,
-    Split,
-    Worlds,
+    BatchOption,
+    BootstrapSamplesOption,
+    DatasetOption,
+    FeasibilityOption,
+    ProtocolOption,
+    SplitOption,
+    WorldOption,
     metrics_table,
     parse_top_k,
-    top_table,
+    top_k_table,
     undefined_notes,
     worlds_of,
 )
+from refiner_cli.cli.outputs import OutputFile, check_outputs
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,53 +44,70 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Argument(help="A run, an exported model, or a backbone by name (zero-shot).")
     ] = None,
-    dataset: Dataset = None,
-    split: Split = "test",
-    world: Worlds = "both",
-    protocol: Protocol = "exact",
-    feasibility: Feasibility = "none",
+    dataset: DatasetOption = None,
+    split: SplitOption = "test",
+    world: WorldOption = "both",
+    protocol: ProtocolOption = "exact",
+    feasibility: FeasibilityOption = "none",
     feasibility_vectors: Annotated[
-        Path | None, typer.Option(help="Word vectors (GloVe) for it.  [the model's text tower]")
+        Path | None,
+        typer.Option(metavar="FILE", help="GloVe file for --feasibility.  [the model's text tower]"),
     ] = None,
-    scores: Annotated[Path | None, typer.Option(help="Any method's scores (.npz), no MODEL.")] = None,
-    topk: Annotated[str, typer.Option(metavar="K,K..", help="Ranks that are reported.")] = "1,3,5,10",
-    bootstrap_samples: BootstrapSamples = 1000,
-    per_image: Annotated[Path | None, typer.Option(help="Write a JSON line an image and world.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Scores (.npz) of any method, instead of a MODEL.")
+    ] = None,
+    topk: Annotated[str, typer.Option(metavar="K,K..", help="Ranks to report.")] = "1,3,5,10",
+    bootstrap_samples: BootstrapSamplesOption = 1000,
+    per_image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a JSON line per image and world (.jsonl).")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML page.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: BatchSize = 64,
+    batch: BatchOption = 64,
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model or a file of scores; what there is to choose is chosen on validation."""
+    """Evaluate a model or a score file; all hyper-parameters are selected on the validation split."""
     if (model is None) == (scores is None):
         raise UsageError("Give either a MODEL or --scores FILE.npz.")
     if scores and (dataset or feasibility != "none"):
-        raise UsageError("--dataset and --feasibility go with a MODEL, not with --scores.")
+        raise UsageError("--dataset and --feasibility need a MODEL and cannot be used with --scores.")
     if feasibility_vectors and feasibility == "none":
         raise UsageError("--feasibility-vectors needs --feasibility mask or soft.")
     if feasibility != "none" and world == "closed":
-        raise UsageError("--feasibility is about the open world; --world closed leaves that out.")
+        raise UsageError("--feasibility applies to the open world only.", hint="Use --world open or both.")
+    check_outputs(
+        [
+            OutputFile("--report", report, (".html", ".htm")),
+            OutputFile("--per-image", per_image, (".jsonl",)),
+        ],
+        [path for path in (model, scores, feasibility_vectors) if path],
+    )
     from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model, evaluate_score_file
-    from refiner_cli.training.run_dir import is_run
 
-    asked = EvalOptions(protocol, parse_top_k(topk), bootstrap_samples)
+    options = EvalOptions(protocol, parse_top_k(topk), bootstrap_samples)
     benchmark: Benchmark | None = None
     if scores:
         with terminal.progress("reading scores") as progress:
-            result = evaluate_score_file(scores, asked, progress)
+            result = evaluate_score_file(scores, options, progress)
     elif model:
         recogniser, benchmark = open_for_evaluation(model, dataset, device)
-        setting = runtime_options(recogniser, precision, workers, batch)
+        runtime = runtime_options(recogniser, precision, workers, batch)
         with terminal.progress("evaluating") as progress:
             result = evaluate_model(
-                recogniser, benchmark, split, worlds_of(world), setting, asked,
+                recogniser, benchmark, split, worlds_of(world), runtime, options,
                 feasibility=feasibility, vectors=feasibility_vectors, progress=progress,
             )  # fmt: skip
-        for found in result.worlds.values():
-            if found.feasibility and is_run(model):
-                found.feasibility.store(model, benchmark.fingerprint())
+    # The numbers come first: whatever happens to a file must not cost them.
+    if as_json:
+        terminal.json(result.to_json())
+    else:
+        show_evaluation(result)
+    if model and benchmark:
+        store_feasibility(model, result, benchmark)
     if per_image:
         from refiner_cli.evaluation.metrics.breakdown import write_per_image
 
@@ -99,10 +117,18 @@ def evaluate(
 
         write_report(report, result, benchmark.images if benchmark else None)
         terminal.note(f"report: {report}")
-    if as_json:
-        terminal.json(result.to_json())
-    else:
-        show_evaluation(result)
+
+
+def store_feasibility(model: Path, result: Result, benchmark: Benchmark) -> None:
+    """Keep the fitted feasibility in the run; a run that cannot be written to is no error."""
+    from refiner_cli.training.run_dir import is_run
+
+    for world in result.worlds.values():
+        if world.feasibility and is_run(model):
+            try:
+                world.feasibility.store(model, benchmark.fingerprint())
+            except OSError as error:
+                terminal.note(f"The feasibility was not stored in {model} ({error.strerror or error}).")
 
 
 def open_for_evaluation(path: Path, dataset: str | None, device: str) -> tuple[Model, Benchmark]:
@@ -120,14 +146,16 @@ def open_for_evaluation(path: Path, dataset: str | None, device: str) -> tuple[M
 def show_evaluation(result: Result) -> None:
     """Metrics with their intervals, and top-k."""
     title = f"{result.dataset}, {result.split}, {result.protocol} protocol; below: 95 % intervals"
-    rows = {name: (found.metrics.to_json(), found.intervals) for name, found in result.worlds.items()}
+    rows = {name: (world.metrics.to_json(), world.intervals) for name, world in result.worlds.items()}
     terminal.table(metrics_table(title, rows))
-    for note in undefined_notes({name: found.metrics for name, found in result.worlds.items()}):
+    for note in undefined_notes({name: world.metrics for name, world in result.worlds.items()}):
         terminal.note(note)
-    terminal.table(top_table(result))
-    for name, found in result.worlds.items():
-        if choice := found.feasibility:
+    terminal.table(top_k_table(result))
+    for name, world in result.worlds.items():
+        if choice := world.feasibility:
             chosen = f"feasibility {choice.mode} {choice.value:.4g} by {choice.source}"
             terminal.note(f"{name}: {chosen}, chosen on validation (AUC {choice.val_auc:.1f} there)")
-        if found.metrics.ties:
-            terminal.note(f"{name}: the best score of {found.metrics.ties} images is tied; was it rounded?")
+        if ties := world.metrics.ties:
+            terminal.note(
+                f"{name}: several pairs share the best score of {ties} images; were the scores rounded?"
+            )

@@ -18,20 +18,31 @@ if TYPE_CHECKING:
     from refiner_cli.evaluation.metrics.bootstrap import Interval
     from refiner_cli.evaluation.result import Result
 
-Dataset = Annotated[
-    str | None, typer.Option(help="A catalogue name or a folder.  [what the model was trained on]")
+DatasetOption = Annotated[
+    str | None,
+    typer.Option("--dataset", help="A catalogue name or a folder.  [the dataset the model was trained on]"),
 ]
-Split = Annotated[Literal["val", "test"], typer.Option(help="Which split.")]
-Worlds = Annotated[Literal["closed", "open", "both"], typer.Option(help="Which pairs compete.")]
-Protocol = Annotated[
-    Literal["exact", "legacy"], typer.Option(help="Every breakpoint, or the published 20-point sweep.")
+SplitOption = Annotated[Literal["val", "test"], typer.Option("--split", help="The split to evaluate on.")]
+WorldOption = Annotated[
+    Literal["closed", "open", "both"],
+    typer.Option("--world", help="Candidates: the dataset's pairs (closed), all state-object pairs (open)."),
 ]
-Feasibility = Annotated[
+ProtocolOption = Annotated[
+    Literal["exact", "legacy"],
+    typer.Option(
+        "--protocol", help="Sweep every breakpoint of the bias, or about 20 as published code does."
+    ),
+]
+FeasibilityOption = Annotated[
     Literal["none", "mask", "soft"],
-    typer.Option(help="What the open world does with pairs that hardly exist; fitted on validation."),
+    typer.Option(
+        "--feasibility", help="How implausible pairs are treated in the open world; fitted on validation."
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
-BootstrapSamples = Annotated[int, typer.Option(min=2, help="Bootstrap samples for the 95 % intervals.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images per batch.")]
+BootstrapSamplesOption = Annotated[
+    int, typer.Option("--bootstrap-samples", min=2, help="Bootstrap samples for the 95 % intervals.")
+]
 
 
 def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
@@ -39,12 +50,14 @@ def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
 
 
 def parse_top_k(text: str) -> tuple[int, ...]:
-    """The k of ``--topk``: different whole numbers from 1."""
-    parts = [part.strip() for part in text.split(",")]
-    found = [int(part) for part in parts if part.isdecimal() and int(part) > 0]
-    if len(found) != len(parts) or len(set(found)) != len(found):
-        raise UsageError(f"--topk {text!r} is no list of different ranks.", hint="Write it like 1,3,5.")
-    return tuple(sorted(found))
+    """The ranks of ``--topk``: distinct integers from 1, in rising order."""
+    items = [item.strip() for item in text.split(",")]
+    ranks = {int(item) for item in items if item.isdecimal() and int(item) > 0}
+    if len(ranks) != len(items):
+        raise UsageError(
+            f"--topk {text!r} is not a list of distinct integers from 1.", hint="Write it like 1,3,5."
+        )
+    return tuple(sorted(ranks))
 
 
 def format_interval(interval: Interval | None) -> str:
@@ -60,7 +73,7 @@ def undefined_notes(worlds: Mapping[str, Metrics]) -> list[str]:
 def metrics_table(
     title: str, rows: Mapping[str, tuple[dict[str, Any], Mapping[str, Interval | None]]]
 ) -> Table:
-    """A row a name: its metrics, and below each the 95 % interval."""
+    """A row per name: its metrics, and below each the 95 % interval."""
     table = new_table(title, "", *METRIC_NAMES)
     for name, (metrics, intervals) in rows.items():
         table.add_row(name, *(format_metric(metrics[column]) for column in METRIC_NAMES))
@@ -69,10 +82,10 @@ def metrics_table(
     return table
 
 
-def top_table(result: Result) -> Table:
-    """How often the truth is among the best k, without any bias."""
+def top_k_table(result: Result) -> Table:
+    """How often the true pair is among the best k, without a bias."""
     first = next(iter(result.worlds.values()))
-    table = new_table("Truth among the k best, %", "", *(f"top-{k}" for k in first.top_k))
+    table = new_table("True pair among the k best, %", "", *(f"top-{k}" for k in first.top_k))
     for name, world in result.worlds.items():
         for group in ("seen", "unseen"):
             table.add_row(

@@ -79,7 +79,7 @@ class Comparison:
         }
 
 
-def compare(sides: Sequence[EvaluatedRun]) -> Comparison:
+def compare_runs(sides: Sequence[EvaluatedRun]) -> Comparison:
     """Compare runs that were evaluated on the same images in the same way.
 
     Raises:

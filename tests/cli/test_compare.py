@@ -61,3 +61,19 @@ def test_a_run_is_not_compared_with_itself_or_other_data(
     outcome = cli("compare", small_run, other, SAMPLES, 2)
     assert outcome.code == 3
     assert "other data" in outcome.err
+
+
+def test_every_run_is_looked_at_before_any_is_evaluated(
+    cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refiner_cli.evaluation.evaluate.evaluate_model", None)
+    for options in ([], ["--dataset", small_demo]):
+        outcome = cli("compare", small_run, tmp_path / "missing", *options)
+        assert (outcome.code, outcome.out) == (3, "")
+        assert "missing" in outcome.err
+
+
+def test_a_run_is_compared_with_the_backbone_it_came_from(cli: Cli, small_run: Path) -> None:
+    result = cli("compare", "tiny", small_run, "--world", "closed", SAMPLES, 2, "--json").json
+    assert [run["run"] for run in result["runs"]] == ["tiny", str(small_run)]
+    assert cli("compare", "tiny", "ViT-B-32").code == 2  # no dataset

@@ -9,7 +9,7 @@ import pytest
 
 from refiner_cli.config import Config
 from refiner_cli.errors import ScoresError, UsageError
-from refiner_cli.evaluation.compare import EvaluatedRun, compare
+from refiner_cli.evaluation.compare import EvaluatedRun, compare_runs
 from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_score_file
 from refiner_cli.evaluation.result import Result
 from refiner_cli.metric_names import METRIC_NAMES
@@ -33,7 +33,7 @@ def sides(tmp_path: Path) -> list[EvaluatedRun]:
 
 
 def test_differences_are_to_the_first(sides: list[EvaluatedRun]) -> None:
-    found = compare(sides)
+    found = compare_runs(sides)
     assert list(found.against_first) == ["run1", "run2"]
     aucs = [side.result.worlds["given"].metrics.AUC for side in sides]
     difference = found.against_first["run2"]["given"]["AUC"]
@@ -42,7 +42,7 @@ def test_differences_are_to_the_first(sides: list[EvaluatedRun]) -> None:
 
 
 def test_seeds_of_one_setting_have_mean_and_deviation(sides: list[EvaluatedRun]) -> None:
-    (spread,) = compare(sides).seeds
+    (spread,) = compare_runs(sides).seeds
     assert spread.runs == ("run0", "run1")
     for name in METRIC_NAMES:
         values = [getattr(side.result.worlds["given"].metrics, name) for side in sides[:2]]
@@ -50,15 +50,15 @@ def test_seeds_of_one_setting_have_mean_and_deviation(sides: list[EvaluatedRun])
 
 
 def test_exported_models_form_no_group(sides: list[EvaluatedRun]) -> None:
-    assert compare([dataclasses.replace(side, config=None) for side in sides]).seeds == ()
+    assert compare_runs([dataclasses.replace(side, config=None) for side in sides]).seeds == ()
 
 
 def test_one_run_or_other_images_cannot_be_compared(sides: list[EvaluatedRun], tmp_path: Path) -> None:
     for few in ([], sides[:1], [sides[0], sides[0]]):
         with pytest.raises(UsageError):
-            compare(few)
+            compare_runs(few)
     other = evaluate_score_file(
         saved(tmp_path, truth=CASE.truth[::-1].copy()), EvalOptions(bootstrap_samples=2)
     )
     with pytest.raises(ScoresError, match="Image 0"):
-        compare([sides[0], EvaluatedRun("other", None, other)])
+        compare_runs([sides[0], EvaluatedRun("other", None, other)])
