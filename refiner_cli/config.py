@@ -23,7 +23,7 @@ from refiner_cli.plugins import method_class, method_names
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MethodConfig(Section):
@@ -40,7 +40,7 @@ class TrainConfig(Section):
     epochs: int = Field(15, ge=1, description="passes over the training images")
     max_steps: int = Field(0, ge=0, description="stop after this many steps; 0: after the epochs")
     batch_size: int = Field(64, ge=1, description="images per optimizer step")
-    lr: float = Field(5e-4, gt=0, description="learning rate after warm-up")
+    lr: float = Field(5e-4, gt=0, le=1e4, description="learning rate after warm-up")
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's weight decay, on matrices only")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
@@ -81,7 +81,7 @@ class Config(Section):
     method: str = Field("refiner", description="refiner, clip, coop, csp, troika, or an installed plugin")
     backbone: str = Field("ViT-L-14", min_length=1, description="an open_clip ViT model, or tiny")
     pretrained: str = Field("openai", description="an open_clip tag, a weights file, or none")
-    seed: int = Field(0, ge=0, description="determines every random choice")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="determines every random choice")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the forward pass"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -20,6 +20,8 @@ from refiner_cli.config import Config, flatten, known_fields, known_keys
 from refiner_cli.errors import ConfigError
 from refiner_cli.plugins import method_names
 
+PREFIX = "REFINER_"  # of environment variables
+SECTIONS = ("model", "train")
 Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested values
 
 # Keys of version 0.1.0 and what they are called now; only for the hint of an error.
@@ -159,12 +161,29 @@ def from_file(file: Path) -> Layer:
         raise ConfigError(f"The config file {file} is not valid TOML ({error}).") from None
 
 
-def from_environment(environment: Mapping[str, str]) -> Layer:
-    """One layer from ``REFINER_SEED``, ``REFINER_TRAIN__LR`` and the like; REFINER_HOME is not a key."""
+def from_environment(
+    environment: Mapping[str, str], note: Callable[[str], None] = lambda _line: None
+) -> Layer:
+    """One layer from ``REFINER_SEED``, ``REFINER_TRAIN__LR`` and the like.
+
+    Other programs use the prefix too (Kubernetes sets REFINER_SERVICE_HOST for a service called
+    refiner), so a name that is neither a top-level key nor of a known section is ignored.
+
+    Args:
+        note: receives a line about every ignored name that looks like a misspelt one.
+    """
+    top = [name for name in Config.model_fields if name not in SECTIONS]
     values: dict[str, Any] = {}
     for name, text in environment.items():
-        if name.startswith("REFINER_") and name != "REFINER_HOME":
-            values[name.removeprefix("REFINER_").lower().replace("__", ".")] = text
+        if not name.startswith(PREFIX) or name == "REFINER_HOME":
+            continue
+        key = name.removeprefix(PREFIX).lower().replace("__", ".")
+        section, dot, _ = key.partition(".")
+        if key in top or (dot and section in SECTIONS):
+            values[key] = text
+        elif near := difflib.get_close_matches(key, [*top, *known_keys()], 1, cutoff=0.75):
+            meant = PREFIX + near[0].upper().replace(".", "__")
+            note(f"The environment variable {name} is ignored; did you mean {meant}?")
     return "environment", values
 
 

@@ -16,9 +16,9 @@ from refiner_cli.bench.text import bench_text
 from refiner_cli.bench.train import BenchMachine, bench_step
 from refiner_cli.config import Config
 from refiner_cli.core.runtime.device import pick_device, pick_precision
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.machine import cores
-from refiner_cli.training.gradient_step import LogFn
 from refiner_cli.training.setup import environment
 
 

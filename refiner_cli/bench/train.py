@@ -14,10 +14,11 @@ from refiner_cli.config import Config
 from refiner_cli.core.models.base import MemoryOptions, Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import attention_kernels, autocast
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.training.gradient_step import GradientStep, LogFn
+from refiner_cli.training.gradient_step import GradientStep
 
 
 @dataclass(frozen=True)

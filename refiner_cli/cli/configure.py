@@ -46,7 +46,7 @@ def configure(
     if recipe:
         terminal.note(f"settings of the recipe {recipe[0]}")
     layers: list[Layer] = [read_settings(file)] if file else []
-    layers.append(from_environment(os.environ))
+    layers.append(from_environment(os.environ, terminal.note))
     for flag, value in flags.items():
         if value is not None:
             layers.append((f"--{flag}", {FLAG_KEYS[flag]: value}))

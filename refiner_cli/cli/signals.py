@@ -1,4 +1,4 @@
-"""Signals that ask a long command to come to a good end."""
+"""SIGINT and SIGTERM as requests to stop cleanly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refiner_cli.cli.console import INTERRUPTED, TERMINATED
 
 @dataclass
 class StopRequest:
-    """Whether somebody asked to stop; call it to know."""
+    """Whether a stop was requested; call it to find out."""
 
     number: int | None = None
 
@@ -27,19 +27,19 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signal(note: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Take SIGINT and SIGTERM as a wish. A second SIGINT ends the process at once."""
-    wish = StopRequest()
+    """Turn SIGINT and SIGTERM into a request. A second SIGINT ends the process at once."""
+    request = StopRequest()
 
-    def heard(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         # From now on the system answers Ctrl-C itself, even while torch computes.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if wish.number is None:
-            wish.number = number
+        if request.number is None:
+            request.number = number
             note("Stopping: this step is finished and saved. Ctrl-C again stops at once.")
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield wish
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

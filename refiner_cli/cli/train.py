@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refiner_cli.cli.configure import configure
-from refiner_cli.cli.console import Json
+from refiner_cli.cli.console import Json, terminal
 from refiner_cli.errors import UsageError
 
 Dataset = Annotated[
@@ -48,17 +48,24 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.lr=1e-4; repeatable."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides every random choice.  [0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Determines every random choice.  [0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.  [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.  [runs/DATASET-METHOD-TIME]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --out; DATASET only if the dataset was moved.")
+    ] = False,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Train with so many seeds, from --seed on; mean and deviation.")
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Train this many runs with consecutive seeds; report mean and standard deviation.",
+        ),
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train on a dataset; the best epoch and all inference weights come from its validation split.
+    """Train on a dataset; the best epoch and all inference weights are selected on its validation split.
 
     Ctrl-C and SIGTERM finish the step and save it. Under torchrun the processes share the work.
     """
@@ -69,9 +76,14 @@ def train(
         raise UsageError("--resume needs the run: --out RUN.")
     if not resume and dataset is None:
         raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
-    chosen = configure(dataset, config, assign or [], flags)[0] if dataset and not resume else None
+    if resume:
+        ignored = [f"--{name}" for name, value in flags.items() if value is not None]
+        ignored += [f"--{name}" for name, value in (("config", config), ("set", assign)) if value]
+        if ignored:
+            terminal.note(f"A resumed run keeps its settings: {', '.join(ignored)} ignored.")
+    settings = configure(dataset, config, assign or [], flags)[0] if dataset and not resume else None
     from refiner_cli.cli.training import TrainRequest, run_training
 
-    code = run_training(TrainRequest(dataset or "", chosen, out, seeds), as_json=as_json)
+    code = run_training(TrainRequest(dataset or "", settings, out, 1 if resume else seeds), as_json=as_json)
     if code:
         raise typer.Exit(code)

@@ -26,13 +26,13 @@ from refiner_cli.evaluation.scoring import (
 
 CALIBRATION_SAMPLES = 200  # bootstrap samples of the validation set that a weight above zero must win on
 IMAGES_PER_CENTRE = 8  # training images of each pair that its centre is estimated from
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # candidates for b_s and b_o
+WEIGHT_CANDIDATES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # candidates for b_s and b_o
 
 
 def calibrate(
     model: Model, benchmark: Benchmark, options: RuntimeOptions, progress: ProgressFn = no_progress
 ) -> tuple[Calibration, Metrics]:
-    """Select the inference weights on the validation split by closed-world AUC.
+    """Select the inference weights on the validation split by closed-world AUC, or what stands for it.
 
     Weights above zero must be better than zero beyond chance, by a paired bootstrap: the best of many
     candidates looks better than it is, most where validation has few unseen pairs. Among equals the
@@ -86,6 +86,6 @@ def spread_rows(rows: IntArray) -> IntArray:
 
 def weight_candidates(model: Model) -> list[tuple[float, float]]:
     """The grid of inference weights, smallest first; a branch that the model lacks has no weight."""
-    states = WEIGHTS if model.has_state_branch else WEIGHTS[:1]
-    objects = WEIGHTS if model.has_object_branch else WEIGHTS[:1]
+    states = WEIGHT_CANDIDATES if model.has_state_branch else WEIGHT_CANDIDATES[:1]
+    objects = WEIGHT_CANDIDATES if model.has_object_branch else WEIGHT_CANDIDATES[:1]
     return sorted(product(states, objects), key=sum)

@@ -8,6 +8,7 @@ from typing import Any
 
 from refiner_cli.core.models.base import Calibration
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics
+from refiner_cli.training.selection import Criterion
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class StepDone:
     images: int  # of this step, in all processes
     seconds: float
     waited: float  # seconds of it that went into waiting for data
-    skipped: str | None  # why the parameters were left as they were: what was not finite
+    skipped: str | None  # why the parameters were left unchanged: what was not finite
 
     def to_json(self) -> dict[str, Any]:
         row = {
@@ -39,6 +40,7 @@ class Validated:
     metrics: Metrics
     calibration: Calibration
     best: bool  # so far
+    criterion: Criterion  # what "best" is decided by
     seconds: float
     waiting: float  # share of the time since the last validation that the steps waited for data
 
@@ -49,7 +51,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Asked to stop; the state is saved."""
+    """A stop was requested; the state is saved."""
 
     step: int
 

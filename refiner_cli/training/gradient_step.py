@@ -18,11 +18,10 @@ from torch import Tensor
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.models.base import Model, Scores, TextBank
 from refiner_cli.core.runtime.device import attention_kernels, autocast
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.runtime.memory import is_out_of_memory, release_memory
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
-
-LogFn = Callable[[str], None]
 
 
 class GradientStep:

@@ -4,37 +4,43 @@
 
     run.json                     the resolved configuration and the dataset
     environment.json             versions, device, command line, fingerprint of the data
-    environment-00000120.json    the same where the run went on after that step
-    metrics.jsonl                one line a step and one an epoch
-    curves.html                  the same as pictures
-    checkpoints/step-00000120/   a model directory and the training state, whole or not there
-    best.json                    which checkpoint did best on validation
-    feasibility.json             what ``refiner eval --feasibility`` chose, also on validation
+    environment-00000120.json    the same where the run was resumed after that step
+    metrics.jsonl                one line per step and one per validation
+    curves.html                  the same as charts
+    checkpoints/step-00000120/   a model directory and the training state, complete or absent
+    best.json                    which checkpoint did best on validation, and by which criterion
+    feasibility.json             what ``refiner eval --feasibility`` selected, also on validation
 
-The last two checkpoints are kept, and the best one. One training at a time writes into a run.
+One training at a time writes into a run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from refiner_cli.config import Config
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
-from refiner_cli.files import atomic_file, atomic_folder, write_json
+from refiner_cli.files import atomic_file, write_json
+from refiner_cli.training.checkpoints import Checkpoints
+from refiner_cli.training.folder_lock import LOCK, folder_lock, new_folder, remove_temporary
 
-FORMAT = "refiner.run/2"
+RUN_FORMAT = "refiner.run/2"
+OLD_RUN_FORMAT = "refiner.run/1"
 RUN = "run.json"
 BEST = "best.json"
 METRICS = "metrics.jsonl"
-KEPT = 2
+ENVIRONMENT = "environment.json"
+
+
+class DamagedRunError(ModelFileError):
+    """run.json is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +62,54 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, config: Config, dataset: DatasetRef, environment: dict[str, Any]) -> Run:
-        """Start a run. Raises UsageError if something lies there already."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(
-                f"The run directory {folder} exists already.",
-                hint="Use another --out, or --resume to go on with it.",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
+        """Start a run. Raises UsageError if something lies there already or another process is starting."""
         run = cls(folder, config, dataset)
-        run.note_environment(environment)
-        write_json(
-            folder / RUN, {"format": FORMAT, "config": config.model_dump(), "dataset": dataset.__dict__}
-        )
+        with new_folder(folder):
+            run.note_environment(environment)
+            run.write()
         return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open a run. Raises ModelFileError if it is none or damaged."""
+        """Open a run. Raises ModelFileError if it is not one, or is damaged or of another version."""
+        content = read_run_file(folder)
         file = folder / RUN
         try:
-            content = json.loads(file.read_text("utf-8"))
-            if content["format"] != FORMAT:
+            dataset = TypeAdapter(DatasetRef).validate_python(content["dataset"])
+            return cls(folder, Config.model_validate(content["config"]), dataset)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["loc"] == ("method",):
                 raise ModelFileError(
-                    f"{file} has the format {content['format']!r}; this version reads {FORMAT!r}."
-                )
-            return cls(folder, Config.model_validate(content["config"]), DatasetRef(**content["dataset"]))
-        except FileNotFoundError:
-            raise ModelFileError(f"{folder} is no run: the file {RUN} is missing.") from None
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise ModelFileError(f"The run file {file} is damaged ({error!r}).") from None
+                    f"The method {first['input']!r} of the run {folder} is unknown.",
+                    hint="Install the package that adds it.",
+                ) from None
+            raise DamagedRunError(f"The run file {file} is damaged ({first['msg']}).") from None
+        except (KeyError, TypeError, ConfigError) as error:
+            raise DamagedRunError(f"The run file {file} is damaged ({error!r}).") from None
+
+    def write(self) -> None:
+        """Write run.json."""
+        content = {"format": RUN_FORMAT, "config": self.config.model_dump(), "dataset": asdict(self.dataset)}
+        write_json(self.folder / RUN, content)
+
+    def abandon(self) -> None:
+        """Remove a run that never began, so that the next start finds the folder free."""
+        with contextlib.suppress(OSError, UsageError):
+            with self.locked():
+                if self.checkpoints():
+                    return
+                self.clean()
+                for name in (RUN, ENVIRONMENT, METRICS, BEST):
+                    (self.folder / name).unlink(missing_ok=True)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.stored.folder.rmdir()
+            self.folder.rmdir()
 
     def note_environment(self, environment: dict[str, Any], step: int | None = None) -> None:
-        """Keep what the run began with, or what it went on with after a step."""
-        name = "environment.json" if step is None else f"environment-{step:08d}.json"
+        """Keep the environment that the run was started in, or resumed in after a step."""
+        name = ENVIRONMENT if step is None else f"environment-{step:08d}.json"
         write_json(self.folder / name, environment | {"data": self.dataset.fingerprint})
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -97,80 +118,97 @@ class Run:
             stream.write(json.dumps(row) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl; a torn last one is left out."""
+        """The lines of metrics.jsonl; damaged ones, and a torn last one, are left out."""
         file = self.folder / METRICS
-        for line in file.read_text("utf-8").splitlines() if file.exists() else []:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+        for line in file.read_bytes().splitlines() if file.is_file() else []:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and "kind" in row:
+                    yield row
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run for one training. Raises UsageError while another one holds it."""
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(f"Another process is training in {self.folder}.", hint="Wait for it.") from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return folder_lock(self.folder)
 
     def discard_after(self, step: int, *, validated: bool) -> None:
-        """Drop what an interrupted training left behind: lines that will be written again, torn files."""
+        """Drop what an interrupted training left behind: what will be written again, and torn files."""
+        self.clean()
         kept = [
             row
             for row in self.metrics()
             if row["step"] < step or (row["step"] == step and (validated or row["kind"] != "val"))
         ]
-        for part in (*self.folder.glob(f".{METRICS}.*"), *self.folder.glob(f".{BEST}.*")):
-            part.unlink()
-        for part in (self.folder / "checkpoints").glob(".step-*"):
-            shutil.rmtree(part)
         with atomic_file(self.folder / METRICS) as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        self.stored.discard_after(step)
+
+    def clean(self) -> None:
+        """Remove what killed processes left while writing. Call it while holding the run."""
+        remove_temporary(self.folder)
+        self.stored.clean()
+
+    @property
+    def stored(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints")
 
     def checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step-{step:08d}"
+        return self.stored.path(step)
 
     def checkpoints(self) -> list[Path]:
-        """All whole checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*"))
+        """All checkpoints, oldest first; none of them was checked."""
+        return self.stored.all()
 
-    @contextlib.contextmanager
-    def new_checkpoint(self, step: int) -> Iterator[Path]:
-        """The folder to fill. One of the same step, saved before its validation, gives way to it."""
-        with atomic_folder(self.checkpoint(step)) as part:
-            yield part
-            shutil.rmtree(self.checkpoint(step), ignore_errors=True)
-
-    def write_best(self, best: dict[str, Any]) -> None:
-        """Write best.json: the name of a checkpoint, its step, and what validation said of it."""
-        write_json(self.folder / BEST, best)
+    def write_best(self, best: dict[str, Any] | None) -> None:
+        """Write best.json, as ``selection.best_record`` gives it; None: no validation yet, no file."""
+        if best is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+        else:
+            write_json(self.folder / BEST, best)
 
     def read_best(self) -> dict[str, Any] | None:
         """What best.json says, or None before the first validation."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / BEST).read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ModelFileError(f"The file {self.folder / BEST} is damaged ({error}).") from None
-        return found
+        return read_best(self.folder)
 
     def resume_point(self) -> str:
-        """What an interrupted training can go on from, as a sentence."""
+        """What an interrupted training can be resumed from, as a sentence."""
         saved = self.checkpoints()
-        return f"The last whole one is {saved[-1].name}." if saved else "There is none yet."
+        return f"The last complete one is {saved[-1].name}." if saved else "There is none yet."
 
-    def prune(self) -> None:
-        """Remove checkpoints that are neither the best nor among the last two."""
-        best = self.read_best()
-        for folder in self.checkpoints()[:-KEPT]:
-            if best is None or folder.name != best["checkpoint"]:
-                shutil.rmtree(folder)
+
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """The content of run.json. Raises ModelFileError if it is missing, damaged or of another version."""
+    file = folder / RUN
+    try:
+        content = json.loads(file.read_bytes())
+        found = content["format"]
+    except FileNotFoundError:
+        raise DamagedRunError(f"{folder} is not a run: the file {RUN} is missing.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedRunError(f"The run file {file} is damaged ({type(error).__name__}).") from None
+    if found == OLD_RUN_FORMAT:
+        raise ModelFileError(
+            f"{folder} is a run of refiner 0.1.0, which this version cannot read or resume.",
+            hint="Train again, or export its model with refiner 0.1.0: exported models can be read.",
+        )
+    if found != RUN_FORMAT:
+        raise ModelFileError(f"{file} has the format {found!r}; this version reads {RUN_FORMAT!r}.")
+    return dict(content)
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """best.json of a run directory, or None if there is none. Raises ModelFileError if it is damaged."""
+    file = folder / BEST
+    try:
+        found = json.loads(file.read_bytes())
+        if not isinstance(found["checkpoint"], str) or Path(found["checkpoint"]).name != found["checkpoint"]:
+            raise TypeError("checkpoint")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(
+            f"The file {file} is damaged ({type(error).__name__}).", hint="--resume writes it again."
+        ) from None
+    return dict(found)
 
 
 def is_run(path: Path) -> bool:
@@ -181,21 +219,16 @@ def is_run(path: Path) -> bool:
 def model_folder(path: Path) -> Path:
     """The model directory that a user means: a model directory itself, or the best one of a run.
 
-    Raises ModelFileError where there is neither.
+    Raises ModelFileError where there is neither, or where the best checkpoint is missing or damaged.
     """
     if is_run(path):
-        run = Run.open(path)
-        best = run.read_best()
+        read_run_file(path)
+        best = read_best(path)
         if best is None:
-            raise ModelFileError(
-                f"The run {path} has no validated checkpoint yet.", hint="Go on with --resume."
-            )
-        folder = path / "checkpoints" / best["checkpoint"]
-        if not folder.is_dir():
-            raise ModelFileError(
-                f"The run {path} names {best['checkpoint']} as its best and does not hold it."
-            )
-        return folder
+            raise ModelFileError(f"The run {path} has no validated checkpoint yet.", hint="Use --resume.")
+        stored = Checkpoints(path / "checkpoints")
+        stored.require_intact(best["checkpoint"])
+        return stored.folder / best["checkpoint"]
     if not path.is_dir():
         raise ModelFileError(
             f"There is no model at {path}.", hint="Give a run directory or an exported model directory."

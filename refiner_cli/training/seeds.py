@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.errors import ModelFileError, UsageError
+from refiner_cli.errors import ModelFileError
 from refiner_cli.files import write_json
 from refiner_cli.metric_names import HEADLINE_METRICS
+from refiner_cli.training.folder_lock import LOCK, new_folder
 
-FORMAT, FILE = "refiner.seeds/1", "seeds.json"
+SEEDS_FORMAT, SEEDS_FILE = "refiner.seeds/1", "seeds.json"
 
 
 @dataclass(frozen=True)
@@ -31,28 +33,36 @@ class SeedRuns:
 
     @classmethod
     def create(cls, folder: Path, seeds: Sequence[int]) -> SeedRuns:
-        """Raises UsageError if something lies there already."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(
-                f"The folder {folder} exists already.",
-                hint="Use another --out, or --resume to go on with it.",
-            )
+        """Raises UsageError if something lies there already or another process is starting."""
         made = cls(folder, tuple(seeds))
-        made._write({})
+        with new_folder(folder):
+            made._write({})
         return made
 
     @classmethod
     def open(cls, folder: Path) -> SeedRuns:
         """Raises ModelFileError if the folder's file is damaged."""
-        file = folder / FILE
+        file = folder / SEEDS_FILE
         try:
-            content = json.loads(file.read_text("utf-8"))
+            content = json.loads(file.read_bytes())
+            if content["format"] != SEEDS_FORMAT:
+                raise ModelFileError(
+                    f"{file} has the format {content['format']!r}; this version reads {SEEDS_FORMAT!r}."
+                )
             return cls(folder, tuple(int(seed) for seed in content["seeds"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelFileError(f"The file {file} is damaged ({error!r}).") from None
 
     def run(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}"
+
+    def abandon(self) -> None:
+        """Remove the folder if no training in it began, so that the next start finds it free."""
+        if not any(self.run(seed).exists() for seed in self.seeds):
+            with contextlib.suppress(OSError):
+                for name in (SEEDS_FILE, LOCK):
+                    (self.folder / name).unlink(missing_ok=True)
+                self.folder.rmdir()
 
     def finish(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Mean and sample standard deviation of the best validation metrics; kept in the file, too."""
@@ -61,21 +71,18 @@ class SeedRuns:
         return summary
 
     def _write(self, summary: dict[str, Any]) -> None:
-        write_json(self.folder / FILE, {"format": FORMAT, "seeds": list(self.seeds), **summary})
+        write_json(self.folder / SEEDS_FILE, {"format": SEEDS_FORMAT, "seeds": list(self.seeds), **summary})
 
 
 def mean_and_deviation(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """``mean`` and ``deviation`` by metric; the deviation divides by n - 1, and of one run it is 0.
+    """``mean`` and ``deviation`` by metric, None where the metric is undefined.
 
-    None where the metric is undefined, which depends on the validation images alone.
+    The deviation divides by n - 1, and of one run it is 0.
     """
-    columns = {name: [metrics[name] for metrics in found] for name in HEADLINE_METRICS}
-    defined = {name: [float(v) for v in values] for name, values in columns.items() if None not in values}
-    means = {name: statistics.fmean(values) for name, values in defined.items()}
-    deviations = {
-        name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in defined.items()
-    }
-    return {
-        "mean": {name: means.get(name) for name in HEADLINE_METRICS},
-        "deviation": {name: deviations.get(name) for name in HEADLINE_METRICS},
-    }
+    mean: dict[str, float | None] = {}
+    deviation: dict[str, float | None] = {}
+    for name in HEADLINE_METRICS:
+        values = [float(val[name]) for val in found if val[name] is not None]
+        mean[name] = statistics.fmean(values) if values else None
+        deviation[name] = statistics.stdev(values) if len(values) > 1 else 0.0 if values else None
+    return {"mean": mean, "deviation": deviation}

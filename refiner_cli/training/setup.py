@@ -1,9 +1,9 @@
-"""From a run directory to a trainer: load the backbone, build the model, choose the device."""
+"""Build the trainer of a run: choose the device, load the backbone, build the model."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -20,6 +20,7 @@ from refiner_cli.core.runtime.device import (
 )
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.core.runtime.loader import pick_num_workers
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.benchmark import Benchmark
@@ -27,8 +28,6 @@ from refiner_cli.errors import ConfigError, DatasetError
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
-
-LogFn = Callable[[str], None]
 
 
 def environment() -> dict[str, Any]:
@@ -108,16 +107,26 @@ def resume_trainer(
     """A trainer at the last complete checkpoint of its run, or at its first step if there is none yet.
 
     Raises:
+        UsageError: another process is training in the run.
         DatasetError: the dataset is not the one that the run was started on.
-        ModelFileError: the checkpoint is damaged.
+        ModelFileError: every checkpoint is damaged, or the settings in run.json were changed.
     """
     if benchmark.fingerprint() != run.dataset.fingerprint:
         raise DatasetError(
             f"The dataset {benchmark.root} has changed since the run {run.folder} was started."
         )
+    root = str(benchmark.root.resolve())
+    moved = run.dataset.path != root
+    if moved:
+        log(f"the dataset of the run is now at {root}")
+        run = replace(run, dataset=replace(run.dataset, path=root))
+    if ranks.is_main:
+        with run.locked():
+            run.clean()
+            if moved:
+                run.write()
+    ranks.barrier()
     trainer = build_trainer(run, benchmark, log, ranks)
-    saved = run.checkpoints()
-    if saved:
-        trainer.restore(saved[-1])
+    trainer.restore()
     log(f"resuming after step {trainer.step} of {trainer.total}")
     return trainer

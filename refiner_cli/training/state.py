@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refiner_cli.config import Config, flatten
+from refiner_cli.config import flatten
 from refiner_cli.core.model_io.checkpoint import (
     TRAINED,
     ModelInfo,
@@ -32,10 +32,11 @@ from refiner_cli.core.model_io.checkpoint import (
     write_model,
 )
 from refiner_cli.core.models.base import Calibration, Model
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import Run
 
-STATE, OPTIMIZER = "training.json", "training.safetensors"
+STATE_FILE, OPTIMIZER_FILE = "training.json", "training.safetensors"
 FREE_KEYS = (
     "device",
     "train.num_workers",
@@ -56,12 +57,12 @@ class TrainProgress:
 
 
 class NotSavedError(RefinerError):
-    """A checkpoint could not be written; the ones before it are whole."""
+    """A checkpoint could not be written; the ones before it are complete."""
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """The live objects that a checkpoint is made of, and its way to the run directory and back."""
+    """The objects whose state a checkpoint holds; writes and reads checkpoints of a run."""
 
     run: Run
     model: Model
@@ -78,10 +79,10 @@ class TrainerState:
             "config": self.run.config.model_dump(),
         }
         try:
-            with self.run.new_checkpoint(step) as folder:
+            with self.run.stored.new(step) as folder:
                 write_model(folder, self.model, info, with_backbone=False)
-                save_file(self._tensors(), folder / OPTIMIZER)
-                (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+                save_file(self._tensors(), folder / OPTIMIZER_FILE)
+                (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise NotSavedError(
@@ -89,18 +90,36 @@ class TrainerState:
                 hint=f"{self.run.resume_point()} Free some disk space, then resume with --resume.",
             ) from None
 
+    def restore_newest(self, log: LogFn) -> TrainProgress | None:
+        """Return to the newest undamaged checkpoint; None if there is no checkpoint yet.
+
+        Raises ModelFileError if all checkpoints are damaged, or the newest undamaged one does not fit.
+        """
+        stored = self.run.stored
+        folder = stored.newest_intact(log)
+        if folder is None:
+            return None
+        progress = self.restore(folder)
+        best = progress.best
+        if best and not stored.is_intact(best["checkpoint"]):
+            progress.best = stored.best_until(progress.step)
+            other = progress.best["checkpoint"] if progress.best else "none"
+            log(f"the best checkpoint {best['checkpoint']} is missing or damaged; best now: {other}")
+        if progress.best is None:
+            progress.validated = False
+        return progress
+
     def restore(self, folder: Path) -> TrainProgress:
         """Fill model, optimizer and scaler. Raises ModelFileError if a file is damaged or another's."""
         try:
-            content = json.loads((folder / STATE).read_text("utf-8"))
-            tensors = load_file(folder / OPTIMIZER)
+            content = json.loads((folder / STATE_FILE).read_text("utf-8"))
+            tensors = load_file(folder / OPTIMIZER_FILE)
             progress = TrainProgress(**content["progress"])
-            config, scaler = Config.model_validate(content["config"]), content["scaler"]
-        except Exception as error:  # noqa: BLE001 - safetensors, JSON, pydantic and the system have their own
+            then, scaler = result_settings(content["config"]), content["scaler"]
+        except Exception as error:  # noqa: BLE001 - safetensors, JSON and the system have their own
             raise ModelFileError(f"The training state in {folder} cannot be read ({error}).") from None
-        now, then = result_settings(self.run.config), result_settings(config)
-        for key, value in now.items():
-            if value != then[key]:
+        for key, value in result_settings(self.run.config.model_dump()).items():
+            if value != then.get(key, value):
                 raise ModelFileError(
                     f"{key} in {self.run.folder} is {value!r} now and was {then[key]!r} in {folder.name}.",
                     hint="Start another run, or put the old value back into run.json.",
@@ -139,6 +158,6 @@ class TrainerState:
             self.optimizer.state.setdefault(parameter, {})[key] = put
 
 
-def result_settings(config: Config) -> dict[str, Any]:
-    """Every dotted key that decides what a training computes, and its value."""
-    return {key: value for key, value in flatten(config.model_dump()) if key not in FREE_KEYS}
+def result_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Every dotted key of a configuration that decides what a training computes, and its value."""
+    return {key: value for key, value in flatten(config) if key not in FREE_KEYS}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -22,12 +22,12 @@ from torch import Tensor
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import GIB, autocast
 from refiner_cli.core.runtime.loader import ImageBatch, TrainTransform, load_batches
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.data.images import AUGMENTS
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import atomic_file
 
 IMAGES_PER_FILE = 64  # images of one file
-LogFn = Callable[[str], None]
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Numbers that are none: named with step and cause, skipped, and too many of them stop the run."""
+"""Non-finite values: named with step and cause, skipped, and too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_a_step_with_a_nan_is_skipped_and_named(small_demo: Path, tmp_path: Path
     training = training_on(small_demo, tmp_path / "run", **{"train.max_steps": 2})
     going = training.fit()
     next(going)
-    before = {name: p.detach().clone() for name, p in training.parameters.items()}
+    before = {name: p.detach().clone() for name, p in training.optimizer_step.parameters.items()}
     batch = next(training.rest_of_epoch())
     pixels = batch.images.clone()
     pixels[3] = NAN
     done, _ = training.train_step(ImageBatch(pixels, batch.rows), lambda: False)
     assert done.skipped == f"the pixels of {training.files[int(batch.rows[3])]} are not finite"
-    assert all(torch.equal(before[name], p) for name, p in training.parameters.items())
+    assert all(torch.equal(before[name], p) for name, p in training.optimizer_step.parameters.items())
     after = next(event for event in going if isinstance(event, StepDone))
     assert (after.step, after.skipped) == (2, None)
     lines = [row for row in training.run.metrics() if row["kind"] == "step"]
@@ -63,7 +63,7 @@ def test_a_step_with_a_nan_is_skipped_and_named(small_demo: Path, tmp_path: Path
 def test_too_many_in_a_row_stop_the_run(small_demo: Path, tmp_path: Path) -> None:
     training = training_on(small_demo, tmp_path / "run", **{"train.max_nonfinite_steps": 1})
     with torch.no_grad():
-        next(iter(training.parameters.values())).fill_(NAN)
+        next(iter(training.optimizer_step.parameters.values())).fill_(NAN)
     training.progress.validated = True  # validation has its own view of such a model
     with pytest.raises(
         RefinerError, match="2 consecutive steps were non-finite; last: step 2, the learned parameter"

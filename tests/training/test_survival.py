@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_sentence(small_demo: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "The checkpoint of step 2 could not be written" in str(raised.value)
-    assert "The last whole one is step-00000001" in str(raised.value)
+    assert "The last complete one is step-00000001" in str(raised.value)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "step-00000000",
         "step-00000001",

@@ -67,7 +67,7 @@ def test_what_an_interruption_left_behind_is_dropped(tmp_path: Path, benchmark: 
     list(training.fit(stop=lambda: training.step == 1))
     # Written, then killed before the checkpoint; and killed while writing one.
     training.run.append_metrics({"kind": "step", "step": 3, "loss": 0.0})
-    torn = tmp_path / "run" / "checkpoints" / ".step-00000003.abc"
+    torn = tmp_path / "run" / "checkpoints" / ".step-00000003.0123abcd.tmp"
     torn.mkdir()
     again = resume_trainer(training.run, benchmark, lambda line: None)
     list(again.fit(stop=lambda: True))

@@ -27,10 +27,12 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.errors import EnvironmentLacksError, RefinerError
+from refiner_cli.errors import EnvironmentLacksError, RefinerError, UsageError
 
 HEARTBEAT_SECONDS = 3.0  # between heartbeats
 SILENCE_SECONDS = 30.0  # without a heartbeat, after which a process counts as lost
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = {"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": "0"}  # and what stands for a missing one
 COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the others wait while the main process validates
 
 
@@ -148,6 +150,27 @@ def lost_rank_errors() -> Iterator[None]:
         ) from None
 
 
+def launched_ranks(environment: Mapping[str, str]) -> DistributedContext:
+    """This process among those that ``torchrun`` started; alone if it did not.
+
+    Empty variables count as missing. Raises UsageError if the variables do not fit together.
+    """
+    given = {name: environment.get(name, "").strip() for name in LAUNCH_VARIABLES}
+    if given["WORLD_SIZE"] in {"", "1"}:
+        return SINGLE_PROCESS
+    try:
+        size, rank, local = (int(given[name] or default) for name, default in NUMBERS.items())
+        if not (0 <= rank < size and local >= 0 and given["MASTER_ADDR"] and int(given["MASTER_PORT"]) > 0):
+            raise ValueError
+    except ValueError:
+        found = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise UsageError(
+            f"The environment variables of torchrun do not fit together ({found}).",
+            hint="Start with torchrun, or unset WORLD_SIZE to train in one process.",
+        ) from None
+    return DistributedContext(rank, size, local)
+
+
 @contextlib.contextmanager
 def process_group(
     environment: Mapping[str, str], *, gpu: bool, lost: Callable[[str], None]
@@ -159,11 +182,10 @@ def process_group(
         gpu: whether every process takes a GPU of its own (NCCL), or all compute on the CPU (Gloo).
         lost: called, in another thread, with a sentence when a process has been silent for too long.
     """
-    size = int(environment.get("WORLD_SIZE", "1"))
-    if size == 1:
+    ranks = launched_ranks(environment)
+    if ranks.world_size == 1:
         yield SINGLE_PROCESS
         return
-    ranks = DistributedContext(int(environment["RANK"]), size, int(environment.get("LOCAL_RANK", "0")))
     if gpu:
         if ranks.local_rank >= torch.cuda.device_count():
             raise EnvironmentLacksError(
@@ -177,7 +199,7 @@ def process_group(
         "nccl" if gpu else "gloo",
         store=PrefixStore("exchange", store),
         rank=ranks.rank,
-        world_size=size,
+        world_size=ranks.world_size,
         timeout=COLLECTIVE_TIMEOUT,
     )
     heartbeat = Heartbeat(PrefixStore("heartbeat", store), ranks, lost)

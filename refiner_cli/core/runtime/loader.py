@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from refiner_cli.data.images import Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError, RefinerError
-from refiner_cli.machine import cores
+from refiner_cli.machine import cores, semaphores_work, shared_memory
+
+PREFETCH = 2  # batches that each process decodes ahead
+STALL_SECONDS = 600  # without a batch, after which a decoding process counts as hanging
+SMALL_SHARED_MEMORY = 2**30  # bytes; Docker gives a container 64 MiB
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,18 @@ class ImageBatch:
 
     images: Tensor  # B x 3 x H x W float32
     rows: Tensor  # B int64
+
+    def pin_memory(self) -> ImageBatch:
+        """The batch in page-locked memory, which the DataLoader requests for a GPU."""
+        return ImageBatch(self.images.pin_memory(), self.rows)
+
+
+@dataclass(frozen=True)
+class PipedBatch:
+    """A batch on its way through a pipe: arrays, because torch would put tensors into shared memory."""
+
+    images: npt.NDArray[np.float32]  # B x 3 x H x W
+    rows: npt.NDArray[np.int64]  # B
 
 
 class ImageFiles(Dataset[tuple[Tensor | DatasetError, int]]):
@@ -51,7 +69,7 @@ class EvalTransform:
 
     preprocess: Preprocess
 
-    def __call__(self, image: Any, row: int) -> Tensor:  # noqa: ARG002 - rows matter to Augmented
+    def __call__(self, image: Any, row: int) -> Tensor:  # noqa: ARG002 - rows matter to TrainTransform
         return self.preprocess(image)
 
 
@@ -67,14 +85,27 @@ class TrainTransform:
         return self.augment(image, seed_of(self.seed, self.epoch, row))
 
 
-def collate(items: list[tuple[Tensor | DatasetError, int]]) -> ImageBatch | DatasetError:
-    """Stack a batch, or hand on its first error."""
+def collate(items: list[tuple[Tensor | DatasetError, int]]) -> ImageBatch | PipedBatch | DatasetError:
+    """Stack a batch, or return its first error."""
     pixels = []
     for item, _ in items:
         if isinstance(item, DatasetError):
             return item
         pixels.append(item)
-    return ImageBatch(torch.stack(pixels), torch.tensor([row for _, row in items]))
+    images, rows = torch.stack(pixels), torch.tensor([row for _, row in items])
+    worker = get_worker_info()
+    if worker is None or fits_shared_memory(images.nbytes, worker.num_workers):
+        return ImageBatch(images, rows)
+    return PipedBatch(images.numpy(), rows.numpy())
+
+
+def fits_shared_memory(batch_bytes: int, workers: int) -> bool:
+    """Whether all batches that ``workers`` processes may have under way fit into what is free.
+
+    A process that finds no room there is killed, or its batch is lost and the loop waits for it for ever.
+    """
+    free = shared_memory()
+    return free is None or free > batch_bytes * (PREFETCH * workers + 2)
 
 
 def single_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader's signature
@@ -83,18 +114,23 @@ def single_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader's signature
 
 
 def init_worker(worker: int) -> None:
-    """A signal to the whole process group is the loop's to answer: its workers end when it does."""
+    """Leave signals to the whole process group to the training loop: its workers end when it does."""
     single_thread(worker)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def worker_error(error: RuntimeError) -> Exception:
-    """The sentence for a decoding process that ended; any other error as it is.
+    """The sentence for a decoding process that ended or hangs; any other error as it is.
 
     torch raises this one out of a signal handler: mostly where the loop waits for a batch, but it
     may be anywhere.
     """
+    if "DataLoader timed out" in str(error):
+        return RefinerError(
+            f"No batch of images arrived for {STALL_SECONDS} s: a process that decodes images hangs.",
+            hint="A file system that does not answer is the usual reason; else try --set train.num_workers=0.",
+        )
     return worker_ended(error) if "DataLoader worker" in str(error) else error
 
 
@@ -124,6 +160,8 @@ def load_batches(
         batch_sampler=order,  # type: ignore[arg-type]  # any iterable of row lists will do
         collate_fn=collate,
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=STALL_SECONDS if workers else 0,
         worker_init_fn=init_worker,
         pin_memory=device.type == "cuda",
     )
@@ -139,6 +177,8 @@ def load_batches(
             raise (worker_ended(error) if workers else error) from None
         if isinstance(batch, DatasetError):
             raise batch
+        if isinstance(batch, PipedBatch):
+            batch = ImageBatch(torch.from_numpy(batch.images), torch.from_numpy(batch.rows))
         yield ImageBatch(batch.images.to(device, non_blocking=True), batch.rows)
 
 
@@ -147,12 +187,24 @@ def sequential_batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def pick_num_workers(wanted: int, device: torch.device) -> tuple[int, str]:
-    """How many processes decode, and why; ``-1`` leaves it to the machine."""
-    if wanted >= 0:
-        return wanted, "asked for"
+def pick_num_workers(requested: int, device: torch.device) -> tuple[int, str]:
+    """How many processes decode, and why; ``-1``: chosen from the number of cores."""
     have = cores()
-    if device.type == "cpu":
+    if requested >= 0:
+        count, reason = requested, "requested"
+    elif device.type == "cpu":
         count = 0 if have <= 2 else min(4, have // 4)
-        return count, f"auto: the model itself computes on the {have} cores"
-    return min(8, max(1, have - 1)), f"auto: {have} cores, one is left for the loop"
+        reason = f"auto: the model itself computes on the {have} cores"
+    else:
+        count, reason = min(8, max(1, have - 1)), f"auto: {have} cores, one is left for the loop"
+    if count and not semaphores_work():
+        return (
+            0,
+            f"not the {count} {reason.split(':')[0]}: processes cannot share locks, /dev/shm is not usable",
+        )
+    free = shared_memory()
+    if count and free is not None and free < SMALL_SHARED_MEMORY:
+        reason += (
+            f"; /dev/shm has {free / 2**20:.0f} MiB free, so batches that do not fit are sent through pipes"
+        )
+    return count, reason

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import RefinerError
 
 # PyTorch raises OutOfMemoryError on CUDA alone; elsewhere it is a RuntimeError with one of these texts.
@@ -40,7 +41,7 @@ class OomRetry:
         log: receives a line when the pieces become smaller.
     """
 
-    def __init__(self, log: Callable[[str], None]) -> None:
+    def __init__(self, log: LogFn) -> None:
         self.log = log
         self.limit: int | None = None
 

@@ -1,0 +1,47 @@
+"""Checksums of the files of a folder, so that damage is noticed before the files are used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from refiner_cli.errors import ModelFileError
+
+CHECKSUMS = "checksums.json"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder into checksums.json."""
+    sums = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name != CHECKSUMS}
+    (folder / CHECKSUMS).write_text(json.dumps({"sha256": sums}, indent=2) + "\n", "utf-8")
+
+
+def verify_checksums(folder: Path) -> None:
+    """Raise ModelFileError, naming the file, unless every file of a folder is as it was written."""
+    file = folder / CHECKSUMS
+    try:
+        sums = dict(json.loads(file.read_bytes())["sha256"])
+    except FileNotFoundError:
+        raise ModelFileError(f"{folder} is incomplete: {CHECKSUMS} is missing.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{file} is damaged ({type(error).__name__}).") from None
+    present = {path.name for path in folder.iterdir()} - {CHECKSUMS}
+    for name in sorted(present ^ sums.keys()):
+        state = "is missing" if name in sums else "does not belong there"
+        raise ModelFileError(f"{folder} is damaged: {name} {state}.")
+    for name, expected in sums.items():
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise ModelFileError(f"{folder / name} cannot be read ({error.strerror}).") from None
+        if found != expected:
+            raise ModelFileError(f"{folder / name} is damaged: its checksum differs.")
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a regular file. Raises OSError for anything else, which could block."""
+    if not file.is_file():
+        raise OSError(0, "not a regular file")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

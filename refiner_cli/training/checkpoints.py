@@ -1,0 +1,130 @@
+"""The checkpoints of a run: folders that are complete or absent, with checksums of their files.
+
+The last two are kept, and the best one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refiner_cli.core.model_io.checkpoint import CONFIG
+from refiner_cli.core.model_io.checksums import verify_checksums, write_checksums
+from refiner_cli.core.runtime.log import LogFn
+from refiner_cli.errors import ModelFileError
+from refiner_cli.files import atomic_folder
+from refiner_cli.training.folder_lock import remove_temporary
+from refiner_cli.training.selection import best_record, is_better
+
+KEPT = 2
+NAME = re.compile(r"step-(\d{8,})")
+REPLACED = re.compile(r"\.(step-\d{8,})\.replaced")  # the older one of the same step, for a moment
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder ``checkpoints/`` of a run."""
+
+    folder: Path
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def all(self) -> list[Path]:
+        """All checkpoints, oldest first; none of them was checked."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+
+    @contextlib.contextmanager
+    def new(self, step: int) -> Iterator[Path]:
+        """The folder to fill. One of the same step, saved before its validation, is replaced."""
+        target = self.path(step)
+        replaced = self.folder / f".{target.name}.replaced"
+        try:
+            with atomic_folder(target) as part:
+                yield part
+                write_checksums(part)
+                if target.exists():
+                    target.rename(replaced)
+        finally:
+            if replaced.exists() and not target.exists():  # the new one could not be moved into place
+                replaced.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Remove what a killed process left; put back a checkpoint that it was about to replace."""
+        remove_temporary(self.folder)
+        for path in list(self.folder.iterdir()) if self.folder.is_dir() else []:
+            match = REPLACED.fullmatch(path.name)
+            if match and not (self.folder / match[1]).exists():
+                path.rename(self.folder / match[1])
+            elif match:
+                shutil.rmtree(path)
+
+    def discard_after(self, step: int) -> None:
+        """Remove checkpoints of later steps: training comes by them again."""
+        for path in self.all():
+            if step_of(path) > step:
+                shutil.rmtree(path)
+
+    def prune(self, best: str | None) -> None:
+        """Remove checkpoints that are neither the one named ``best`` nor among the last two."""
+        for path in self.all()[:-KEPT]:
+            if path.name != best:
+                shutil.rmtree(path)
+
+    def require_intact(self, name: str) -> None:
+        """Raise ModelFileError unless a checkpoint is there and undamaged."""
+        if not (self.folder / name).is_dir():
+            raise ModelFileError(f"The checkpoint {self.folder / name} is missing.", hint="Use --resume.")
+        verify_checksums(self.folder / name)
+
+    def is_intact(self, name: str) -> bool:
+        """Whether a checkpoint is there and undamaged."""
+        try:
+            self.require_intact(name)
+        except (ModelFileError, OSError):
+            return False
+        return True
+
+    def newest_intact(self, log: LogFn) -> Path | None:
+        """The newest undamaged checkpoint; every damaged one that is passed over is logged.
+
+        Raises ModelFileError if there are checkpoints and all are damaged.
+        """
+        every = self.all()
+        for path in reversed(every):
+            try:
+                self.require_intact(path.name)
+            except ModelFileError as error:
+                log(f"{error.message} The checkpoint before it is used instead.")
+            else:
+                return path
+        if every:
+            raise ModelFileError(
+                f"Every checkpoint in {self.folder} is damaged.",
+                hint="Restore the folder from a copy, or train again with another --out.",
+            )
+        return None
+
+    def best_until(self, step: int) -> dict[str, Any] | None:
+        """The best of the undamaged, validated checkpoints up to a step, as best.json names it."""
+        best = None
+        for path in self.all():
+            if step_of(path) <= step and self.is_intact(path.name):
+                val = json.loads((path / CONFIG).read_text("utf-8"))["metrics"]
+                record = best_record(path.name, step_of(path), val) if val else None
+                best = record if record and is_better(record, best) else best
+        return best
+
+
+def step_of(path: Path) -> int:
+    """The number of steps done at a checkpoint."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0

@@ -1,0 +1,33 @@
+"""Open a run whose run.json is damaged or missing: its newest undamaged checkpoint holds the same facts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from refiner_cli.config import Config
+from refiner_cli.core.model_io.checkpoint import CONFIG
+from refiner_cli.core.runtime.log import LogFn
+from refiner_cli.training.checkpoints import Checkpoints
+from refiner_cli.training.run_dir import RUN, DamagedRunError, DatasetRef, Run
+from refiner_cli.training.state import STATE_FILE
+
+
+def open_or_recover(folder: Path, log: LogFn) -> Run:
+    """Open a run to resume it; where run.json is damaged or missing, write it again.
+
+    Raises ModelFileError if the folder is not a run, or holds no undamaged checkpoint to recover from.
+    """
+    try:
+        return Run.open(folder)
+    except DamagedRunError as error:
+        newest = Checkpoints(folder / "checkpoints").newest_intact(log)
+        if newest is None:
+            raise
+        state = json.loads((newest / STATE_FILE).read_text("utf-8"))
+        model = json.loads((newest / CONFIG).read_text("utf-8"))
+        dataset = DatasetRef(model["dataset"], model["dataset_path"], model["dataset_fingerprint"])
+        run = Run(folder, Config.model_validate(state["config"]), dataset)
+        run.write()
+        log(f"{error.message} {RUN} was written again from {newest.name}.")
+        return run
