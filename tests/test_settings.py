@@ -115,3 +115,25 @@ def test_every_key_can_be_set_as_text_from_every_source(method: str, tmp_path: P
             for part in key.split("."):
                 found = getattr(found, part)
             assert found == value, (key, layer[0])
+
+
+def test_environment_variables_of_others_are_ignored_and_near_misses_noted() -> None:
+    notes: list[str] = []
+    others = {
+        "REFINER_SERVICE_HOST": "10.0.0.7",
+        "REFINER_SERVICE_PORT": "80",
+        "REFINER_PORT": "tcp://10.0.0.7:80",
+        "REFINER_PORT_80_TCP_ADDR": "10.0.0.7",
+        "REFINER_UI__COLOUR": "red",
+        "REFINER_HOME": "/x",
+    }
+    assert from_environment(others, notes.append) == ("environment", {})
+    assert notes == []
+    _, values = from_environment({"REFINER_TRAIN_LR": "1", "REFINER_SEDE": "2", **others}, notes.append)
+    assert values == {}
+    assert notes == [
+        "The environment variable REFINER_TRAIN_LR is ignored; did you mean REFINER_TRAIN__LR?",
+        "The environment variable REFINER_SEDE is ignored; did you mean REFINER_SEED?",
+    ]
+    with pytest.raises(ConfigError, match=r"environment: unknown key 'train\.lrr'"):
+        resolve([from_environment({"REFINER_TRAIN__LRR": "1"})])

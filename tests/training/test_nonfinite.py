@@ -69,3 +69,18 @@ def test_too_many_in_a_row_stop_the_run(small_demo: Path, tmp_path: Path) -> Non
         RefinerError, match="2 consecutive steps were non-finite; last: step 2, the learned parameter"
     ):
         list(training.fit())
+
+
+@pytest.mark.parametrize("value", [1e30, NAN])
+def test_a_diverged_run_names_the_parameter_and_not_the_scores(
+    small_demo: Path, tmp_path: Path, value: float
+) -> None:
+    training = training_on(small_demo, tmp_path / "run")
+    with torch.no_grad():
+        for parameter in training.optimizer_step.parameters.values():
+            parameter.fill_(value)
+    with pytest.raises(
+        RefinerError, match=r"Validation after step 0 failed: .*the learned parameter"
+    ) as raised:
+        list(training.fit())
+    assert "Lower train.lr" in str(raised.value)

@@ -129,7 +129,7 @@ def worker_error(error: RuntimeError) -> Exception:
     if "DataLoader timed out" in str(error):
         return RefinerError(
             f"No batch of images arrived for {STALL_SECONDS} s: a process that decodes images hangs.",
-            hint="A file system that does not answer is the usual reason; else try --set train.num_workers=0.",
+            hint="Usually a file system does not answer; otherwise try --set train.num_workers=0.",
         )
     return worker_ended(error) if "DataLoader worker" in str(error) else error
 

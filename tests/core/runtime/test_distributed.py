@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from refiner_cli.core.runtime.distributed import DistributedContext
+from refiner_cli.core.runtime.distributed import DistributedContext, launched_ranks
 from refiner_cli.data.labels import LabelSpace
+from refiner_cli.errors import UsageError
 from tests.conftest import Cli
 from tests.training.processes import SETTINGS, begin_ranks, rows, steps, wait_until
 
@@ -35,6 +36,25 @@ def test_the_pairs_are_shared_out_in_order(count: int, size: int) -> None:
     else:
         assert sum((share.pairs for share in shares), ()) == space.pairs
         assert all(share.objects == space.objects for share in shares)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"RANK": ""}, {"RANK": "", "WORLD_SIZE": ""}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "3"}],
+)
+def test_without_torchrun_there_is_one_process(environment: dict[str, str]) -> None:
+    assert launched_ranks(environment).world_size == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"RANK": ""}, {"RANK": "2"}, {"WORLD_SIZE": "many"}, {"MASTER_ADDR": ""}, {"MASTER_PORT": "http"}],
+)
+def test_variables_of_torchrun_that_do_not_fit_are_one_sentence(change: dict[str, str]) -> None:
+    whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    assert (launched_ranks(whole).rank, launched_ranks(whole).local_rank) == (1, 0)
+    with pytest.raises(UsageError, match="variables of torchrun do not fit together"):
+        launched_ranks(whole | change)
 
 
 def test_two_processes_with_half_the_batch_equal_one(cli: Cli, small_demo: Path, tmp_path: Path) -> None:

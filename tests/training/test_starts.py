@@ -1,0 +1,73 @@
+"""Starting and resuming from the command line: failed starts, moved datasets, sizes without sense."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from refiner_cli.training.run_dir import Run
+from tests.conftest import Cli
+from tests.training.processes import SETTINGS
+
+ONE_STEP = (*SETTINGS, "--set", "train.max_steps=1", "--set", "train.batch_size=16")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (("--backbone", "ViT-B-32", "--pretrained", "opneai"), 3),
+        (("--backbone", "no-such-model"), 3),
+        (("--backbone", "tiny", "--device", "cuda:99"), 6),
+        (("--backbone", "tiny", "--device", "abacus"), 2),
+        (("--backbone", "tiny", "--seed", "99999999999999999999"), 3),
+        (("--backbone", "tiny", "--lr", "1e38"), 3),
+        (("--backbone", "tiny", "--lr", "inf"), 3),
+        (("--backbone", "tiny", "--method", "clip", "--set", "train.cached_views=1"), 3),
+    ],
+)
+def test_a_failed_start_leaves_nothing_in_the_way(
+    cli: Cli, small_demo: Path, tmp_path: Path, wrong: tuple[str, ...], code: int
+) -> None:
+    run = tmp_path / "run"
+    outcome = cli("train", small_demo, "--out", run, "--set", "train.max_steps=1", *wrong)
+    assert outcome.code == code, outcome.err
+    assert len([line for line in outcome.err.splitlines() if line.startswith("Error")]) == 1
+    assert "Traceback" not in outcome.err
+    assert not run.exists()
+
+
+def test_a_failed_start_of_several_seeds_leaves_nothing_in_the_way(
+    cli: Cli, small_demo: Path, tmp_path: Path
+) -> None:
+    wrong = ("--backbone", "tiny", "--device", "cuda:99")
+    assert cli("train", small_demo, "--out", tmp_path / "runs", "--seeds", 2, *wrong).code == 6
+    assert not (tmp_path / "runs").exists()
+    last = 2**63 - 1
+    outcome = cli("train", small_demo, "--out", tmp_path / "runs", "--seeds", 2, "--seed", last, *ONE_STEP)
+    assert outcome.code == 2
+    assert "exceed" in outcome.err
+
+
+def test_a_dataset_that_moved_is_found_by_its_fingerprint(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(small_demo, data)
+    assert cli("-q", "train", data, "--out", run, *ONE_STEP).code == 0
+    data.rename(tmp_path / "moved")
+    run.rename(tmp_path / "moved-run")
+    lost = cli("train", "--resume", "--out", tmp_path / "moved-run")
+    assert lost.code == 3
+    assert "is no longer at" in lost.err
+    assert "refiner train DATASET --resume" in lost.err
+    found = cli("train", tmp_path / "moved", "--resume", "--out", tmp_path / "moved-run", "--seed", 4)
+    assert found.code == 0, found.err
+    assert "A resumed run keeps its settings: --seed ignored." in found.err
+    assert Run.open(tmp_path / "moved-run").dataset.path == str((tmp_path / "moved").resolve())
+    assert cli("-q", "train", "--resume", "--out", tmp_path / "moved-run").code == 0
+
+    pairs = tmp_path / "moved" / "compositional-split-natural" / "val_pairs.txt"
+    pairs.write_text("\n".join(pairs.read_text().splitlines()[:-1]) + "\n")
+    other = cli("train", tmp_path / "moved", "--resume", "--out", tmp_path / "moved-run")
+    assert other.code == 3
+    assert "has changed since" in other.err
