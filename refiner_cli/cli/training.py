@@ -235,7 +235,9 @@ def show_training(result: dict[str, Any]) -> None:
     if "runs" not in result:
         if result["val"]:
             table = new_table(f"Best on validation, by {result['criterion']}", "step", *HEADLINE_METRICS)
-            table.add_row(str(result["best_step"]), *(format_metric(result["val"][name]) for name in HEADLINE_METRICS))
+            table.add_row(
+                str(result["best_step"]), *(format_metric(result["val"][name]) for name in HEADLINE_METRICS)
+            )
             terminal.table(table)
             terminal.data(f"run {result['run']}")
         return

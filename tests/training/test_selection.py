@@ -9,38 +9,30 @@ from typing import Any
 import pytest
 
 from refiner_cli.data.benchmark import METADATA, load_benchmark, read_pairs, write_metadata, write_pairs
-from refiner_cli.training.selection import best_record, is_better, measured, selection_criterion
+from refiner_cli.training.selection import best_record, is_better, selection_criterion
 from tests.conftest import Cli
 from tests.training.processes import SETTINGS
 
 Val = dict[str, Any]
 
 
-def val(seen: int = 5, unseen: int = 5, **values: float | None) -> Val:
-    """Metrics of a validation with so many images; everything not given is 0."""
-    return {"S": 0.0, "U": 0.0, "HM": 0.0, "AUC": 0.0, "n_seen": seen, "n_unseen": unseen} | values
+def val(**values: float | None) -> Val:
+    """Metrics of a validation; everything not given is undefined."""
+    return {"S": None, "U": None, "HM": None, "AUC": None} | values
 
 
 @pytest.mark.parametrize(
     ("metrics", "criterion"),
     [
-        (val(), "AUC"),  # 0 is a value
-        (val(unseen=0), "S"),
-        (val(seen=0), "U"),
-        (val(seen=0, unseen=0), "loss"),
-        (val(AUC=None), "HM"),
-        (val(AUC=None, HM=None), "S"),
-        (val(AUC=None, HM=None, S=None), "U"),
-        (val(AUC=float("nan"), HM=float("nan"), S=float("nan"), U=float("nan")), "loss"),
+        (val(S=0.0, U=0.0, HM=0.0, AUC=0.0), "AUC"),  # 0 is a value
+        (val(S=1.0, U=2.0, HM=3.0), "HM"),
+        (val(S=1.0), "S"),
+        (val(U=2.0), "U"),
+        (val(), "loss"),
     ],
 )
 def test_the_criterion_is_the_first_that_is_defined(metrics: Val, criterion: str) -> None:
     assert selection_criterion(metrics) == criterion
-
-
-def test_a_metric_without_its_images_is_undefined() -> None:
-    only_seen = val(unseen=0, S=50.0)
-    assert [measured(only_seen, name) for name in ("S", "U", "HM", "AUC")] == [50.0, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -49,10 +41,10 @@ def test_a_metric_without_its_images_is_undefined() -> None:
         (val(AUC=3.0), val(AUC=4.0), True),
         (val(AUC=4.0), val(AUC=3.0), False),
         (val(AUC=4.0), val(AUC=4.0), True),  # the later one
-        (val(), val(), True),
-        (val(unseen=0, S=40.0), val(unseen=0, S=30.0), False),
-        (val(unseen=0, S=40.0), val(unseen=0, S=40.0), True),
-        (val(seen=0, U=40.0), val(seen=0, U=41.0), True),
+        (val(AUC=0.0), val(AUC=0.0), True),
+        (val(S=40.0), val(S=30.0), False),
+        (val(S=40.0), val(S=40.0), True),
+        (val(U=40.0), val(U=41.0), True),
     ],
 )
 def test_a_later_step_is_best_unless_it_is_worse(old: Val, new: Val, better: bool) -> None:
@@ -61,7 +53,7 @@ def test_a_later_step_is_best_unless_it_is_worse(old: Val, new: Val, better: boo
 
 
 def test_the_loss_decides_where_nothing_else_does_and_a_lower_one_is_better() -> None:
-    nothing = val(seen=0, unseen=0)
+    nothing = val()
     untrained = best_record("a", 0, nothing, None)
     trained, worse = best_record("b", 1, nothing, 2.0), best_record("c", 2, nothing, 3.0)
     assert is_better(trained, untrained)
