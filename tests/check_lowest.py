@@ -18,9 +18,9 @@ import tempfile
 import tomllib
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("parquet", "heif", "siglip")
 
 
 def lowest(requirement: str) -> str:
@@ -31,11 +31,20 @@ def lowest(requirement: str) -> str:
     return f"{found[1]}=={found[2]}"
 
 
+def project() -> dict[str, Any]:
+    """The project's table of pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return table
+
+
 def bounds() -> list[str]:
     """Every dependency of the package and of the extras that users install, at its lower bound."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = [name for extra in EXTRAS for name in project["optional-dependencies"][extra]]
-    return [lowest(requirement) for requirement in (*project["dependencies"], *extras)]
+    extras = project()["optional-dependencies"]
+    found = [
+        *project()["dependencies"],
+        *(n for extra, names in extras.items() if extra != "dev" for n in names),
+    ]
+    return [lowest(requirement) for requirement in found]
 
 
 def prepare(folder: Path) -> Path:
@@ -44,7 +53,7 @@ def prepare(folder: Path) -> Path:
     pins, stamp = "\n".join(bounds()) + "\n", folder / "lowest.txt"
     if not (stamp.exists() and stamp.read_text("utf-8") == pins):
         venv.create(folder, clear=True, with_pip=True)
-        extras = ",".join((*EXTRAS, "dev"))
+        extras = ",".join(project()["optional-dependencies"])
         pinned = folder / "pins.txt"
         pinned.write_text(pins, "utf-8")
         subprocess.run(

@@ -42,6 +42,13 @@ def test_every_setting_and_every_command_is_on_its_page() -> None:
     assert "<" not in reference
 
 
+def test_every_json_schema_on_its_page_is_one_that_the_program_writes() -> None:
+    named = set(re.findall(r"`(refiner\.[a-z-]+/\d)`", page_text("output-and-exit-codes")))
+    sources = "".join(file.read_text("utf-8") for file in (ROOT / "refiner_cli").rglob("*.py"))
+    assert len(named) >= 10
+    assert all(f'"{schema}"' in sources for schema in named)
+
+
 @pytest.mark.parametrize("name", documents())
 def test_links_lead_to_files(name: str) -> None:
     document = documents()[name]
