@@ -88,7 +88,7 @@ def create(
         )
     show_created(found, created)
     if as_json:
-        terminal.json(to_json(out, found, created))
+        terminal.json(creation_json(out, found, created))
     else:
         terminal.data(str(out))
         terminal.note(f"next: refiner train {shlex.quote(str(out))}")
@@ -136,7 +136,7 @@ def quote_pairs(pairs: Sequence[Pair]) -> str:
     return ", ".join(f"'{state} {obj}'" for state, obj in pairs[:MAX_NAMED]) + more
 
 
-def to_json(out: Path, found: PhotoCollection, created: Created) -> dict[str, object]:
+def creation_json(out: Path, found: PhotoCollection, created: Created) -> dict[str, object]:
     """The object of ``--json``."""
     return {
         "schema": "refiner.dataset-create/1",

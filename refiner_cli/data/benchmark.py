@@ -13,6 +13,7 @@ images is not done here.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,7 +137,7 @@ def read_metadata(file: Path) -> list[Row]:
             hint="It must be a list of plain dictionaries saved by torch.save.",
         ) from None
     if not isinstance(rows, list):
-        raise DatasetError(f"The metadata file {file} holds no list of rows.")
+        raise DatasetError(f"The metadata file {file} does not hold a list of rows.")
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ROW_KEYS):
             raise DatasetError(
@@ -179,6 +180,11 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
             f"The dataset folder {root} does not exist.",
             hint="Give a folder, or fetch one: 'refiner download --list' shows what there is.",
         )
+    if not (root / SPLIT_FOLDER).exists() and not (root / METADATA).exists():
+        raise DatasetError(
+            f"{root} is not a dataset: it has no {SPLIT_FOLDER} folder.",
+            hint=f"If it holds your photos, make a dataset of them: refiner dataset create {root} --out DIR",
+        )
     pairs = {split: read_pairs(root / SPLIT_FOLDER / f"{split}_pairs.txt") for split in SPLITS}
     known = {pair for split in SPLITS for pair in pairs[split]}
     samples: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
@@ -193,7 +199,7 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
         if not samples[split]:
             raise DatasetError(f"{root / METADATA} lists no image for the split {split!r}.")
     return Benchmark(
-        name=name or root.resolve().name,
+        name=name or os.fsencode(root.resolve().name).decode("utf-8", "backslashreplace"),
         root=root,
         pairs=pairs,
         samples={split: tuple(found) for split, found in samples.items()},

@@ -101,16 +101,16 @@ def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     rows = max(1, STRIP_PIXELS // image.width // factor) * factor
     if rows >= image.height:
         return _strip_to_rgb(image, scale, factor)
-    whole = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    complete = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        whole.paste(_strip_to_rgb(strip, scale, factor), (0, top // factor))
-    return whole
+        complete.paste(_strip_to_rgb(strip, scale, factor), (0, top // factor))
+    return complete
 
 
 def _strip_to_rgb(image: Image.Image, scale: float | None, factor: int) -> Image.Image:
     if scale is not None:
-        values = _finite(image) * scale
+        values = _finite_values(image) * scale
         image = Image.fromarray(values.clip(0, 255).astype("uint8"))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -128,7 +128,7 @@ def _deep_scale(image: Image.Image) -> float | None:
         return None
     rows = max(1, STRIP_PIXELS // image.width)
     highest = max(
-        _finite(image.crop((0, top, image.width, min(top + rows, image.height)))).max()
+        _finite_values(image.crop((0, top, image.width, min(top + rows, image.height)))).max()
         for top in range(0, image.height, rows)
     )
     if image.mode == "I":
@@ -136,7 +136,7 @@ def _deep_scale(image: Image.Image) -> float | None:
     return 255 if highest <= 1 else 1
 
 
-def _finite(image: Image.Image) -> npt.NDArray[np.float64]:
+def _finite_values(image: Image.Image) -> npt.NDArray[np.float64]:
     """``H x W`` float64, with 0 for NaN."""
     import numpy as np
 

@@ -39,7 +39,7 @@ class Preprocess:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        default_limits()  # raises for a bad one here, where it is shown, and not in a decoding process
+        default_limits()  # a limit that is not a number is reported here, and not by a decoding process
         self.crop = Crop.of(config)
         self.mean = torch.tensor(config["mean"])[:, None, None]
         self.std = torch.tensor(config["std"])[:, None, None]

@@ -17,9 +17,10 @@ from threading import Event
 
 from refiner_cli.data.decode import read
 from refiner_cli.data.image_file import MissingFileError, UnreadableError, default_limits
-from refiner_cli.data.progress import Progress, Report, StoppedError
+from refiner_cli.data.progress import Notice, Progress, Report, StoppedError
 from refiner_cli.data.workers import init_worker
 from refiner_cli.errors import RefinerError
+from refiner_cli.machine import semaphores_work
 
 _CHUNK = 128
 _WORTH_A_PROCESS = 1024  # images; fewer are decoded in the time that a process takes to start
@@ -45,7 +46,10 @@ def find_unreadable(
     More than one worker needs a main module that can be imported, as always with processes.
     Raises StoppedError when ``stop`` is set, and ConfigError for a decode limit that is not a number.
     """
-    default_limits()  # what is wrong with them must be said here, and not by every process
+    default_limits()  # a limit that is not a number is reported here, and not by every process
+    if workers > 1 and len(paths) > _WORTH_A_PROCESS and not semaphores_work():
+        report(Notice("Decoding in one process: others cannot start here, as there is no usable /dev/shm."))
+        workers = 1
     chunks = [(str(folder), paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
     found: list[UnreadableImage] = []
     done = 0

@@ -18,8 +18,8 @@ from typing import Literal
 from refiner_cli.data.labels import NameIndex, Pair, name_key, visible
 from refiner_cli.errors import DatasetError
 
-Role = Literal["state", "object"]
-LogFn = Callable[[str], None]
+NameRole = Literal["state", "object"]
+NoteFn = Callable[[str], None]
 MAX_WORDS = 6  # of one name; more are a sentence
 _HEADERS = {
     "state": {"state", "states", "attribute", "attributes", "attr"},
@@ -57,7 +57,7 @@ def read_text(file: Path, what: str) -> str:
 
 
 def read_names(
-    file: Path, role: Role, known: Iterable[str] = (), log: LogFn = lambda _: None
+    file: Path, role: NameRole, known: Iterable[str] = (), log: NoteFn = lambda _: None
 ) -> tuple[str, ...]:
     """Read states or objects, each once, in the order of the list.
 
@@ -86,7 +86,7 @@ def read_pair_list(
     file: Path,
     known_states: Iterable[str] = (),
     known_objects: Iterable[str] = (),
-    log: LogFn = lambda _: None,
+    log: NoteFn = lambda _: None,
 ) -> tuple[Pair, ...]:
     """Read pairs, each once: ``state object``, with a tab or a comma between them where a name has two words.
 
@@ -134,7 +134,7 @@ def _bad_line(file: Path, number: int, text: str, what: str, hint: str) -> Datas
 class _Unique:
     """Entries of a list, each once under whatever spelling; the others are named."""
 
-    def __init__(self, file: Path, log: LogFn) -> None:
+    def __init__(self, file: Path, log: NoteFn) -> None:
         self.file, self.log = file, log
         self.found: dict[tuple[str, ...], tuple[Sequence[str], int]] = {}  # keys -> names, line
         self.repeated: list[str] = []

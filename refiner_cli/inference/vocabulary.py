@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refiner_cli.data.benchmark import World
 from refiner_cli.data.labels import LabelSpace, Pair
-from refiner_cli.data.lists import LogFn, read_names, read_pair_list
+from refiner_cli.data.lists import NoteFn, read_names, read_pair_list
 from refiner_cli.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def choose_space(
     states: Path | None,
     objects: Path | None,
     pairs: Path | None,
-    log: LogFn = lambda _: None,
+    log: NoteFn = lambda _: None,
 ) -> LabelSpace:
     """The candidates: the model's own in the closed or open world, or those of the given files.
 

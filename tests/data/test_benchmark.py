@@ -135,7 +135,7 @@ def test_no_broken_metadata_raises_anything_else(tmp_path: Path, data: st.DataOb
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"image": "x"}, "holds no list"),
+        ({"image": "x"}, "does not hold a list"),
         ([{"image": "x", "attr": "a", "obj": "b"}], "row 0: the keys"),
         ([*ROWS, {"image": "x", "attr": "a", "obj": "b", "set": 3}], "row 1: the keys"),
         ([["image"]], "row 0"),
@@ -165,6 +165,13 @@ def test_missing_parts_are_named(folder: Path) -> None:
     (folder / "compositional-split-natural/val_pairs.txt").unlink()
     with pytest.raises(DatasetError, match=r"val_pairs\.txt does not exist"):
         load_benchmark(folder)
+
+
+def test_a_photo_folder_is_told_the_command_that_makes_a_dataset_of_it(tmp_path: Path) -> None:
+    (tmp_path / "photos/red_apple").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="photos is not a dataset") as caught:
+        load_benchmark(tmp_path / "photos")
+    assert f"refiner dataset create {tmp_path / 'photos'} --out" in caught.value.hint
 
 
 def test_a_split_without_images_is_refused(folder: Path) -> None:

@@ -8,6 +8,7 @@ from threading import Event
 
 import pytest
 
+from refiner_cli.data import integrity
 from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.progress import StoppedError
 from tests.data.conftest import Log
@@ -58,6 +59,14 @@ def test_many_processes_find_what_one_finds(folder: Path, log: Log) -> None:
     done = [event.done for event in log.progress("verify")]
     assert len(done) == 2 * 18
     assert done[:18] == done[18:] == sorted(done[:18])
+
+
+def test_without_shared_memory_one_process_does_it_and_says_so(
+    folder: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrity, "semaphores_work", lambda: False)
+    assert check(folder, ["0.jpg"] * 2000, log, workers=2) == []
+    assert "no usable /dev/shm" in log.notices[0]
 
 
 def test_stops_when_asked(folder: Path, log: Log, stop: Event) -> None:

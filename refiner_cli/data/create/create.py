@@ -38,7 +38,7 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.files import atomic_folder
 
 Placing = Literal["link", "copy"]
-_LONGEST_NAME = 240  # bytes of a file name; file systems allow 255, and a number may be added
+_MAX_NAME_BYTES = 240  # bytes of a file name; file systems allow 255, and a number may be added
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,11 @@ def _portable(name: str) -> str:
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     text = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", text).rstrip(". ") or "_"
-    if len(text.encode()) <= _LONGEST_NAME:
+    if len(text.encode()) <= _MAX_NAME_BYTES:
         return text
     stem, dot, suffix = text.rpartition(".")
     ending = dot + suffix if stem and len(suffix) < 8 else ""
-    start = text.encode()[: _LONGEST_NAME - len(ending.encode())].decode("utf-8", "ignore")
+    start = text.encode()[: _MAX_NAME_BYTES - len(ending.encode())].decode("utf-8", "ignore")
     return start.rstrip(". ") + ending
 
 

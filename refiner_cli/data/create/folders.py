@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refiner_cli.data.benchmark import Split
-from refiner_cli.data.create.photos import Photo, PhotoCollection, clean_name
+from refiner_cli.data.create.photos import Photo, PhotoCollection, clean_name, require_unicode
 from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.data.labels import Pair, name_key
 from refiner_cli.errors import DatasetError
@@ -157,7 +157,7 @@ def _label(tree: _Tree, tops: Iterable[Path]) -> tuple[dict[Path, Pair], list[Pa
     flat: list[Path] = []
     for top in tops:
         below = any(tree.holds_images(folder) for folder in tree.folders(top))
-        is_state = below and (not tree.images(top) or len(_words(top.name)) < 2)
+        is_state = below and (not tree.images(top) or len(_name_words(top.name)) < 2)
         (states if is_state else flat).append(top)
     if states and flat:
         raise DatasetError(
@@ -172,12 +172,13 @@ def _label(tree: _Tree, tops: Iterable[Path]) -> tuple[dict[Path, Pair], list[Pa
             if tree.holds_images(inner):
                 pairs[inner] = (clean_name(top.name), clean_name(inner.name))
     for folder, pair in pairs.items():
+        require_unicode(" ".join(pair), str(folder))
         if not all(pair):
             raise DatasetError(f"The name of {folder} holds no state and object.", hint=LAYOUT)
     return pairs, [image for top in states for image in tree.images(top)]
 
 
-def _words(name: str) -> list[str]:
+def _name_words(name: str) -> list[str]:
     return re.split(r"[\s_]+", name.strip("_ "))
 
 
@@ -187,7 +188,7 @@ def _read_names(names: Iterable[str]) -> dict[str, Pair]:
     With more than two words the cut is where a name is known from the other folders: beside
     ``red_apple``, ``red_bell_pepper`` is a red one. Raises DatasetError where that does not decide.
     """
-    words = {name: _words(name) for name in names}
+    words = {name: _name_words(name) for name in names}
     if single := [name for name, parts in words.items() if len(parts) < 2]:
         raise DatasetError(
             f"The folder name {single[0]!r} is not of the form state_object.",

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from refiner_cli.data.benchmark import Split
 from refiner_cli.data.labels import NameIndex, Pair, name_key, visible
-from refiner_cli.data.lists import LogFn, read_pair_list
+from refiner_cli.data.lists import NoteFn, read_pair_list
+from refiner_cli.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ def clean_name(name: str) -> str:
     return re.sub(r"[\s_.]+", ".", visible(name)).strip(".") if name_key(name) else ""
 
 
+def require_unicode(name: str, where: str) -> None:
+    """Raise DatasetError for a name with bytes that are not UTF-8: no pair list can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(f"{where}: the name {name!r} is not UTF-8.", hint="Rename it.") from None
+
+
 def one_spelling(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:
     """Give each state and each object its most frequent spelling; return a note on each change."""
     spelling: list[dict[str, str]] = []
@@ -67,7 +76,7 @@ def one_spelling(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:
     return merged, notes
 
 
-def read_unseen(file: Path, pairs: Iterable[Pair], log: LogFn) -> tuple[Pair, ...]:
+def read_unseen(file: Path, pairs: Iterable[Pair], log: NoteFn) -> tuple[Pair, ...]:
     """Read a list of pairs to hold out, in the spelling of the given pairs. Raises DatasetError."""
     known = set(pairs)
     listed = read_pair_list(file, {state for state, _ in known}, {obj for _, obj in known}, log)

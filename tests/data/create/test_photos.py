@@ -214,6 +214,18 @@ def test_spellings_of_one_name_become_one_and_are_said(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_labels_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "1.jpg", "state": "\\udce9", "object": "cup"}')
+    with pytest.raises(DatasetError, match=r"line 1: the name '\\udce9 cup' is not UTF-8"):
+        read_photos(tmp_path / "t.jsonl")
+    try:
+        touch(tmp_path / "photos", "caf\udce9_cup/1.jpg")
+    except OSError:
+        pytest.skip("the file system has names in UTF-8 only")
+    with pytest.raises(DatasetError, match="is not UTF-8"):
+        read_photos(tmp_path / "photos")
+
+
 def test_a_dataset_is_not_taken_for_photos(tmp_path: Path) -> None:
     touch(tmp_path, "compositional-split-natural/train_pairs.txt", "images/red_apple/1.jpg")
     with pytest.raises(DatasetError, match=r"is a dataset already\. Train on it"):
