@@ -25,8 +25,8 @@ def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
     Returns:
         ``MAP_SIDE x MAP_SIDE`` RGB: grey where the query attends little, bright where most.
     """
-    side = math.isqrt(attention.numel())
-    grid = attention.float().reshape(side, side)
+    rows = round(math.sqrt(attention.numel() * image.height / image.width))  # patches are square
+    grid = attention.float().reshape(rows, -1)
     grid = (grid - grid.min()) / (grid.max() - grid.min()).clamp_min(1e-12)
     heat = Image.fromarray((grid * 255).to(torch.uint8).cpu().numpy(), "L").resize(
         (MAP_SIDE, MAP_SIDE), Image.Resampling.BICUBIC

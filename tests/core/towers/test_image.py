@@ -12,12 +12,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.core.model_io.checkpoint import ModelInfo, read_model
+from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
+from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.image import AttentionSpec, ImageTower, run_blocks
 from refiner_cli.core.towers.library_internals import CHECKED, private_method
@@ -27,6 +33,7 @@ from tests.core.cases import SPACE
 from tests.core.towers.small_models import CONFIG
 
 WIDTH, DEPTH, SIZE, PATCH = 48, 3, 32, 8
+INFO = ModelInfo("refiner", "none", "", "", 1, {})
 
 
 def in_open_clip(trunk: nn.Module) -> Any:
@@ -152,6 +159,45 @@ def test_a_rectangular_image_size_trains_and_scores(tmp_path: Path, size: list[i
     model = Refiner.build(backbone, RefinerConfig(), SPACE).train()
     scores = model.score(model.encode_images(images), model.encode_pairs(SPACE))
     scores.composition.sum().backward()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "open_clip": {**CONFIG["vision_cfg"], "pool_type": "avg", "final_ln_after_pool": True},
+    "EVA02": {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": "linear"},
+    "PE-Core": {"timm_model_name": "vit_pe_core_tiny_patch16_384", "image_size": 384, "timm_proj": "linear",
+                "timm_pool": "map"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_scores_as_open_clip_trains_and_reloads(tmp_path: Path, kind: str) -> None:
+    config = {**CONFIG, "custom_text": True, "vision_cfg": KINDS[kind]}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    backbone = load_backbone(str(tmp_path / "model.json"), "none")
+    size = backbone.spec.preprocess["size"]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    zero_shot = build_model("clip", backbone, method_section("clip")(), SPACE).eval()
+    with torch.no_grad():
+        scores = zero_shot.score(zero_shot.encode_images(images), zero_shot.encode_pairs(SPACE))
+        prompts = [f"a photo of {state} {obj}" for state, obj in SPACE.pairs]
+        texts = backbone.clip.encode_text(open_clip.tokenize(prompts, CONFIG["text_cfg"]["context_length"]))
+        cosines = F.normalize(backbone.clip.encode_image(images), dim=-1) @ F.normalize(texts, dim=-1).T
+    assert torch.allclose(scores.composition / backbone.logit_scale, cosines, atol=1e-5)
+
+    model = Refiner.build(backbone, RefinerConfig(num_queries=2), SPACE).train()
+    scores = model.score(model.encode_images(images), model.encode_pairs(SPACE))
+    model.loss(scores, torch.tensor([0, 1]), SPACE, TrainConfig()).backward()
+    learned = model.trainable_parameters()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learned.values())
+    torch.optim.SGD(learned.values(), lr=0.01).step()
+    attention = model.eval().query_attention(images)
+    assert attention.shape[2] == (size // backbone.visual.patch_size) ** 2
+    export_model(tmp_path / "export", model, INFO, dtype="fp32", with_backbone=True)
+    again, _ = read_model(tmp_path / "export")
+    with torch.no_grad():
+        first, second = (m.score(m.encode_images(images), m.encode_pairs(SPACE)) for m in (model, again))
+    assert torch.equal(first.composition, second.composition)
 
 
 def test_a_version_without_a_private_function_is_named() -> None:
