@@ -20,11 +20,11 @@ SAMPLE_SIDE = 224  # pixels of a thumbnail, shown at about half that size
 
 @dataclass(frozen=True)
 class SampleCard:
-    """One sample image of the page; without a picture, ``error`` says why."""
+    """One sample image of the page; if it has no thumbnail, ``error`` says why."""
 
     name: str
     split: Split
-    picture: str  # a data URL
+    thumbnail_url: str  # a data URL
     error: str
 
 
@@ -50,15 +50,15 @@ class SplitFacts:
 def split_facts(benchmark: Benchmark) -> dict[Split, SplitFacts]:
     """Count every split; of equally rare pairs the first by name are listed."""
     train = set(benchmark.pairs["train"])
-    found: dict[Split, SplitFacts] = {}
+    facts: dict[Split, SplitFacts] = {}
     for split, pairs in benchmark.pairs.items():
         images = Counter(sample.pair for sample in benchmark.samples[split])
         rarest = sorted(((pair, images[pair]) for pair in pairs), key=lambda item: (item[1], item[0]))
         seen = sum(pair in train for pair in pairs)
-        found[split] = SplitFacts(
+        facts[split] = SplitFacts(
             seen, len(pairs) - seen, len(benchmark.samples[split]), tuple(rarest[:RAREST])
         )
-    return found
+    return facts
 
 
 def write_overview(file: Path, benchmark: Benchmark) -> None:

@@ -83,8 +83,8 @@ def open_scores(file: Path) -> ScoreFile:
     images, pairs = shape
     seen = _vector(file, "seen", pairs, "b")
     truth = _indices(file, "truth", images, pairs)
-    states, state_names = _names(file, "pair_state", "states", pairs)
-    objects, object_names = _names(file, "pair_object", "objects", pairs)
+    states, state_names = _primitive_names(file, "pair_state", "states", pairs)
+    objects, object_names = _primitive_names(file, "pair_object", "objects", pairs)
     _no_pair_twice(file, states, objects)
     allowed = _vector(file, "allowed", pairs, "b") if _has(file, "allowed") else None
     if allowed is not None and not allowed.any():
@@ -172,7 +172,7 @@ def _indices(file: Path, name: str, length: int, limit: int | None) -> IntArray:
     return array
 
 
-def _names(file: Path, indices: str, names: str, length: int) -> tuple[IntArray, tuple[str, ...]]:
+def _primitive_names(file: Path, indices: str, names: str, length: int) -> tuple[IntArray, tuple[str, ...]]:
     """The state (object) of each pair, and the names of all: those of the file, or their numbers."""
     if not _has(file, names):
         array = _indices(file, indices, length, None)

@@ -17,7 +17,7 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.feasibility.feasibility import Similarity
 from refiner_cli.evaluation.metrics.score_summary import FloatArray
 
-# Names of UT-Zappos and C-GQA without a vector of their own, as published work reads them.
+# Names of UT-Zappos and C-GQA without a vector of their own, with the words that published work uses.
 PUBLISHED_NAMES = {
     "Faux.Fur": "fake fur",
     "Faux.Leather": "fake leather",
@@ -49,10 +49,10 @@ def word_vector_similarity(file: Path, space: LabelSpace) -> Similarity:
     """
     names = [*space.states, *space.objects]
     vectors = read_vectors(file, {word for name in names for word in spellings(name)})
-    lost = [name for name in names if vector_of(name, vectors) is None]
-    if lost:
+    missing = [name for name in names if vector_of(name, vectors) is None]
+    if missing:
         raise DatasetError(
-            f"{file} has no vector for {len(lost)} names, '{lost[0]}' among them.",
+            f"{file} has no vector for {len(missing)} names, '{missing[0]}' among them.",
             hint="Names are lower-cased and split at '_', '.' and '-'; the text tower needs no file.",
         )
     return Similarity(str(file.name), _cosines(space.states, vectors), _cosines(space.objects, vectors))
@@ -63,7 +63,7 @@ def words_of(name: str) -> list[str]:
 
 
 def spellings(name: str) -> set[str]:
-    """Every word of the table that the name may need; a hyphen splits what has no vector whole."""
+    """Every word of the table that the name may need; a hyphenated word without a vector is split."""
     return {part for word in words_of(name) for part in (word, *word.split("-"))}
 
 
@@ -78,7 +78,7 @@ def vector_of(name: str, vectors: dict[str, FloatArray]) -> FloatArray | None:
 
 def read_vectors(file: Path, wanted: set[str]) -> dict[str, FloatArray]:
     """The vectors of the wanted words that the file has; its first line decides the width."""
-    found: dict[str, FloatArray] = {}
+    vectors: dict[str, FloatArray] = {}
     width = 0
     try:
         with file.open(encoding="utf-8") as lines:
@@ -86,14 +86,14 @@ def read_vectors(file: Path, wanted: set[str]) -> dict[str, FloatArray]:
                 word, _, rest = line.rstrip().partition(" ")
                 width = width or rest.count(" ") + 1
                 if word in wanted:
-                    found[word] = _numbers(file, number, rest, width)
+                    vectors[word] = _numbers(file, number, rest, width)
     except FileNotFoundError:
         raise DatasetError(
             f"The vectors file {file} does not exist.", hint="'refiner download glove' fetches one."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"The vectors file {file} cannot be read ({error}).") from None
-    return found
+    return vectors
 
 
 def _numbers(file: Path, line: int, text: str, width: int) -> FloatArray:

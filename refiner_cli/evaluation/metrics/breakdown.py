@@ -195,7 +195,7 @@ def per_image(
             "correct": bool(right[i]),
             "probability": float(confidence[i]),
             "rank": int(summary.seen_ahead[i] + summary.unseen_ahead[i]) + 1 if competes[i] else None,
-            "score": _finite(summary.truth_score[i]),
+            "score": _finite_score(summary.truth_score[i]),
             "best_seen": _candidate(space, summary.best_seen_index[i], summary.best_seen[i]),
             "best_unseen": _candidate(space, summary.best_unseen_index[i], summary.best_unseen[i]),
         }
@@ -222,5 +222,5 @@ def _candidate(space: LabelSpace, index: np.int64, score: np.float32) -> dict[st
     return None if index < 0 else {"pair": list(space.pairs[index]), "score": float(score)}
 
 
-def _finite(score: np.float32) -> float | None:
+def _finite_score(score: np.float32) -> float | None:
     return float(score) if np.isfinite(score) else None
