@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +38,7 @@ from refiner_cli.cli.outputs import OutputFile, check_outputs
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from refiner_cli.core.model_io.checkpoint import ModelInfo
     from refiner_cli.core.models.base import Model
     from refiner_cli.data.benchmark import Benchmark
     from refiner_cli.evaluation.result import Result
@@ -90,11 +94,14 @@ def evaluate(
 
     options = EvalOptions(protocol, parse_top_k(topk), bootstrap_samples)
     benchmark: Benchmark | None = None
+    facts: dict[str, str] = {}
     if scores:
+        facts = {"scores": str(scores)}
         with terminal.progress("reading scores") as progress:
             result = evaluate_score_file(scores, options, progress)
     elif model:
-        recogniser, benchmark = open_for_evaluation(model, dataset, device)
+        recogniser, info, benchmark = open_for_evaluation(model, dataset, device)
+        facts = describe_inputs(model, recogniser, info, benchmark)
         runtime = runtime_options(recogniser, precision, workers, batch)
         with terminal.progress("evaluating") as progress:
             result = evaluate_model(
@@ -115,8 +122,25 @@ def evaluate(
     if report:
         from refiner_cli.evaluation.report.page import write_report
 
-        write_report(report, result, benchmark.images if benchmark else None)
+        facts |= {"date": f"{dt.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}", "command": command_line()}
+        write_report(report, result, benchmark.images if benchmark else None, facts)
         terminal.note(f"report: {report}")
+
+
+def describe_inputs(path: Path, model: Model, info: ModelInfo, benchmark: Benchmark) -> dict[str, str]:
+    """What the report says about the model and the data."""
+    spec = model.backbone.spec
+    return {
+        "model": str(path),
+        "method": info.method,
+        "backbone": f"{spec.name} ({spec.pretrained})",
+        "dataset": f"{benchmark.name}, {benchmark.root}",
+    }
+
+
+def command_line() -> str:
+    """The command as it was typed, quoted for a shell."""
+    return shlex.join(["refiner", *sys.argv[1:]])
 
 
 def store_feasibility(model: Path, result: Result, benchmark: Benchmark) -> None:
@@ -131,16 +155,16 @@ def store_feasibility(model: Path, result: Result, benchmark: Benchmark) -> None
                 terminal.note(f"The feasibility was not stored in {model} ({error.strerror or error}).")
 
 
-def open_for_evaluation(path: Path, dataset: str | None, device: str) -> tuple[Model, Benchmark]:
+def open_for_evaluation(path: Path, dataset: str | None, device: str) -> tuple[Model, ModelInfo, Benchmark]:
     """The model and the benchmark it is evaluated on. A zero-shot model takes its labels from there."""
     if not is_zero_shot(path):
         model, info = open_model(path, device)
-        return model, open_dataset(dataset or info.dataset_path)
+        return model, info, open_dataset(dataset or info.dataset_path)
     if dataset is None:
         raise UsageError("A backbone that was not trained needs --dataset.")
     benchmark = open_dataset(dataset)
-    model, _ = open_model(path, device, benchmark)
-    return model, benchmark
+    model, info = open_model(path, device, benchmark)
+    return model, info, benchmark
 
 
 def show_evaluation(result: Result) -> None:

@@ -49,7 +49,7 @@ def test_a_score_that_is_not_finite_exits_3(cli: Cli, tmp_path: Path, value: flo
     assert "scores[3, 2]" in outcome.err
 
 
-def test_ranks_are_those_asked_for(cli: Cli, tmp_path: Path) -> None:
+def test_ranks_are_those_requested(cli: Cli, tmp_path: Path) -> None:
     file = saved(tmp_path, allowed=None)
     given = cli("eval", "--scores", file, "--topk", "12,2", SAMPLES, 2, "--json").json["worlds"]["given"]
     better = (CASE.scores >= CASE.scores[np.arange(30), CASE.truth][:, None]).sum(1)
@@ -71,12 +71,12 @@ def test_ranks_are_those_asked_for(cli: Cli, tmp_path: Path) -> None:
         ["RUN", "--topk", "1,1"],
     ],
 )
-def test_what_does_not_go_together_is_wrong_usage(cli: Cli, small_run: Path, arguments: list[str]) -> None:
+def test_contradicting_options_are_wrong_usage(cli: Cli, small_run: Path, arguments: list[str]) -> None:
     outcome = cli("eval", *[str(small_run) if a == "RUN" else a for a in arguments])
     assert (outcome.code, outcome.out) == (2, "")
 
 
-def test_a_model_has_intervals_choices_and_a_line_an_image(
+def test_a_model_has_intervals_choices_and_a_line_per_image(
     cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path
 ) -> None:
     lines = tmp_path / "images.jsonl"
@@ -98,7 +98,7 @@ def test_a_model_has_intervals_choices_and_a_line_an_image(
     assert right == pytest.approx(result["worlds"]["closed"]["top_k"]["1"]["seen"])
 
 
-def test_word_vectors_can_say_what_is_similar(
+def test_similarity_can_come_from_word_vectors(
     cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path
 ) -> None:
     space = load_benchmark(small_demo).vocabulary

@@ -203,7 +203,7 @@ def _row_maximum(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rest(rows: Tensor, place: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """Best score of each row without that at ``place``; log sum exp of the complete row. Overwrites ``rows``."""
+    """Best score of each row without that at ``place``; log sum exp of all scores. Overwrites ``rows``."""
     if rows.shape[1] == 0:
         return best, best
     rows.scatter_(1, place.clamp(min=0)[:, None], -torch.inf)

@@ -6,9 +6,10 @@ test labels here that could flow back into a choice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from markupsafe import Markup
@@ -35,6 +36,7 @@ PHOTOS_PER_PAIR = 3
 HARDEST_PAIRS = 12
 PRIMITIVE_KINDS: tuple[PrimitiveKind, ...] = ("state", "object")
 HEADINGS = {"state_acc": "state", "object_acc": "object"}
+NO_FACTS: Mapping[str, str] = MappingProxyType({})
 STYLES = {"closed": "series-1", "open": "series-2"}
 
 
@@ -58,11 +60,14 @@ class WorldSection:
     tables: Sequence[tuple[str, Sequence[BreakdownRow]]]  # the most difficult rows first
 
 
-def write_report(file: Path, result: Result, images: Path | None = None) -> None:
+def write_report(
+    file: Path, result: Result, images: Path | None = None, facts: Mapping[str, str] = NO_FACTS
+) -> None:
     """Write the page atomically.
 
     Args:
         images: the folder that ``result.images`` are relative to; None: no thumbnails.
+        facts: what was evaluated, as names and values for the head of the page.
     """
     sizes = next(iter(result.worlds.values())).metrics
     points = {name: operating_points(world, result) for name, world in result.worlds.items()}
@@ -72,6 +77,7 @@ def write_report(file: Path, result: Result, images: Path | None = None) -> None
         title=f"Evaluation on {result.dataset}",
         subtitle=f"{result.split} split, {result.protocol} protocol, {sizes.n_seen:,} images of seen and "
         f"{sizes.n_unseen:,} of unseen pairs",
+        facts=facts,
         bootstrap_samples=result.bootstrap_samples,
         headings=[HEADINGS.get(name, name) for name in METRIC_NAMES],
         metrics=[(name, metric_cells(world)) for name, world in result.worlds.items()],
