@@ -154,7 +154,7 @@ def check_key(key: str, source: str, method: str, keys: Iterable[str]) -> None:
 def from_file(file: Path) -> Layer:
     """One layer from a TOML file."""
     try:
-        return str(file), tomllib.loads(file.read_text("utf-8"))
+        return str(file), tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"The config file {file} does not exist.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -64,6 +64,12 @@ def test_a_recipe_may_hold_settings_of_other_methods() -> None:
         resolve([], ("a.toml", {"train": {"epoch": 3}}))
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_bytes(b"\xef\xbb\xbf[train]\r\nlr = 0.5\r\n")
+    assert resolve([from_file(file)]).train.lr == 0.5
+
+
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text("[train\n")
