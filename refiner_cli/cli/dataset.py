@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from refiner_cli.errors import UsageError
 if TYPE_CHECKING:
     from refiner_cli.data.create.create import Created
     from refiner_cli.data.create.photos import PhotoCollection
+    from refiner_cli.data.download.catalog import Counts
     from refiner_cli.data.labels import Pair
 
 app = typer.Typer(name="dataset", help="Build a dataset from your own photos.", no_args_is_help=True)
@@ -115,12 +116,25 @@ def show_created(found: PhotoCollection, created: Created) -> None:
     for split, pairs in (("val", unseen.val), ("test", unseen.test)):
         if pairs:
             terminal.note(f"unseen pairs in {split}: {quote_pairs(pairs)}")
+    for note in metric_notes(counts):
+        terminal.note(note)
     left_out = len(created.left_out) + len(found.unlabelled) + len(created.repeated)
     terminal.note(
         f"{counts.states} states, {counts.objects} objects, {counts.train_pairs} training pairs, "
         f"{counts.val_unseen_pairs} + {counts.test_unseen_pairs} unseen; {created.linked} images linked, "
         f"{created.copied} copied, {left_out} left out"
     )
+
+
+def metric_notes(counts: Counts) -> Iterator[str]:
+    """What training and evaluation cannot measure on this dataset."""
+    for split, seen, unseen, use in (
+        ("val", counts.val_seen_pairs, counts.val_unseen_pairs, "training selects its checkpoint by {}"),
+        ("test", counts.test_seen_pairs, counts.test_unseen_pairs, "evaluation measures {} alone"),
+    ):
+        if not seen or not unseen:
+            kind, metric = ("unseen", "S") if seen else ("seen", "U")
+            yield f"{split} holds no {kind} pair, so AUC and HM are undefined there: {use.format(metric)}"
 
 
 def name_each(sentence: str, things: Sequence[str]) -> None:

@@ -10,9 +10,19 @@ from pathlib import Path
 LONGEST_NAME = 255  # bytes of one part of a path, on most file systems
 OUTPUT_MARKER = ".refiner-output"  # a file in a folder of images that refiner made
 
+# Thumbnails, metadata and deleted files that NAS systems, macOS, Windows and Linux keep among photos.
+_FOREIGN_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle"}
+_FOREIGN_STARTS = (".", "@")  # hidden files, AppleDouble (._a.jpg); Synology's and QNAP's @eaDir, @Recycle
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*]')
+
+
+def is_foreign(name: str, *, folder: bool) -> bool:
+    """Whether a file or folder belongs to another program, and so is not a photo of the user's."""
+    if folder:
+        return name.startswith(_FOREIGN_STARTS) or name.casefold() in _FOREIGN_FOLDERS
+    return name.startswith(".")
 
 
 def relative(name: str) -> str:

@@ -1,8 +1,9 @@
 """Find the images of files, folders and lists: lazily, in a fixed order, each under a name of its own.
 
-Hidden files and folders are left out, and so are folders of images that refiner made. Links to files are
-followed; links to folders are not, as they lead to the same images twice or in a circle. A place given by
-hand is always followed. What cannot be looked at is one entry of its own and costs no other.
+Hidden files and folders are left out, and so are folders of other programs (thumbnails of a NAS,
+``__MACOSX``) and those of images that refiner made. Links to files are followed; links to folders are
+not, as they lead to the same images twice or in a circle. A place given by hand is always followed.
+What cannot be looked at is one entry of its own and costs no other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from refiner_cli.data.image_file import IMAGE_SUFFIXES
-from refiner_cli.data.safe_paths import OUTPUT_MARKER
+from refiner_cli.data.safe_paths import OUTPUT_MARKER, is_foreign
 from refiner_cli.errors import UsageError
 
 # A backslash that starts what could be read as an escape; names hold the escape of the backslash instead.
@@ -176,7 +177,8 @@ def walk(root: Path, prefix: str, chosen: PathFilter) -> Iterator[ImageFile]:
                 continue
             if path and any(name == OUTPUT_MARKER for name, _ in entries):
                 continue
-            stack.append(iter([(below + name, deeper) for name, deeper in entries if name[0] != "."]))
+            own = ((name, deeper) for name, deeper in entries if not is_foreign(name, folder=deeper))
+            stack.append(iter([(below + name, deeper) for name, deeper in own]))
         elif chosen.takes(path):
             yield ImageFile(root / path, row_name(prefix + path))
 

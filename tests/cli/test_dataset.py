@@ -103,3 +103,10 @@ def test_unseen_pairs_are_found_under_any_spelling(cli: Cli, photos: Path, tmp_p
     assert cli("dataset", "create", photos, "--out", out, "--unseen-pairs", tmp_path / "unseen.txt").code == 0
     made = load_benchmark(out)
     assert {*made.vocabulary.pairs} - {*made.pairs["train"]} == {("red", "dog"), ("wet", "tin.can")}
+
+
+def test_what_training_cannot_measure_is_said(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    outcome = cli("dataset", "create", photos, "--out", tmp_path / "mine", "--unseen-fraction", 0)
+    assert "val holds no unseen pair, so AUC and HM are undefined there: training selects" in outcome.err
+    assert "test holds no unseen pair" in outcome.err
+    assert "undefined" not in cli("dataset", "create", photos, "--out", tmp_path / "other").err

@@ -42,6 +42,14 @@ def test_a_scan_is_recursive_sorted_and_skips_hidden_and_other_files(tmp_path: P
     assert names(tmp_path) == ["a/z.PNG", "b.jpg"]
 
 
+def test_folders_of_other_programs_are_left_out_unless_given_by_hand(tmp_path: Path) -> None:
+    fill(
+        tmp_path, "a/1.jpg", "a/@eaDir/1.jpg/THUMB_XL.jpg", "__MACOSX/a/1.jpg", "$RECYCLE.BIN/2.jpg", "@1.jpg"
+    )
+    assert names(tmp_path) == ["@1.jpg", "a/1.jpg"]
+    assert names(tmp_path / "a/@eaDir") == ["1.jpg/THUMB_XL.jpg"]
+
+
 def test_patterns_choose_files_and_leave_out_folders(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.jpg", "a/1.png", "b/raw/2.jpg", "b/scan.dat")
     assert names(tmp_path, chosen=PathFilter(include=["*.jpg"])) == ["a/1.jpg", "b/raw/2.jpg"]

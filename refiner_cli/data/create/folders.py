@@ -17,13 +17,9 @@ from refiner_cli.data.benchmark import Split
 from refiner_cli.data.create.photos import Photo, PhotoCollection, clean_name, require_unicode
 from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.data.labels import Pair, name_key
+from refiner_cli.data.safe_paths import OUTPUT_MARKER, is_foreign
 from refiner_cli.errors import DatasetError
 
-# Thumbnails, metadata and deleted files of NAS systems, macOS, Windows and Linux.
-_FOREIGN_FOLDERS = {
-    "__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbs", "thumbnails",
-}  # fmt: skip
-_FOREIGN_STARTS = (".", "@", "#")  # hidden and AppleDouble, Synology's @eaDir, #recycle
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
@@ -76,11 +72,14 @@ class _Tree:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise DatasetError(f"The folder {folder} cannot be read ({error.strerror or error}).") from None
+        if any(entry.name == OUTPUT_MARKER for entry in found):  # images that refiner made
+            found = []
         for entry in found:
             path = folder / entry.name
-            if entry.name.startswith(_FOREIGN_STARTS) or entry.name.casefold() in _FOREIGN_FOLDERS:
+            is_folder = _is_folder(entry)
+            if is_foreign(entry.name, folder=is_folder):
                 continue
-            if _is_folder(entry):
+            if is_folder:
                 if self._is_new(path, link=entry.is_symlink()):
                     folders.append(path)
             elif path.suffix.lower() in IMAGE_SUFFIXES:

@@ -154,6 +154,13 @@ def test_what_other_programs_leave_behind_is_passed_over(tmp_path: Path, other: 
     assert found.unlabelled == ()
 
 
+def test_images_that_refiner_made_are_passed_over(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "red_apple/1.jpg", "old_car/2.jpg", "red_apple/maps/3.jpg", "red_apple/maps/.refiner-output"
+    )
+    assert len(read_photos(tmp_path).photos) == 2
+
+
 @pytest.mark.parametrize("target", [".", "..", "../old_car", "../../photos"])
 def test_links_into_the_same_tree_are_not_followed(tmp_path: Path, target: str) -> None:
     photos = touch(tmp_path / "photos", "red_apple/1.jpg", "old_car/2.jpg")
