@@ -154,9 +154,7 @@ def stored_backbone(
 ) -> Backbone:
     """The backbone of a stored model: from the folder itself, or loaded by name and compared."""
     if included:
-        state = {
-            name.removeprefix(CLIP): value.float() for name, value in tensors.items() if name.startswith(CLIP)
-        }
+        state = {name.removeprefix(CLIP): value for name, value in tensors.items() if name.startswith(CLIP)}
         tokenizer = folder / "tokenizer"
         return build_backbone(spec, state, tokenizer if tokenizer.is_dir() else None)
     backbone = reload_backbone(spec)

@@ -91,7 +91,7 @@ class Refiner(Model):
         tower, D = backbone.visual, backbone.embed_dim
         adapted = min(config.adapter_blocks or (tower.depth + 1) // 2, tower.depth)
         refinement = None
-        if config.num_queries:
+        if config.num_queries and tower.depth:
             refinement = VisualRefinement(
                 num_queries=config.num_queries,
                 blocks=min(config.query_blocks, tower.depth),

@@ -1,4 +1,4 @@
-"""The frozen backbone: any open_clip image-text model with a ViT image tower.
+"""The frozen backbone: any open_clip image-text model whose text tower is open_clip's own transformer.
 
 :func:`load_backbone` takes a model name and where its weights come from; :func:`build_backbone` builds
 one from a stored description and tensors (an exported model). Nothing of a backbone is ever trained.
@@ -31,6 +31,8 @@ from refiner_cli.core.towers.weight_files import StateDict, load_tensors
 from refiner_cli.core.towers.weights import RANDOM_WEIGHTS, WeightsSource, find_weights
 from refiner_cli.core.towers.weights_profile import WeightsProfile
 from refiner_cli.errors import ConfigError, ModelFileError
+
+NO_BLOCKS = "the image tower has no transformer blocks: adapters and queries are off"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def load_weights(spec: BackboneSpec, source: WeightsSource, folder: Path | None)
         hub_name = folder = None
     backbone = assemble(spec, folder if hub_name and folder else hub_name)
     adapted = source.load_into(backbone.clip, spec.name)
-    return replace(backbone, notes=(*source.notes, *adapted))
+    return replace(backbone, notes=(*source.notes, *adapted, *backbone.notes))
 
 
 def build_backbone(spec: BackboneSpec, state: StateDict, tokenizer: Path | None = None) -> Backbone:
@@ -150,7 +152,7 @@ def build_backbone(spec: BackboneSpec, state: StateDict, tokenizer: Path | None 
         )
     backbone = assemble(spec, tokenizer if needs_own else None)
     notes = load_tensors(backbone.clip, state, "The stored weights", spec.name)
-    return replace(backbone, notes=tuple(notes))
+    return replace(backbone, notes=(*notes, *backbone.notes))
 
 
 def assemble(spec: BackboneSpec, tokenizer: str | Path | None) -> Backbone:
@@ -180,7 +182,8 @@ def assemble(spec: BackboneSpec, tokenizer: str | Path | None) -> Backbone:
             raise ConfigError(f"The backbone {spec.name} cannot be built ({first_line(error)}).") from None
     clip.eval().requires_grad_(False)  # noqa: FBT003
     visual = open_image_tower(clip.visual)
-    return Backbone(spec, clip, visual, TextTower(clip, prompt_tokenizer(text_config, tokenizer)))
+    notes = () if visual.depth else (NO_BLOCKS,)
+    return Backbone(spec, clip, visual, TextTower(clip, prompt_tokenizer(text_config, tokenizer)), notes)
 
 
 def prompt_tokenizer(text_config: dict[str, Any], source: str | Path | None) -> PromptTokenizer:

@@ -7,6 +7,7 @@ from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from refiner_cli.core.towers.feature_map_tower import FeatureMapTower, is_feature_map_tower
 from refiner_cli.core.towers.image import ImageTower
 from refiner_cli.core.towers.open_clip_tower import OpenClipTower
 from refiner_cli.core.towers.timm_tower import EvaTower, TimmTower
@@ -14,7 +15,7 @@ from refiner_cli.errors import ConfigError
 
 
 def open_image_tower(visual: nn.Module) -> ImageTower:
-    """Wrap the image tower of an open_clip model. Raises ConfigError if it is not a plain ViT."""
+    """Wrap the image tower of an open_clip model. Raises ConfigError if its kind is not supported."""
     if isinstance(visual, open_clip.transformer.VisionTransformer):
         return OpenClipTower(visual)
     trunk = getattr(visual, "trunk", None)
@@ -22,8 +23,10 @@ def open_image_tower(visual: nn.Module) -> ImageTower:
         return TimmTower(visual)
     if isinstance(trunk, Eva) and all(isinstance(b, EvaBlock | EvaBlockPostNorm) for b in trunk.blocks):
         return EvaTower(visual)
+    if is_feature_map_tower(visual):
+        return FeatureMapTower(visual)
     kind = type(visual if trunk is None else trunk).__name__
     raise ConfigError(
-        f"The backbone's image tower ({kind}) is not a plain ViT.",
+        f"The backbone's image tower ({kind}) is not supported.",
         hint="Choose a ViT such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
     )

@@ -7,6 +7,7 @@ version these tests say whether they still do the same.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,44 @@ def test_every_kind_scores_as_open_clip_trains_and_reloads(tmp_path: Path, kind:
     with torch.no_grad():
         first, second = (m.score(m.encode_images(images), m.encode_pairs(SPACE)) for m in (model, again))
     assert torch.equal(first.composition, second.composition)
+
+
+FEATURE_MAPS: dict[str, dict[str, Any]] = {
+    "ResNet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "patch_size": None},
+    "ConvNeXt": {"image_size": [64, 96], "timm_model_name": "convnext_atto", "timm_pool": "",
+                 "timm_proj": "mlp"},
+    "FastViT": {"image_size": 64, "timm_model_name": "fastvit_t8", "timm_pool": "avg", "timm_proj": None},
+    "Swin": {"image_size": 224, "timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "",
+             "timm_proj": "linear"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [*((kind, "refiner") for kind in FEATURE_MAPS), ("ResNet", "troika")]
+)
+def test_a_network_without_blocks_trains_what_lies_outside_the_image_tower(
+    tmp_path: Path, kind: str, method: str
+) -> None:
+    config = {**CONFIG, "custom_text": kind != "ResNet", "vision_cfg": FEATURE_MAPS[kind]}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    backbone = load_backbone(str(tmp_path / "model.json"), "none")
+    assert any("adapters and queries are off" in note for note in backbone.notes)
+    tower, size = backbone.visual, backbone.spec.preprocess["size"]
+    images = torch.randn(2, 3, *([size] * 2 if isinstance(size, int) else size))
+    want = backbone.clip.encode_image(images)
+    assert torch.allclose(encoded(tower, images), want, atol=1e-5)
+    x = tower.embed(images)
+    assert x.shape == (2, images[0, 0].numel() // tower.patch_size**2, tower.width)
+    assert tower.project_tokens(x).shape == (2, x.shape[1], backbone.embed_dim)
+    model = build_model(method, backbone, method_section(method)(), SPACE).train()
+    scores = model.score(model.encode_images(images), model.encode_pairs(SPACE))
+    model.loss(scores, torch.tensor([0, 1]), SPACE, TrainConfig()).backward()
+    assert all(p.grad is not None for p in model.trainable_parameters().values())
+    export_model(
+        tmp_path / "export", model.eval(), replace(INFO, method=method), dtype="fp32", with_backbone=True
+    )
+    again, _ = read_model(tmp_path / "export")
+    assert torch.equal(again.encode_images(images).composition, model.encode_images(images).composition)
 
 
 def test_a_version_without_a_private_function_is_named() -> None:
