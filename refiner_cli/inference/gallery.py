@@ -1,7 +1,8 @@
 """A page to look through predictions: one file with thumbnails inside, nothing loaded over the network.
 
 The rows are data in the page; its script draws sixty cards at a time, so that the number of images
-costs the browser memory but no time. A click on a thumbnail opens the photo where it lies.
+costs the browser memory but no time. A click on a thumbnail opens the photo where it lies. The right
+state and object can be entered on a card; the page saves them as a table for ``refiner dataset create``.
 """
 
 from __future__ import annotations

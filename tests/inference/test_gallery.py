@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin
@@ -8,9 +11,12 @@ from urllib.parse import unquote, urljoin
 import pytest
 from PIL import Image
 
+from refiner_cli.data.create.photos import clean_name
+from refiner_cli.data.create.tables import read_table
 from refiner_cli.inference import gallery
 from refiner_cli.inference.gallery import link, write_gallery
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NAMES = ["a.jpg", "two words & 100%.jpg", "javascript:alert(1).jpg", "</script><b>.jpg", "sub/ä #1?.jpg"]
 
 
@@ -69,3 +75,42 @@ def test_images_beyond_the_limit_are_counted(
     assert write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0) == 2
     assert len(cards(page)) == 2
     assert "5 more images are not shown" in page.read_text("utf-8")
+
+
+ENTER = """
+for (const article of document.querySelectorAll("article")) {
+  const inputs = article.querySelectorAll(".correction input");
+  inputs.forEach((input, i) => {
+    input.value = ["dry", 'a "cat"'][i];
+    input.dispatchEvent(new Event("change"));
+  });
+}
+document.body.dataset.csv = encodeURIComponent(correctionsCsv());
+document.body.dataset.button = byId("save").textContent;
+"""
+
+
+def test_corrections_are_saved_as_a_table_for_dataset_create(output: Path, tmp_path: Path) -> None:
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    page = tmp_path / "pages" / "page.html"
+    write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0)
+    page.write_text(page.read_text("utf-8") + f"<script>{ENTER}</script>", "utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run(
+        [browser, *flags, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+        text=True,
+    ).stdout
+    found = re.search(r'data-csv="([^"]*)" data-button="([^"]*)"', dom)
+    assert found is not None
+    assert found.group(2) == "Save 5 corrections"  # neither what is gone nor what is damaged
+    table = page.parent / "corrections.csv"
+    table.write_text(unquote(found.group(1)), "utf-8")
+    photos = read_table(table).photos
+    assert {photo.pair for photo in photos} == {("dry", clean_name('a "cat"'))}
+    expected = {(tmp_path / "photos" / name).resolve() for name in NAMES}
+    assert {photo.file.resolve() for photo in photos} == expected
