@@ -13,9 +13,10 @@ def main(arguments: list[str] | None = None) -> None:
     from refiner_cli.cli.console import terminal
     from refiner_cli.errors import RefinerError
 
-    for stream in (sys.stdout, sys.stderr):  # Windows: a tick mark must not crash redirected output
+    # Any system's output is UTF-8, and a name that is not UTF-8 is escaped instead of ending the program.
+    for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     try:
         try:
             app(arguments, prog_name="refiner")

@@ -33,6 +33,7 @@ ROOMS = [
     "guide",
     "plugins",
     "render",
+    "printable",
     "metric_names",
     "files",
     "machine",

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
-import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -34,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refiner_cli.errors import RefinerError
+from refiner_cli.printable import json_text, printable
 
 PARTLY_DONE = 5
 INTERRUPTED = 130
@@ -41,22 +39,6 @@ TERMINATED = 143
 MARKDOWN_WIDTH = 100  # columns; longer lines are hard to read
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-
-# Characters that a terminal acts on or that cannot be encoded, and that JSON does not escape by itself.
-NOT_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """``text`` with every character that acts on a terminal, or that cannot be encoded, as an escape.
-
-    File names and labels may hold anything: terminal escape sequences, marks that reverse the direction of
-    writing, bytes that are not UTF-8 (lone surrogates in Python).
-    """
-    unsafe = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    return "".join(
-        c if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in unsafe else ascii(c)[1:-1]
-        for c in text
-    )
 
 
 class PlainConsole(Console):
@@ -112,8 +94,7 @@ class Terminal:
 
     def json(self, value: dict[str, Any]) -> None:
         # Not through rich: a long line must stay one line, whatever the width.
-        text = json.dumps(value, indent=2, ensure_ascii=False)
-        sys.stdout.write(NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+        sys.stdout.write(json_text(value, indent=2) + "\n")
         sys.stdout.flush()
 
     def error(self, error: RefinerError) -> None:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TextIO
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.recogniser import Prediction
 from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion
+from refiner_cli.printable import ACTIVE, escape_as_json, json_text
 
 RANKED_FIELDS = {
     "predictions": ("state", "object", "score", "probability", "seen"),
@@ -29,10 +30,7 @@ RANKED_FIELDS = {
 IMAGE_FIELDS = ("path", "status", "error", "size", "modified")
 NUMBERS = {"score", "probability"}
 ROW_GROUP = 8192  # rows of a Parquet file that are in memory at once
-# Characters that a terminal or an editor acts on, beyond those that JSON always escapes.
-_ACTIVE = "\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_NOT_IN_JSON = re.compile(f"[{_ACTIVE}]")
-_NOT_IN_CSV = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{_ACTIVE}]")
+_NOT_IN_CSV = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{ACTIVE}]")
 _CSV_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 RowDict = dict[str, Any]  # a row as a JSON object, or flat
@@ -63,8 +61,7 @@ class ImageRow:
 
 def json_line(value: RowDict) -> str:
     """A row as one line of JSON, with nothing in it that a terminal acts on."""
-    text = json.dumps(value, ensure_ascii=False)
-    return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    return json_text(value) + "\n"
 
 
 class JsonLines:
@@ -216,7 +213,7 @@ def to_cell(content: Any) -> Any:
     """A value as it stands in a CSV file."""
     if not isinstance(content, str):
         return content
-    text = _NOT_IN_CSV.sub(lambda found: f"\\u{ord(found[0]):04x}", content)
+    text = escape_as_json(content, _NOT_IN_CSV)
     return f"'{text}" if _FORMULA.match(text) else text
 
 

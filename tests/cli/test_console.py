@@ -14,8 +14,9 @@ import pytest
 import typer.main
 
 from refiner_cli.cli.app import app
-from refiner_cli.cli.console import Terminal, new_table, printable
+from refiner_cli.cli.console import Terminal, new_table
 from refiner_cli.errors import RefinerError
+from refiner_cli.printable import printable
 from tests.conftest import Cli
 
 HARMLESS = ["[red]apple[/]", "[/red] box", "dark[v2]", ":smile:", "a\\[b]", "café", "👩\u200d🍳", "見る"]
@@ -94,3 +95,17 @@ def test_info_shows_a_folder_and_labels_with_brackets(cli: Cli, small_demo: Path
     outcome = cli("info", folder)
     assert outcome.code == 0
     assert outcome.out.count("demo[red]") >= 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info", b"no-\xff"], ["eval", "--split", b"\xff"], ["guide", b"\xff"]]
+)
+def test_an_argument_that_is_not_utf8_ends_in_one_sentence(arguments: list[str | bytes]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "refiner_cli", *arguments], check=False, cwd=root, capture_output=True
+    )
+    assert done.returncode in {2, 3}
+    assert b"Error" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.decode("utf-8")
