@@ -1,4 +1,4 @@
-"""``refiner dataset create``: a user's photos become a benchmark."""
+"""``refiner dataset``: make a dataset of a user's photos, and check any dataset."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import Workers
+from refiner_cli.cli.common import Workers, open_dataset
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
 from refiner_cli.cli.progress import show_progress
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.data.create.create import Created
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from refiner_cli.data.download.catalog import Counts
     from refiner_cli.data.labels import Pair
 
-app = typer.Typer(name="dataset", help="Build a dataset from your own photos.", no_args_is_help=True)
+app = typer.Typer(
+    name="dataset", help="Build a dataset from your own photos, or check one.", no_args_is_help=True
+)
 DEFAULT_UNSEEN = 0.2
 MAX_NAMED = 20  # files or pairs named one by one
 
 
 @app.callback()
 def dataset() -> None:
-    """Build a dataset from your own photos."""
+    """Build a dataset from your own photos, or check one."""
 
 
 @app.command()
@@ -94,6 +96,38 @@ def create(
         terminal.data(str(out))
         terminal.note(f"next: refiner train {shlex.quote(str(out))}")
     if created.left_out or found.unlabelled:
+        raise typer.Exit(PARTLY_DONE)
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A name of the catalogue or a folder.")],
+    workers: Workers = -1,
+    as_json: Json = False,
+) -> None:
+    """Decode every image of a dataset and name all that training would stumble over."""
+    from refiner_cli.data.download.verify import verify
+    from refiner_cli.machine import cores
+
+    root = open_dataset(dataset).root
+    with show_progress(terminal) as report:
+        found = verify(
+            root, None, workers=cores() if workers < 0 else max(1, workers), report=report, stop=Event()
+        )
+    name_each("problem: {}", found.problems)
+    name_each("missing: {}", found.missing)
+    name_each("unreadable: {}", [f"{fault.path} ({fault.reason})" for fault in found.unreadable])
+    for note in (*found.notes, *metric_notes(found.counts)):
+        terminal.note(note)
+    if as_json:
+        terminal.json({"schema": "refiner.dataset-check/1", **found.to_json()})
+    else:
+        images = sum(getattr(found.counts, f"{split}_images") or 0 for split in ("train", "val", "test"))
+        wrong = len(found.problems) + len(found.missing) + len(found.unreadable)
+        terminal.data(f"{found.name}: {images:,} images, {wrong or 'no'} problems")
+    if not found.usable:
+        raise typer.Exit(DatasetError.exit_code)
+    if found.unreadable:
         raise typer.Exit(PARTLY_DONE)
 
 

@@ -110,3 +110,21 @@ def test_what_training_cannot_measure_is_said(cli: Cli, photos: Path, tmp_path: 
     assert "val holds no unseen pair, so AUC and HM are undefined there: training selects" in outcome.err
     assert "test holds no unseen pair" in outcome.err
     assert "undefined" not in cli("dataset", "create", photos, "--out", tmp_path / "other").err
+
+
+def test_check_names_everything_at_once(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    cli("dataset", "create", photos, "--out", out, "--copy")
+    assert cli("dataset", "check", out).out == "mine: 36 images, no problems\n"
+    images = sorted((out / "images").rglob("*.jpg"))
+    images[0].write_bytes(b"P6 8 8 255 ")
+    images[5].write_bytes(b"")
+    outcome = cli("dataset", "check", out)
+    assert (outcome.code, outcome.out) == (5, "mine: 36 images, 2 problems\n")
+    assert outcome.err.count("unreadable: ") == 2
+    images[7].unlink()
+    outcome = cli("dataset", "check", out, "--json")
+    assert outcome.code == 3
+    assert outcome.json["schema"] == "refiner.dataset-check/1"
+    assert outcome.json["missing"] == [images[7].relative_to(out / "images").as_posix()]
+    assert cli("dataset", "check", photos).code == 3
