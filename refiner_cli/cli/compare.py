@@ -25,6 +25,7 @@ from refiner_cli.cli.metrics import (
     ProtocolOption,
     SplitOption,
     WorldOption,
+    backbone_text,
     format_interval,
     metrics_table,
     undefined_notes,
@@ -67,13 +68,14 @@ def compare(
     options = EvalOptions(protocol, bootstrap_samples=bootstrap_samples)
     sides: list[EvaluatedRun] = []
     for run in runs:
-        model, _ = open_model(run, device, benchmark)
+        model, info = open_model(run, device, benchmark)
         runtime = runtime_options(model, precision, workers, batch)
         with terminal.progress(str(run)) as progress:
             result = evaluate_model(
                 model, benchmark, split, worlds_of(world), runtime, options, progress=progress
             )
-        sides.append(EvaluatedRun(str(run), Run.open(run).config if is_run(run) else None, result))
+        config = Run.open(run).config if is_run(run) else None
+        sides.append(EvaluatedRun(str(run), config, result, info.method, backbone_text(model)))
     comparison = compare_runs(sides)
     if as_json:
         terminal.json(comparison.to_json())
@@ -111,8 +113,8 @@ def show_comparison(comparison: Comparison) -> None:
     """The runs by number, and a table per world: every run, then the differences, then the seeds."""
     first = comparison.sides[0].result
     number = {side.name: str(i) for i, side in enumerate(comparison.sides, 1)}
-    for name, i in number.items():
-        terminal.data(f"{i}  {name}")
+    for side in comparison.sides:
+        terminal.data(f"{number[side.name]}  {side.name}  ({side.method}, {side.backbone})")
     for world in first.worlds:
         of_world = {number[side.name]: side.result.worlds[world] for side in comparison.sides}
         title = f"{first.dataset}, {first.split}, {world} world; below: 95 % intervals"

@@ -28,6 +28,7 @@ from refiner_cli.cli.metrics import (
     ProtocolOption,
     SplitOption,
     WorldOption,
+    backbone_text,
     metrics_table,
     parse_top_k,
     top_k_table,
@@ -129,11 +130,10 @@ def evaluate(
 
 def describe_inputs(path: Path, model: Model, info: ModelInfo, benchmark: Benchmark) -> dict[str, str]:
     """What the report says about the model and the data."""
-    spec = model.backbone.spec
     return {
         "model": str(path),
         "method": info.method,
-        "backbone": f"{spec.name} ({spec.pretrained})",
+        "backbone": backbone_text(model),
         "dataset": f"{benchmark.name}, {benchmark.root}",
     }
 

@@ -13,6 +13,7 @@ from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import METRIC_NAMES, format_metric
 
 if TYPE_CHECKING:
+    from refiner_cli.core.models.base import Model
     from refiner_cli.data.benchmark import World
     from refiner_cli.evaluation.metrics.bias_sweep import Metrics
     from refiner_cli.evaluation.metrics.bootstrap import Interval
@@ -47,6 +48,12 @@ BootstrapSamplesOption = Annotated[
 
 def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
     return ["closed", "open"] if choice == "both" else [choice]
+
+
+def backbone_text(model: Model) -> str:
+    """The backbone as tables and reports name it."""
+    spec = model.backbone.spec
+    return f"{spec.name} ({spec.pretrained})"
 
 
 def parse_top_k(text: str) -> tuple[int, ...]:

@@ -22,11 +22,13 @@ VARYING_KEYS = {"seed", "device", "precision"}  # may differ between repetitions
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One run: its name, its configuration (None for an exported model), and its result."""
+    """One run: its name, its configuration (None without a run directory), its result, and what it is."""
 
     name: str
     config: Config | None
     result: Result
+    method: str = ""
+    backbone: str = ""
 
     def repeated_config(self) -> dict[str, Any] | None:
         """The configuration without the seed and the machine."""
@@ -54,7 +56,15 @@ class Comparison:
         return {
             **{key: first[key] for key in ("dataset", "split", "protocol", "bootstrap")},
             "schema": "refiner.compare/1",
-            "runs": [{"run": side.name, "worlds": _worlds_json(side.result)} for side in self.sides],
+            "runs": [
+                {
+                    "run": side.name,
+                    "method": side.method,
+                    "backbone": side.backbone,
+                    "worlds": _worlds_json(side.result),
+                }
+                for side in self.sides
+            ],
             "differences": [
                 {
                     "run": run,

@@ -42,7 +42,8 @@ def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, sm
 def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, other_seed: Path) -> None:
     arguments = ["compare", small_run, other_seed, "--world", "closed", SAMPLES, 5]
     text = cli(*arguments).out
-    assert text.startswith(f"1  {small_run}\n2  {other_seed}\n")
+    what = "(refiner, tiny (built-in))"
+    assert text.startswith(f"1  {small_run}  {what}\n2  {other_seed}  {what}\n")
     assert "seeds of 1, 2" in text
     assert "open world" not in text
     world = cli(*arguments, "--json").json["differences"][0]["worlds"]["closed"]
@@ -75,5 +76,8 @@ def test_every_run_is_looked_at_before_any_is_evaluated(
 
 def test_a_run_is_compared_with_the_backbone_it_came_from(cli: Cli, small_run: Path) -> None:
     result = cli("compare", "tiny", small_run, "--world", "closed", SAMPLES, 2, "--json").json
-    assert [run["run"] for run in result["runs"]] == ["tiny", str(small_run)]
+    assert [(run["run"], run["method"], run["backbone"]) for run in result["runs"]] == [
+        ("tiny", "clip", "tiny (built-in)"),
+        (str(small_run), "refiner", "tiny (built-in)"),
+    ]
     assert cli("compare", "tiny", "ViT-B-32").code == 2  # no dataset
