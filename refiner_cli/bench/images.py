@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from refiner_cli.bench.measure import BenchResult, median_seconds
-from refiner_cli.bench.predict import measure
+from refiner_cli.bench.predict import measure_throughput
 from refiner_cli.bench.train import BenchMachine, random_images
 from refiner_cli.config import Config
 from refiner_cli.core.models.registry import build_model
@@ -103,7 +103,7 @@ def bench_predict(
     recogniser = Recogniser(model, precision=machine.precision)
     workers, _ = pick_num_workers(-1, machine.device)
     batch = max(1, min(config.train.batch_size, len(files) // 4))  # the first batch is not timed
-    found = measure(recogniser, files, batch=batch, workers=workers, rounds=machine.rounds)
+    found = measure_throughput(recogniser, files, batch=batch, workers=workers, rounds=machine.rounds)
     what = f"predict, {len(space.pairs)} pairs, batch {batch}"
     name = "bare loop: decode, encode_image"
     yield BenchResult(f"{what}: {name}", found.bare, "images/s", None, None)

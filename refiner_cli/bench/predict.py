@@ -36,7 +36,7 @@ class Throughput:
         return self.predict / self.bare
 
 
-def measure(
+def measure_throughput(
     recogniser: Recogniser, files: Sequence[Path], *, batch: int, workers: int, rounds: int = 3
 ) -> Throughput:
     """Run both over readable files in turn, so that other load on the machine affects both.

@@ -109,12 +109,12 @@ class CsvFormat(RowFormat):
             writer = csv.DictWriter(_UnixLines(stream), columns(top_k))
             writer.writeheader()
             for row in rows:
-                writer.writerow({name: to_cell(content) for name, content in flatten(row).items()})
+                writer.writerow({name: to_cell(content) for name, content in flatten_row(row).items()})
 
     def read(self, file: Path) -> Iterator[RowDict]:
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                yield nest({name: from_cell(content) for name, content in row.items()})
+                yield nest_row({name: from_cell(content) for name, content in row.items()})
 
 
 class _UnixLines:
@@ -138,7 +138,7 @@ class ParquetFormat(RowFormat):
         schema = pa.schema(
             [(name, types.get(name.rpartition(".")[2], pa.string())) for name in columns(top_k)]
         )
-        stream = map(flatten, rows)
+        stream = map(flatten_row, rows)
         with parquet.ParquetWriter(file, schema) as writer:
             while group := list(islice(stream, ROW_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, schema))
@@ -148,7 +148,7 @@ class ParquetFormat(RowFormat):
 
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(ROW_GROUP):
-                yield from map(nest, batch.to_pylist())
+                yield from map(nest_row, batch.to_pylist())
 
 
 FORMATS: dict[str, RowFormat] = {one.suffix: one for one in (JsonLinesFormat(), CsvFormat(), ParquetFormat())}
@@ -182,7 +182,7 @@ def columns(top_k: int) -> list[str]:
     ]
 
 
-def flatten(row: RowDict) -> RowDict:
+def flatten_row(row: RowDict) -> RowDict:
     """A row without nesting."""
     made = {name: row.get(name) for name in IMAGE_FIELDS}
     for group in RANKED_FIELDS:
@@ -191,8 +191,8 @@ def flatten(row: RowDict) -> RowDict:
     return made
 
 
-def nest(row: RowDict) -> RowDict:
-    """The inverse of :func:`flatten`; absent, None and the empty text are the same there."""
+def nest_row(row: RowDict) -> RowDict:
+    """The inverse of :func:`flatten_row`; absent, None and the empty text are the same there."""
     made: RowDict = {name: row.get(name) or None for name in IMAGE_FIELDS}
     made["size"] = None if row.get("size") in {None, ""} else int(row["size"])
     for group, fields in RANKED_FIELDS.items():

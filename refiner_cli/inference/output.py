@@ -18,7 +18,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import atomic_file, write_json
+from refiner_cli.inference.earlier_rows import EarlierRows
 from refiner_cli.inference.formats import RowDict, format_of
 from refiner_cli.inference.journal import Journal, cut_torn_line
-from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, name_digest, row_name
+from refiner_cli.inference.scan import FileVersion, name_digest, row_name
 
 OUTPUT_SCHEMA = "refiner.predictions/1"
 OTHER_OUTPUT = "Choose another name, or discard these rows with --overwrite."
@@ -48,35 +49,6 @@ class RowCount:
     images: int
     errors: int
     dropped: int = 0
-
-
-@dataclass
-class EarlierRows:
-    """What the rows of earlier runs say, without the rows."""
-
-    versions: dict[bytes, int] = field(default_factory=dict)  # of every path; of the file it was made from
-    errors: set[bytes] = field(default_factory=set)
-
-    def add(self, row: RowDict) -> None:
-        key = name_digest(row["path"])
-        self.versions[key] = hash_version(FileVersion(row.get("size"), row.get("modified")))
-        (self.errors.discard if row["status"] == "ok" else self.errors.add)(key)
-
-    def cover(self, path: str, version: FileVersion, *, keep_errors: bool) -> bool:
-        """Whether a row stays: it is a result, and the file is the one it was made from."""
-        key = name_digest(path)
-        made_from = self.versions.get(key)
-        if made_from is None or (key in self.errors and not keep_errors):
-            return False
-        # A file that cannot be looked at now may be back tomorrow: its result is kept.
-        return version == UNKNOWN_VERSION or made_from in (hash_version(version), NO_VERSION)
-
-
-def hash_version(version: FileVersion) -> int:
-    return int.from_bytes(name_digest(f"{version.size} {version.modified}")[:7], "big")
-
-
-NO_VERSION = hash_version(UNKNOWN_VERSION)
 
 
 class Output:

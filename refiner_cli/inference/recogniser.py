@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -85,8 +84,7 @@ class Recogniser:
     def bank(self) -> TextBank:
         """The text vectors of all candidates, encoded once. Raises RefinerError if they do not fit."""
         try:
-            with torch.no_grad(), autocast(self.model.device, self.precision):
-                return self.model.encode_pairs(self.space)
+            return self.encode_texts()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -95,6 +93,27 @@ class Recogniser:
             f"{len(self.space.pairs):,} pairs.",
             hint="Use fewer states and objects, or list the pairs that matter with --pairs.",
         )
+
+    @torch.no_grad()
+    def encode_texts(self) -> TextBank:
+        """Encode the candidates block by block: what one block takes beside its vectors is freed again."""
+        bank, pairs = None, self.space.pairs
+        for start in range(0, max(1, len(pairs)), BLOCK_PAIRS):
+            rows = slice(start, start + BLOCK_PAIRS)
+            block = self.space if len(pairs) <= BLOCK_PAIRS else replace(self.space, pairs=pairs[rows])
+            with autocast(self.model.device, self.precision):
+                part = self.model.encode_pairs(block)
+            if len(pairs) <= BLOCK_PAIRS:
+                return part
+            if bank is None:
+                vectors = part.pairs.new_empty(len(pairs), part.pairs.shape[1])
+                offsets = None if part.offsets is None else part.offsets.new_empty(len(pairs))
+                bank = replace(part, space=self.space, pairs=vectors, offsets=offsets)
+            bank.pairs[rows] = part.pairs
+            if bank.offsets is not None and part.offsets is not None:
+                bank.offsets[rows] = part.offsets
+        assert bank is not None  # noqa: S101 - there is a first block
+        return bank
 
     @cached_property
     def bias(self) -> Tensor:
@@ -186,9 +205,7 @@ class Recogniser:
         for start in range(0, P, BLOCK_PAIRS):
             rows = slice(start, start + BLOCK_PAIRS)
             offsets = None if bank.offsets is None else bank.offsets[rows]
-            scores = self.model.score(
-                vectors, dataclasses.replace(bank, pairs=bank.pairs[rows], offsets=offsets)
-            )
+            scores = self.model.score(vectors, replace(bank, pairs=bank.pairs[rows], offsets=offsets))
             block = PairBlock(space.pair_state[rows], space.pair_object[rows], space.is_open)
             total = self.model.combine(scores, block) + self.bias[rows]  # B x P'
             ranking.update(

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import refiner_cli
-from refiner_cli.bench.predict import measure
+from refiner_cli.bench.predict import measure_throughput
 from refiner_cli.inference.formats import read_rows
 from tests.conftest import Cli
 from tests.inference.check_kills import kill_at_random
@@ -210,7 +210,9 @@ def test_two_processes_share_the_work_and_leave_one_result(
 
 def test_throughput_is_measured_against_a_bare_loop(small_export: Path, many: Path) -> None:
     files = sorted(many.glob("0*.jpg"))[:40]
-    found = measure(refiner_cli.load(small_export, device="cpu"), files, batch=8, workers=0, rounds=1)
+    found = measure_throughput(
+        refiner_cli.load(small_export, device="cpu"), files, batch=8, workers=0, rounds=1
+    )
     assert found.ratio == found.predict / found.bare > 0
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.inference.formats import ImageRow, columns, flatten, format_of, nest, read_rows
-from refiner_cli.inference.output import EarlierRows, Output, RowCount
+from refiner_cli.inference.earlier_rows import EarlierRows
+from refiner_cli.inference.formats import ImageRow, columns, flatten_row, format_of, nest_row, read_rows
+from refiner_cli.inference.output import Output, RowCount
 from refiner_cli.inference.recogniser import Composition, Prediction, Primitive
 from refiner_cli.inference.scan import FileVersion, name_digest
 
@@ -44,8 +45,8 @@ def test_every_kind_gives_the_same_rows_back(tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"out{kind}"
     format_of(file).write(file, values, 3)
     assert list(read_rows(tmp_path / f"out{kind}")) == values
-    assert [nest(flatten(value)) for value in values] == values
-    assert set(flatten(values[0])) < set(columns(3))
+    assert [nest_row(flatten_row(value)) for value in values] == values
+    assert set(flatten_row(values[0])) < set(columns(3))
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
