@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.core.model_io.checkpoint import CONFIG
 from refiner_cli.core.model_io.checksums import verify_checksums, write_checksums
+from refiner_cli.core.model_io.schema import CONFIG
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError
 from refiner_cli.files import atomic_folder

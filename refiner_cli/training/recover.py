@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from refiner_cli.config import Config
-from refiner_cli.core.model_io.checkpoint import CONFIG
+from refiner_cli.core.model_io.schema import CONFIG
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.training.checkpoints import Checkpoints
 from refiner_cli.training.run_dir import RUN, DamagedRunError, DatasetRef, Run

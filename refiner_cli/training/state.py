@@ -29,6 +29,7 @@ from refiner_cli.core.model_io.checkpoint import (
     load_saved_tensors,
     read_config,
     read_tensors,
+    usual_permissions,
     write_model,
 )
 from refiner_cli.core.models.base import Calibration, Model
@@ -82,6 +83,7 @@ class TrainerState:
             with self.run.stored.new(step) as folder:
                 write_model(folder, self.model, info, with_backbone=False)
                 save_file(self._tensors(), folder / OPTIMIZER_FILE)
+                usual_permissions(folder / OPTIMIZER_FILE)
                 (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) else error

@@ -18,7 +18,9 @@ import torch
 
 from refiner_cli.config import method_section
 from refiner_cli.core.models.base import Calibration
+from refiner_cli.core.towers.architectures import preprocess_config
 from refiner_cli.core.towers.backbone import BackboneSpec
+from refiner_cli.core.towers.tiny import tiny_config
 from refiner_cli.errors import ModelFileError, RefinerError, UsageError
 from refiner_cli.settings import resolve
 from refiner_cli.training.checkpoints import Checkpoints
@@ -38,7 +40,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(4, 4))
         self.config = method_section("clip")()
-        spec = BackboneSpec("tiny", "built-in", {}, {})
+        spec = BackboneSpec("tiny", "built-in", tiny_config(), preprocess_config(tiny_config(), {}))
         self.backbone = SimpleNamespace(spec=spec, fingerprint=lambda: "0" * 16)
         self.space, self.calibration = SPACE, Calibration()
 

@@ -14,28 +14,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refiner_cli._version import __version__
-from refiner_cli.config import method_section
+from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMAT, migrate_config, migrate_tensors
+from refiner_cli.core.model_io.schema import CLIP, CONFIG, StoredModel, read_json
+from refiner_cli.core.model_io.stored_backbone import stored_backbone
 from refiner_cli.core.models.base import Calibration, Model
 from refiner_cli.core.models.registry import build_model
-from refiner_cli.core.towers.backbone import Backbone, BackboneSpec, build_backbone, reload_backbone
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.errors import ModelFileError, RefinerError
+from refiner_cli.errors import ConfigError, DatasetError, ModelFileError, RefinerError
 
-FORMAT = "refiner.model/2"
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-TRAINED, CLIP = "trained.", "clip."
+MODEL_FORMAT = "refiner.model/2"
+WEIGHTS_FILE = "model.safetensors"
+TRAINED = "trained."
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+INDEX_TENSORS = ("index", "position_ids", "num_batches_tracked")  # integers that some towers keep
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def describe(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict[str,
     """The content of config.json."""
     spec = model.backbone.spec
     return {
-        "format": FORMAT,
+        "format": MODEL_FORMAT,
         "refiner": __version__,
         **dataclasses.asdict(info),
         "model": model.config.model_dump(),
@@ -79,42 +81,83 @@ def write_model(
         name: value.to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous().clone()
         for name, value in tensors.items()
     }
-    save_file(tensors, folder / WEIGHTS, {"format": FORMAT})
+    save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
     text = json.dumps(describe(model, info, with_backbone=with_backbone), indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
+    usual_permissions(folder / WEIGHTS_FILE)
+
+
+def usual_permissions(file: Path) -> None:
+    """Give a file the permissions of any new file: safetensors makes its files private."""
+    probe = file.with_name(f".{file.name}.permissions")
+    probe.touch()
+    file.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.unlink()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises ModelFileError."""
+    """config.json of a model directory, in the present format and checked. Raises ModelFileError."""
+    return read_stored(folder)[0]
+
+
+def read_stored(folder: Path) -> tuple[dict[str, Any], StoredModel, MethodConfig]:
+    """config.json as it is, as checked values, and the method's settings. Raises ModelFileError."""
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = read_json(file)
     except FileNotFoundError:
         raise ModelFileError(f"{folder} is not a model: the file {CONFIG} is missing.") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"The model file {file} cannot be read ({error}).") from None
-    if isinstance(config, dict) and config.get("format") == OLD_FORMAT:
+    found = config.get("format") if isinstance(config, dict) else None
+    if found == OLD_FORMAT:
         try:
-            return migrate_config(config, FORMAT)
+            config = migrate_config(config, MODEL_FORMAT)
         except (KeyError, TypeError, AttributeError, RefinerError) as error:
             raise ModelFileError(f"{file} is incomplete or damaged ({error!r}).") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise ModelFileError(f"{file} has the format {found!r}; this version reads {FORMAT!r}.")
-    return config
+    elif found != MODEL_FORMAT:
+        shown = found if isinstance(found, str) else type(found).__name__
+        raise ModelFileError(f"{file} has the format {shown!r}; this version reads {MODEL_FORMAT!r}.")
+    return config, *StoredModel.parse(config, file)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """model.safetensors of a model directory. Raises ModelFileError if it is missing or torn."""
-    file = folder / WEIGHTS
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        state = "is not a regular file" if file.exists() else "is missing"
+        raise ModelFileError(f"{folder} is not a model: the file {WEIGHTS_FILE} {state}.")
     try:
         return migrate_tensors(load_file(file))
-    except FileNotFoundError:
-        raise ModelFileError(f"{folder} is not a model: the file {WEIGHTS} is missing.") from None
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
         raise ModelFileError(
             f"The weights {file} are damaged or cut short ({error}).", hint="Export or copy the model again."
         ) from None
+
+
+def require_numbers(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Raise ModelFileError unless every tensor is a model's and holds finite floating-point numbers."""
+    for name, value in tensors.items():
+        if not name.startswith((TRAINED, CLIP)):
+            raise ModelFileError(f"The weights {file} hold a tensor that no model has, {name[:100]!r}.")
+        if name.startswith(CLIP) and name.endswith(INDEX_TENSORS) and value.dtype == torch.int64:
+            continue
+        if value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ModelFileError(f"The weights {file} are damaged: {name!r} has the type {kind}.")
+        if not bool(value.isfinite().all()):
+            raise ModelFileError(
+                f"The weights {file} hold numbers that are not finite, in {name!r}.",
+                hint="The training may have diverged; train again with a lower train.lr.",
+            )
+
+
+def require_sizes(settings: MethodConfig, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Raise ModelFileError for a size in the settings that no stored tensor has: it would be allocated."""
+    largest = max((size for value in tensors.values() for size in value.shape), default=0)
+    for key, value in settings.model_dump().items():
+        if isinstance(value, int) and value > max(largest, 256):
+            raise ModelFileError(f"{file} does not fit its weights: model.{key} is {value}.")
 
 
 def model_info(config: dict[str, Any]) -> ModelInfo:
@@ -126,44 +169,26 @@ def read_model(folder: Path) -> tuple[Model, ModelInfo]:
     """Build the model that a directory describes, on the CPU, in evaluation.
 
     Raises:
-        ModelFileError: a file is missing, torn or does not fit, or the backbone is another one.
+        ModelFileError: a file is missing, torn or does not fit, a value is impossible, or the backbone is
+            another one.
         FetchError: the backbone is not included and cannot be fetched.
     """
-    config, tensors = read_config(folder), read_tensors(folder)
+    config, stored, settings = read_stored(folder)
+    tensors, file = read_tensors(folder), folder / WEIGHTS_FILE
+    require_numbers(tensors, file)
+    require_sizes(settings, tensors, folder / CONFIG)
     try:
-        spec = BackboneSpec(
-            **{field.name: config["backbone"][field.name] for field in dataclasses.fields(BackboneSpec)}
-        )
         space = LabelSpace.from_json(config["labels"])
-        calibration = Calibration(**config["calibration"])
-        info = model_info(config)
-        settings = method_section(info.method).model_validate(config["model"])
-        fingerprint, included = config["backbone"]["fingerprint"], config["backbone"]["included"]
-    except (KeyError, TypeError, ValidationError, RefinerError) as error:
-        raise ModelFileError(f"{folder / CONFIG} is incomplete or damaged ({error!r}).") from None
-    backbone = stored_backbone(folder, spec, tensors, fingerprint, included=included)
-    model = build_model(info.method, backbone, settings, space)
+        backbone = stored_backbone(folder, config, stored.backbone, tensors)
+        model = build_model(stored.method, backbone, settings, space)
+    except (ConfigError, DatasetError) as error:
+        raise ModelFileError(f"The model {folder} cannot be built: {error.message}") from None
     saved = {name.removeprefix(TRAINED): value for name, value in tensors.items() if name.startswith(TRAINED)}
-    load_saved_tensors(model, saved, folder / WEIGHTS)
-    model.calibration = calibration
-    return model.eval(), info
-
-
-def stored_backbone(
-    folder: Path, spec: BackboneSpec, tensors: dict[str, torch.Tensor], fingerprint: str, *, included: bool
-) -> Backbone:
-    """The backbone of a stored model: from the folder itself, or loaded by name and compared."""
-    if included:
-        state = {name.removeprefix(CLIP): value for name, value in tensors.items() if name.startswith(CLIP)}
-        tokenizer = folder / "tokenizer"
-        return build_backbone(spec, state, tokenizer if tokenizer.is_dir() else None)
-    backbone = reload_backbone(spec)
-    if backbone.fingerprint() != fingerprint:
-        raise ModelFileError(
-            f"The backbone {spec.name} ({spec.pretrained}) is not the one that {folder} was trained on.",
-            hint="Its weights changed; train again, or export models where they were trained.",
-        )
-    return backbone
+    load_saved_tensors(model, saved, file)
+    if not (math.isfinite(backbone.logit_scale) and math.isfinite(backbone.logit_bias)):
+        raise ModelFileError(f"The weights {file} are damaged: the logit scale or bias is not finite.")
+    model.calibration = Calibration(**stored.calibration.model_dump())
+    return model.eval(), model_info(config)
 
 
 def load_saved_tensors(model: Model, saved: dict[str, torch.Tensor], source: Path) -> None:

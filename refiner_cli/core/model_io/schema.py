@@ -1,0 +1,222 @@
+"""The schema of a stored model's config.json: every value is checked, with limits, before anything is built.
+
+A model folder may come from anywhere. Nothing in it may run code, contact the network, take all memory or
+give numbers without sense; so types are strict, sizes are limited, and unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from refiner_cli.config import MethodConfig, method_section
+from refiner_cli.errors import ModelFileError
+
+CONFIG = "config.json"
+CLIP = "clip."  # first part of the names of a backbone's tensors in model.safetensors
+MAX_CONFIG_BYTES = 64 * 2**20
+MAX_PARAMETERS = 6e9  # of a backbone; the largest of open_clip has 5e9
+TIMM_NAME = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+MAX_OPEN_WORLD = 200_000_000  # states x objects
+
+Count = Annotated[int, Field(ge=1, le=65_536)]
+Name = Annotated[str, Field(min_length=1, max_length=1_000)]
+Text = Annotated[str, Field(max_length=10_000)]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is short or small."""
+    if isinstance(value, str):
+        return len(value) <= 200
+    return value is None or (isinstance(value, int | float) and abs(value) <= 1e6)
+
+
+def plain_option(value: Any) -> Any:
+    """An option of open_clip that decides no size: a short text, a small number, or a table of them."""
+    if is_plain(value) or (
+        isinstance(value, dict) and len(value) <= 20 and all(map(is_plain, value.values()))
+    ):
+        return value
+    raise ValueError("it is not a short text or a small number")
+
+
+Option = Annotated[Any, BeforeValidator(plain_option)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Tower(Part):
+    """What both towers have; other options of open_clip are plain values."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Option]
+
+    layers: Annotated[int, Field(ge=1, le=256)] = 12
+    width: Annotated[int, Field(ge=1, le=16_384)] = 768
+    mlp_ratio: Annotated[float, Field(gt=0, le=32)] = 4.0
+
+    def parameters(self) -> float:
+        """About how many parameters the blocks have."""
+        return self.layers * self.width**2 * (4 + 2 * self.mlp_ratio)
+
+
+Side = Annotated[int, Field(ge=1, le=4_096)]
+
+
+class VisionTower(Tower):
+    head_width: Annotated[int, Field(ge=1, le=1_024)] = 64
+    patch_size: Side | None = 16
+    image_size: Side | tuple[Side, Side] = 224
+    attn_pooler_queries: Count = 256
+    attn_pooler_heads: Count = 8
+    # A bare architecture of timm: "hf-hub:..." and the like would make it ask the network.
+    timm_model_name: Annotated[str, Field(pattern=TIMM_NAME, max_length=100)] | None = None
+    timm_model_pretrained: Literal[False] = False
+
+
+class TextTower(Tower):
+    context_length: Annotated[int, Field(ge=4, le=4_096)] = 77
+    vocab_size: Annotated[int, Field(ge=4, le=1_000_000)] = 49_408
+    width: Annotated[int, Field(ge=1, le=16_384)] = 512
+    heads: Count = 8
+    hf_tokenizer_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+    def parameters(self) -> float:
+        return super().parameters() + self.vocab_size * self.width
+
+
+class ClipConfig(Part):
+    """open_clip's model configuration."""
+
+    embed_dim: Annotated[int, Field(ge=1, le=16_384)]
+    vision_cfg: VisionTower
+    text_cfg: TextTower
+    quick_gelu: bool = False
+    custom_text: bool = False
+    init_logit_scale: Annotated[float, Field(ge=-100, le=20)] | None = None
+    init_logit_bias: Annotated[float, Field(ge=-1e4, le=1e4)] | None = None
+
+    def parameters(self) -> float:
+        """About how many parameters the towers have."""
+        vision = 0.0 if self.vision_cfg.timm_model_name else self.vision_cfg.parameters()
+        return vision + self.text_cfg.parameters()
+
+    @model_validator(mode="after")
+    def _of_possible_size(self) -> ClipConfig:
+        if self.parameters() > MAX_PARAMETERS:
+            raise ValueError(f"the towers have more than {MAX_PARAMETERS:.0e} parameters")
+        return self
+
+
+class PreprocessConfig(Part):
+    """open_clip's preprocessing configuration."""
+
+    size: Side | tuple[Side, Side]
+    mode: Literal["RGB"] = "RGB"
+    mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = Field(min_length=3, max_length=3)
+    std: tuple[Annotated[float, Field(ge=1e-3, le=100)], ...] = Field(min_length=3, max_length=3)
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+class StoredBackbone(Part):
+    name: Name
+    pretrained: Annotated[str, Field(max_length=1_000)]
+    model: ClipConfig
+    preprocess: PreprocessConfig
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    included: bool
+
+    @model_validator(mode="after")
+    def _images_of_the_size_of_the_tower(self) -> StoredBackbone:
+        sizes = (self.preprocess.size, self.model.vision_cfg.image_size)
+        made, taken = ((size, size) if isinstance(size, int) else size for size in sizes)
+        if made != taken:
+            raise ValueError(f"preprocessing makes images of {made} and the tower takes {taken}")
+        return self
+
+
+Labels = Annotated[list[Name], Field(max_length=100_000)]
+Pairs = Annotated[list[tuple[Name, Name]], Field(max_length=1_000_000)]
+
+
+class StoredLabels(Part):
+    states: Labels
+    objects: Labels
+    pairs: Pairs
+    seen_pairs: Pairs
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StoredLabels:
+        states, objects = set(self.states), set(self.objects)
+        if len(states) * len(objects) > MAX_OPEN_WORLD:
+            raise ValueError(f"there are more than {MAX_OPEN_WORLD:,} combinations of states and objects")
+        for state, obj in (*self.pairs, *self.seen_pairs):
+            if state not in states or obj not in objects:
+                raise ValueError(f"the pair '{state} {obj}' is not made of its states and objects")
+        return self
+
+
+class StoredCalibration(Part):
+    state_weight: Annotated[float, Field(ge=0, le=1e3)]
+    object_weight: Annotated[float, Field(ge=0, le=1e3)]
+    bias: Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class StoredModel(Part):
+    """config.json of the present format."""
+
+    format: str
+    refiner: Text
+    method: Name
+    dataset: Text
+    dataset_path: Text
+    dataset_fingerprint: Text
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    metrics: dict[Name, float | None]  # validation, percent; None: undefined
+    model: dict[str, Any]  # the method's own section, see settings()
+    backbone: StoredBackbone
+    labels: StoredLabels
+    calibration: StoredCalibration
+
+    @classmethod
+    def parse(cls, config: dict[str, Any], source: Path) -> tuple[StoredModel, MethodConfig]:
+        """The checked content and the method's settings. Raises ModelFileError naming the key."""
+        try:
+            # As JSON: there a list is a tuple, and true is not 1.
+            stored = cls.model_validate_json(json.dumps(config))
+            section = method_section(stored.method)
+            settings = section.model_validate_json(json.dumps(stored.model), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "the content"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ModelFileError(
+                f"{source} is incomplete or damaged: {key}: {reason[:1].lower()}{reason[1:]}."
+            ) from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ModelFileError(f"{source} is damaged ({type(error).__name__}).") from None
+        return stored, settings
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises OSError or ValueError, also if it is huge or not a regular file."""
+    if file.exists() and not file.is_file():
+        raise ValueError("it is not a regular file")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 2**20} MiB")
+    try:
+        return json.loads(file.read_bytes(), parse_constant=reject_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
