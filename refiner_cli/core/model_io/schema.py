@@ -56,19 +56,21 @@ class Tower(Part):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Option]
 
-    layers: Annotated[int, Field(ge=1, le=256)] = 12
-    width: Annotated[int, Field(ge=1, le=16_384)] = 768
     mlp_ratio: Annotated[float, Field(gt=0, le=32)] = 4.0
 
-    def parameters(self) -> float:
-        """About how many parameters the blocks have."""
-        return self.layers * self.width**2 * (4 + 2 * self.mlp_ratio)
+    def block_parameters(self, layers: int, width: int) -> float:
+        """About how many parameters a transformer of this size has."""
+        return layers * width**2 * (4 + 2 * self.mlp_ratio)
 
 
+Layers = Annotated[int, Field(ge=1, le=256)]
+Width = Annotated[int, Field(ge=1, le=16_384)]
 Side = Annotated[int, Field(ge=1, le=4_096)]
 
 
 class VisionTower(Tower):
+    layers: Layers | tuple[Layers, Layers, Layers, Layers] = 12  # four numbers: a ResNet
+    width: Width = 768
     head_width: Annotated[int, Field(ge=1, le=1_024)] = 64
     patch_size: Side | None = 16
     image_size: Side | tuple[Side, Side] = 224
@@ -78,16 +80,26 @@ class VisionTower(Tower):
     timm_model_name: Annotated[str, Field(pattern=TIMM_NAME, max_length=100)] | None = None
     timm_model_pretrained: Literal[False] = False
 
+    def parameters(self) -> float:
+        """About how many parameters the tower has; 0 where timm knows its size."""
+        if self.timm_model_name:
+            return 0.0
+        if isinstance(self.layers, int):
+            return self.block_parameters(self.layers, self.width)
+        return sum(17.0 * count * (self.width * 2**stage) ** 2 for stage, count in enumerate(self.layers))
+
 
 class TextTower(Tower):
+    layers: Layers = 12
     context_length: Annotated[int, Field(ge=4, le=4_096)] = 77
     vocab_size: Annotated[int, Field(ge=4, le=1_000_000)] = 49_408
-    width: Annotated[int, Field(ge=1, le=16_384)] = 512
+    width: Width = 512
     heads: Count = 8
     hf_tokenizer_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
     def parameters(self) -> float:
-        return super().parameters() + self.vocab_size * self.width
+        """About how many parameters the tower has."""
+        return self.block_parameters(self.layers, self.width) + self.vocab_size * self.width
 
 
 class ClipConfig(Part):
@@ -103,8 +115,7 @@ class ClipConfig(Part):
 
     def parameters(self) -> float:
         """About how many parameters the towers have."""
-        vision = 0.0 if self.vision_cfg.timm_model_name else self.vision_cfg.parameters()
-        return vision + self.text_cfg.parameters()
+        return self.vision_cfg.parameters() + self.text_cfg.parameters()
 
     @model_validator(mode="after")
     def _of_possible_size(self) -> ClipConfig:
