@@ -109,3 +109,28 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 def test_modules_are_short() -> None:
     long = {name: len(file.read_text("utf-8").splitlines()) for name, file in modules().items()}
     assert {name: lines for name, lines in long.items() if lines > LARGEST} == {}
+
+
+SHARED_NAMES = {"app", "main"}  # every program has them
+
+
+def test_every_name_is_one_thing() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, file in modules().items():
+        for node in ast.parse(file.read_text("utf-8")).body:
+            for name in defined(node):
+                owners.setdefault(name, []).append(module)
+    twice = {name: places for name, places in owners.items() if len(places) > 1 and name not in SHARED_NAMES}
+    assert twice == {}
+
+
+def defined(node: ast.stmt) -> list[str]:
+    """The public names that a top-level statement defines."""
+    names: list[str] = []
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        names = [node.name]
+    elif isinstance(node, ast.Assign):
+        names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        names = [node.target.id]
+    return [name for name in names if not name.startswith("_")]

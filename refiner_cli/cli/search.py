@@ -50,7 +50,7 @@ def search(
     from refiner_cli.inference.index import Index
     from refiner_cli.inference.query import encode_like, encode_query, parse_query
     from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.search import search as search_index
+    from refiner_cli.inference.search import search_index
 
     opened = Index.open(index)
     loaded, _ = open_model(model or Path(opened.info.model["path"]), device)

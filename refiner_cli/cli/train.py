@@ -11,14 +11,14 @@ from refiner_cli.cli.configure import configure
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.errors import UsageError
 
-Dataset = Annotated[
+DatasetName = Annotated[
     str | None,
     typer.Argument(metavar="DATASET", help="A catalogue name (see 'refiner download --list') or a folder."),
 ]
 
 
 def train(
-    dataset: Dataset = None,
+    dataset: DatasetName = None,
     method: Annotated[
         str | None, typer.Option(help="refiner, or a baseline: clip, coop, csp, troika.")
     ] = None,

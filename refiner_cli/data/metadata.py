@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 64 << 20  # of the file, and of the pickle in it; 200,000 rows take 14 MB
+MAX_METADATA_BYTES = 64 << 20  # of the file, and of the pickle in it; 200,000 rows take 14 MB
 MAX_OPERATIONS = 10_000_000  # of the pickle; 200,000 rows take 3,500,000
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of torch.save before version 1.6
 _PLAIN_OPERATIONS = (
@@ -41,7 +41,7 @@ def load_plain(file: Path) -> Any:
     if file.exists() and not file.is_file():  # a pipe would wait for ever
         raise ValueError("it is not a regular file")
     with file.open("rb") as opened:
-        content = opened.read(MAX_BYTES + 1)
+        content = opened.read(MAX_METADATA_BYTES + 1)
     _require_size(len(content))
     stream = io.BytesIO(content)
     if not content.startswith(b"PK"):
@@ -58,8 +58,8 @@ def load_plain(file: Path) -> Any:
 
 
 def _require_size(count: int) -> None:
-    if count > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
+    if count > MAX_METADATA_BYTES:
+        raise ValueError(f"it has more than {MAX_METADATA_BYTES >> 20} MB")
 
 
 # The C unpickler cannot be limited: it allocates a table as large as the largest index in the file.

@@ -38,7 +38,7 @@ from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.errors import DatasetError, RefinerError, UsageError
 from refiner_cli.training.run_dir import Run, is_run, model_folder
 
-SCHEMA = "refiner.regions/1"
+REGIONS_SCHEMA = "refiner.regions/1"
 BATCH_SIZE = 32
 SAMPLES = 1000  # bootstrap samples of the images
 
@@ -69,7 +69,7 @@ class RegionStatistics:
             for k, role in enumerate(roles)
         ]
         return {
-            "schema": SCHEMA,
+            "schema": REGIONS_SCHEMA,
             "images": len(self.area),
             "area": self.area.mean().item(),
             "class_token": masses(self.class_object, self.class_clutter),

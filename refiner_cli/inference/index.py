@@ -34,7 +34,7 @@ from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import atomic_file, write_json
 
-SCHEMA = "refiner.index/1"
+INDEX_SCHEMA = "refiner.index/1"
 FILE, PARTS = "index.json", "parts"
 PART_SIZE = 4096  # images
 COLUMNS = pa.schema(
@@ -102,7 +102,7 @@ class Index:
             raise UsageError(f"{folder} exists already and is not an index.", hint="Choose another -o DIR.")
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
         info = IndexInfo(
-            schema=SCHEMA, model=dict(model), method=method, roles=list(roles), width=width,
+            schema=INDEX_SCHEMA, model=dict(model), method=method, roles=list(roles), width=width,
             places=list(places), part_size=part_size, next_part=0, parts=[],
         )  # fmt: skip
         index = cls(folder, info)
@@ -115,8 +115,8 @@ class Index:
         file = folder / FILE
         try:
             content = json.loads(file.read_text("utf-8"))
-            if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-                raise ModelFileError(f"{file} is not an index that this version reads ({SCHEMA}).")
+            if not isinstance(content, dict) or content.get("schema") != INDEX_SCHEMA:
+                raise ModelFileError(f"{file} is not an index that this version reads ({INDEX_SCHEMA}).")
             info = IndexInfo.model_validate(content)
         except FileNotFoundError:
             raise ModelFileError(f"{folder} is not an index: the file {FILE} is missing.") from None

@@ -97,7 +97,7 @@ class TypicalScore:
         return (self.total - math.log(self.images)) / SOFTNESS
 
 
-def search(
+def search_index(
     index: Index,
     query: QueryVectors,
     scale: float,

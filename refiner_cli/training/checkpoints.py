@@ -23,7 +23,7 @@ from refiner_cli.training.folder_lock import remove_temporary
 from refiner_cli.training.selection import best_record, is_better
 
 KEPT = 2
-NAME = re.compile(r"step-(\d{8,})")
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
 REPLACED = re.compile(r"\.(step-\d{8,})\.replaced")  # the older one of the same step, for a moment
 
 
@@ -39,7 +39,9 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """All checkpoints, oldest first; none of them was checked."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+        return sorted(
+            (path for path in found if STEP_FOLDER.fullmatch(path.name) and path.is_dir()), key=step_of
+        )
 
     @contextlib.contextmanager
     def new(self, step: int) -> Iterator[Path]:
@@ -126,5 +128,5 @@ class Checkpoints:
 
 def step_of(path: Path) -> int:
     """The number of steps done at a checkpoint."""
-    match = NAME.fullmatch(path.name)
+    match = STEP_FOLDER.fullmatch(path.name)
     return int(match[1]) if match else 0

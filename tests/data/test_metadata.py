@@ -95,7 +95,7 @@ def test_hostile_metadata_is_one_sentence_and_takes_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.setattr(metadata, "MAX_OPERATIONS", 200_000)  # in proportion to the limits below
-    monkeypatch.setattr(metadata, "MAX_BYTES", 8 << 20)
+    monkeypatch.setattr(metadata, "MAX_METADATA_BYTES", 8 << 20)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "m.t7"
     file.write_bytes(zipped(content))

@@ -13,7 +13,7 @@ from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.index import Index, IndexRow
 from refiner_cli.inference.query import QueryVectors, Term, parse_query
-from refiner_cli.inference.search import search
+from refiner_cli.inference.search import search_index
 
 PAIRS = [("rusty", "bike"), ("half_eaten", "apple"), ("Faux.Leather", "Boots.Ankle"), ("green", "apple")]
 SPACE = LabelSpace.from_pairs(PAIRS, PAIRS)
@@ -86,7 +86,7 @@ def test_search_finds_what_brute_force_finds(tmp_path: Path, seed: int, part_siz
         torch.tensor([1.0, -1.0]),
     )
     scale = 20.0
-    found = search(index, query, scale, top=top)
+    found = search_index(index, query, scale, top=top)
     good = [i for i in range(20) if i not in broken]
     scores = scale * vectors.float() @ texts.T
     typical = ((SOFTNESS * scores[good].double()).exp().mean(0).log()) / SOFTNESS
@@ -97,11 +97,11 @@ def test_search_finds_what_brute_force_finds(tmp_path: Path, seed: int, part_siz
         assert hit.score == pytest.approx(float(total[i]), abs=1e-3)
         assert hit.margin == pytest.approx(float(total[i] - (typical[0] - typical[1])), abs=1e-3)
     limit = found[len(found) // 2].score
-    assert all(hit.score >= limit for hit in search(index, query, scale, top=top, min_score=limit))
+    assert all(hit.score >= limit for hit in search_index(index, query, scale, top=top, min_score=limit))
 
 
 def test_an_index_without_a_readable_image_is_named(tmp_path: Path) -> None:
     index = make_index(tmp_path / "i", torch.zeros(2, 4), 2, {0, 1})
     query = QueryVectors((Term("text", "a"),), ("composition",), torch.ones(1, 4), torch.ones(1))
     with pytest.raises(UsageError, match="holds no image that could be read"):
-        search(index, query, 1.0, top=3)
+        search_index(index, query, 1.0, top=3)

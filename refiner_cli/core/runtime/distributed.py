@@ -32,7 +32,7 @@ from refiner_cli.errors import EnvironmentLacksError, RefinerError, UsageError
 HEARTBEAT_SECONDS = 3.0  # between heartbeats
 SILENCE_SECONDS = 30.0  # without a heartbeat, after which a process counts as lost
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = {"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": "0"}  # and what stands for a missing one
+TORCHRUN_NUMBERS = {"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": "0"}  # and what stands for a missing one
 COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the others wait while the main process validates
 
 
@@ -159,7 +159,7 @@ def launched_ranks(environment: Mapping[str, str]) -> DistributedContext:
     if given["WORLD_SIZE"] in {"", "1"}:
         return SINGLE_PROCESS
     try:
-        size, rank, local = (int(given[name] or default) for name, default in NUMBERS.items())
+        size, rank, local = (int(given[name] or default) for name, default in TORCHRUN_NUMBERS.items())
         if not (0 <= rank < size and local >= 0 and given["MASTER_ADDR"] and int(given["MASTER_PORT"]) > 0):
             raise ValueError
     except ValueError:

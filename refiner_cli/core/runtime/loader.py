@@ -113,7 +113,7 @@ def single_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader's signature
     torch.set_num_threads(1)
 
 
-def init_worker(worker: int) -> None:
+def init_loader_worker(worker: int) -> None:
     """Leave signals to the whole process group to the training loop: its workers end when it does."""
     single_thread(worker)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -162,7 +162,7 @@ def load_batches(
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         timeout=STALL_SECONDS if workers else 0,
-        worker_init_fn=init_worker,
+        worker_init_fn=init_loader_worker,
         pin_memory=device.type == "cuda",
     )
     arriving = iter(loader)

@@ -71,7 +71,7 @@ def test_chunks_of_pairs_change_no_score(
     torch.manual_seed(0)
     model = Troika(tiny, TroikaConfig(), SPACE)
     whole = logits(model, pixels)
-    monkeypatch.setattr(troika, "CHUNK_SIZE", 1)
+    monkeypatch.setattr(troika, "TEXTS_PER_BLOCK", 1)
     assert torch.allclose(logits(model, pixels), whole, atol=1e-5)
 
 

@@ -28,7 +28,7 @@ from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
 
 HEAD_WIDTH = 64
-CHUNK_SIZE = 256  # texts at once
+TEXTS_PER_BLOCK = 256  # texts at once
 INITIAL_AMOUNT = 0.1  # of the learned amount of traction
 
 
@@ -153,7 +153,7 @@ class Troika(Model):
             attracted = self.traction(rows, patches)  # B x C x D
             return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", v.float(), attracted.float())
 
-        parts = text.split(CHUNK_SIZE)
+        parts = text.split(TEXTS_PER_BLOCK)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([part(rows) for rows in parts], 1) + self.backbone.logit_bias
         attracted = [checkpoint(part, rows, use_reentrant=False) for rows in parts]
