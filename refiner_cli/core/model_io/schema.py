@@ -22,9 +22,9 @@ MAX_PARAMETERS = 6e9  # of a backbone; the largest of open_clip has 5e9
 TIMM_NAME = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 MAX_OPEN_WORLD = 200_000_000  # states x objects
 
-Count = Annotated[int, Field(ge=1, le=65_536)]
-Name = Annotated[str, Field(min_length=1, max_length=1_000)]
-Text = Annotated[str, Field(max_length=10_000)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+StoredName = Annotated[str, Field(min_length=1, max_length=1_000)]
+StoredText = Annotated[str, Field(max_length=10_000)]
 
 
 def is_plain(value: Any) -> bool:
@@ -74,8 +74,8 @@ class VisionTower(Tower):
     head_width: Annotated[int, Field(ge=1, le=1_024)] = 64
     patch_size: Side | None = 16
     image_size: Side | tuple[Side, Side] = 224
-    attn_pooler_queries: Count = 256
-    attn_pooler_heads: Count = 8
+    attn_pooler_queries: Width = 256
+    attn_pooler_heads: Width = 8
     # A bare architecture of timm: "hf-hub:..." and the like would make it ask the network.
     timm_model_name: Annotated[str, Field(pattern=TIMM_NAME, max_length=100)] | None = None
     timm_model_pretrained: Literal[False] = False
@@ -89,12 +89,12 @@ class VisionTower(Tower):
         return sum(17.0 * count * (self.width * 2**stage) ** 2 for stage, count in enumerate(self.layers))
 
 
-class TextTower(Tower):
+class StoredTextTower(Tower):
     layers: Layers = 12
     context_length: Annotated[int, Field(ge=4, le=4_096)] = 77
     vocab_size: Annotated[int, Field(ge=4, le=1_000_000)] = 49_408
     width: Width = 512
-    heads: Count = 8
+    heads: Width = 8
     hf_tokenizer_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
     def parameters(self) -> float:
@@ -102,12 +102,12 @@ class TextTower(Tower):
         return self.block_parameters(self.layers, self.width) + self.vocab_size * self.width
 
 
-class ClipConfig(Part):
+class StoredArchitecture(Part):
     """open_clip's model configuration."""
 
     embed_dim: Annotated[int, Field(ge=1, le=16_384)]
     vision_cfg: VisionTower
-    text_cfg: TextTower
+    text_cfg: StoredTextTower
     quick_gelu: bool = False
     custom_text: bool = False
     init_logit_scale: Annotated[float, Field(ge=-100, le=20)] | None = None
@@ -118,7 +118,7 @@ class ClipConfig(Part):
         return self.vision_cfg.parameters() + self.text_cfg.parameters()
 
     @model_validator(mode="after")
-    def _of_possible_size(self) -> ClipConfig:
+    def _of_possible_size(self) -> StoredArchitecture:
         if self.parameters() > MAX_PARAMETERS:
             raise ValueError(f"the towers have more than {MAX_PARAMETERS:.0e} parameters")
         return self
@@ -137,9 +137,9 @@ class PreprocessConfig(Part):
 
 
 class StoredBackbone(Part):
-    name: Name
+    name: StoredName
     pretrained: Annotated[str, Field(max_length=1_000)]
-    model: ClipConfig
+    model: StoredArchitecture
     preprocess: PreprocessConfig
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -154,8 +154,8 @@ class StoredBackbone(Part):
         return self
 
 
-Labels = Annotated[list[Name], Field(max_length=100_000)]
-Pairs = Annotated[list[tuple[Name, Name]], Field(max_length=1_000_000)]
+Labels = Annotated[list[StoredName], Field(max_length=100_000)]
+Pairs = Annotated[list[tuple[StoredName, StoredName]], Field(max_length=1_000_000)]
 
 
 class StoredLabels(Part):
@@ -185,13 +185,13 @@ class StoredModel(Part):
     """config.json of the present format."""
 
     format: str
-    refiner: Text
-    method: Name
-    dataset: Text
-    dataset_path: Text
-    dataset_fingerprint: Text
+    refiner: StoredText
+    method: StoredName
+    dataset: StoredText
+    dataset_path: StoredText
+    dataset_fingerprint: StoredText
     step: Annotated[int, Field(ge=0, lt=2**63)]
-    metrics: dict[Name, float | None]  # validation, percent; None: undefined
+    metrics: dict[StoredName, float | None]  # validation, percent; None: undefined
     model: dict[str, Any]  # the method's own section, see settings()
     backbone: StoredBackbone
     labels: StoredLabels
