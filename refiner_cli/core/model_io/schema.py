@@ -22,7 +22,7 @@ MAX_PARAMETERS = 6e9  # of a backbone; the largest of open_clip has 5e9
 TIMM_NAME = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 MAX_OPEN_WORLD = 200_000_000  # states x objects
 
-Width = Annotated[int, Field(ge=1, le=65_536)]
+SmallCount = Annotated[int, Field(ge=1, le=65_536)]
 StoredName = Annotated[str, Field(min_length=1, max_length=1_000)]
 StoredText = Annotated[str, Field(max_length=10_000)]
 
@@ -74,8 +74,8 @@ class VisionTower(Tower):
     head_width: Annotated[int, Field(ge=1, le=1_024)] = 64
     patch_size: Side | None = 16
     image_size: Side | tuple[Side, Side] = 224
-    attn_pooler_queries: Width = 256
-    attn_pooler_heads: Width = 8
+    attn_pooler_queries: SmallCount = 256
+    attn_pooler_heads: SmallCount = 8
     # A bare architecture of timm: "hf-hub:..." and the like would make it ask the network.
     timm_model_name: Annotated[str, Field(pattern=TIMM_NAME, max_length=100)] | None = None
     timm_model_pretrained: Literal[False] = False
@@ -94,7 +94,7 @@ class StoredTextTower(Tower):
     context_length: Annotated[int, Field(ge=4, le=4_096)] = 77
     vocab_size: Annotated[int, Field(ge=4, le=1_000_000)] = 49_408
     width: Width = 512
-    heads: Width = 8
+    heads: SmallCount = 8
     hf_tokenizer_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
     def parameters(self) -> float:
