@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-_LONGEST_NAME = 200  # bytes; most file systems allow 255, and a temporary name adds 14
+_MAX_NAME_BYTES = 200  # most file systems allow 255, and a temporary name adds 14
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
 _SYNC_THREADS = 16  # file systems commit parallel fsyncs together: a third of the time of one thread
 
@@ -51,8 +51,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def temporary_name(target: Path) -> Path:
     """A hidden, unused name beside ``target``, ``.NAME.12345678.tmp``; a long NAME is cut short."""
-    fits = len(os.fsencode(target.name)) <= _LONGEST_NAME
-    name = target.name if fits else target.name[: _LONGEST_NAME // 4]  # a character has up to 4 bytes
+    fits = len(os.fsencode(target.name)) <= _MAX_NAME_BYTES
+    name = target.name if fits else target.name[: _MAX_NAME_BYTES // 4]  # a character has up to 4 bytes
     return target.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
 
 

@@ -20,7 +20,7 @@ _DOING = {"fetch": "fetching", "check": "hashing", "unpack": "unpacking", "verif
           "link": "writing"}  # fmt: skip
 
 
-def describe_amount(stage: str, done: float, total: float | None, rate: float | None) -> str:
+def describe_progress(stage: str, done: float, total: float | None, rate: float | None) -> str:
     """``"1.2 GB of 2.0 GB, 10.1 MB/s, 1:19 left"``, leaving out what is unknown."""
     amount = (lambda number: f"{number:,.0f}") if stage in COUNTED else format_size
     text = amount(done) if total is None else f"{amount(done)} of {amount(total)}"
@@ -48,7 +48,7 @@ def show_progress(terminal: Terminal) -> Iterator[Report]:
 
 class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(describe_amount(task.fields["stage"], task.completed, task.total, task.speed))
+        return Text(describe_progress(task.fields["stage"], task.completed, task.total, task.speed))
 
 
 @dataclass
@@ -91,5 +91,5 @@ class _Written:
             self.tenths[key] = tenth
             passed = time.monotonic() - start
             rate = (event.done - before) / passed if passed > 0 else None
-            text = describe_amount(event.stage, event.done, event.total, rate)
+            text = describe_progress(event.stage, event.done, event.total, rate)
             self.terminal.note(f"{_DOING[event.stage]} {event.name}: {text}")

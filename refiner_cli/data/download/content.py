@@ -10,7 +10,7 @@ from refiner_cli.data.download.archive import Archive, ArchiveError
 from refiner_cli.data.download.tar_archive import TarArchive
 from refiner_cli.data.download.zip_archive import ZipArchive
 
-SNIFFED = 512  # bytes that tell what a file is
+SNIFFED = 512  # bytes that suffice to recognise a file
 
 
 def open_archive(path: Path) -> Archive:

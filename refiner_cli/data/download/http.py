@@ -40,10 +40,10 @@ class HttpMetadata(BaseModel):
         """From the headers of a response to a request for the complete file or for a part of it."""
         part = ContentRange.of(response)
         length = response.headers.get("content-length", "") if response.status_code == 200 else ""
-        whole = int(length) if re.fullmatch(_NUMBER, length) else None
+        complete = int(length) if re.fullmatch(_NUMBER, length) else None
         return cls(
             url=url,
-            length=part.total if part else whole,
+            length=part.total if part else complete,
             etag=response.headers.get("etag", ""),
             modified=response.headers.get("last-modified", ""),
         )

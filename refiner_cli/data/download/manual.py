@@ -42,9 +42,9 @@ def recognise(dataset: Dataset, given: Sequence[Path], lockfile: Lockfile) -> Ma
             sources.add(source.file)
             lockfile.check(source, path)
         elif not dataset.by_hand:
-            wanted = "; ".join(f"{source.file}, which holds {source.holds}" for source in dataset.sources)
+            expected = "; ".join(f"{source.file}, which holds {source.holds}" for source in dataset.sources)
             raise UsageError(
-                f"{path} is none of the archives of {dataset.title}.", hint=f"Those are {wanted}."
+                f"{path} is not an archive of {dataset.title}.", hint=f"Those are {expected}."
             )
     return ManualArchives(tuple(given), frozenset(sources))
 

@@ -39,7 +39,7 @@ class RetryPolicy:
     Attributes:
         attempts: attempts in a row without progress.
         pause: seconds before the second attempt; doubles with every further one.
-        pace: an attempt that is slower ends; one that brings less has made no progress.
+        pace: an attempt that is slower ends; one that fetches less has made no progress.
     """
 
     attempts: int = 5

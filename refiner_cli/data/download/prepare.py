@@ -141,7 +141,7 @@ def _find_splits(dataset: Dataset, archives: Sequence[Archive]) -> tuple[Archive
     if len(fitting) != 1:
         what = f"{len(fitting)} folders of pair lists" if fitting else "no pair lists"
         raise FetchError(
-            f"{_names(archives)}: there are {what} for {dataset.title}.", hint=_wrong_archive(dataset)
+            f"{_paths_of(archives)}: there are {what} for {dataset.title}.", hint=_wrong_archive(dataset)
         )
     return fitting[0]
 
@@ -151,7 +151,7 @@ def _find_file(dataset: Dataset, archives: Sequence[Archive], file: str) -> Plac
         for name in archive.members:
             if name == file or name.endswith("/" + file):
                 return Place(archive, name)
-    raise FetchError(f"{_names(archives)}: there is no {file}.", hint=_wrong_archive(dataset))
+    raise FetchError(f"{_paths_of(archives)}: the file {file} is missing.", hint=_wrong_archive(dataset))
 
 
 def _locate(rows: Sequence[Row], archives: Sequence[Archive]) -> dict[str, Place]:
@@ -175,7 +175,7 @@ def _locate(rows: Sequence[Row], archives: Sequence[Archive]) -> dict[str, Place
     missing = [image for image, places in fits.items() if not places]
     if missing:
         raise FetchError(
-            f"{_names(archives)}: {len(missing)} of the {len(fits)} images that the metadata names "
+            f"{_paths_of(archives)}: {len(missing)} of the {len(fits)} images that the metadata names "
             f"are missing, for example {missing[0]!r}.",
             hint="An archive is incomplete, or is not the right one.",
         )
@@ -236,7 +236,7 @@ def _dotted(name: str) -> str:
     return ".".join(name.split())
 
 
-def _names(archives: Sequence[Archive]) -> str:
+def _paths_of(archives: Sequence[Archive]) -> str:
     return ", ".join(str(archive.path) for archive in archives)
 
 

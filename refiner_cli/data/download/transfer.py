@@ -1,4 +1,4 @@
-"""One request for a file, or for the rest of it, and the bytes that it brings (RFC 9110, section 14).
+"""One request for a file or for the rest of it, and the bytes of the response (RFC 9110, section 14).
 
 The bytes are appended to a :class:`PartialDownload`. It starts again where the server ignores the
 range, where the file has changed, and where nothing proves that the rest belongs to the same file.
@@ -49,7 +49,7 @@ class Pace:
 
 
 def transfer(web: httpx.Client, part: PartialDownload, report: Report, stop: Event, pace: Pace) -> None:
-    """Send one request, and append the bytes that it brings. Nothing is sent if the part is complete.
+    """Send one request, and append the bytes of the response. Nothing is sent if the part is complete.
 
     Raises:
         TransientError, httpx.TransportError: another attempt may succeed; what arrived is kept.

@@ -15,6 +15,8 @@ from refiner_cli.data.download.prepare import refuse_withdrawn
 from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.progress import Progress, Report
 
+_LONGEST_LINE = 1 << 20  # bytes of a table of word vectors; a real line has some thousand
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -120,8 +122,8 @@ def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
             notes.append(f"{_some(twins, role)} spelt in upper and in lower case")
     for split in SPLITS:
         shown = {sample.pair for sample in benchmark.samples[split]}
-        if pictureless := [" ".join(pair) for pair in benchmark.pairs[split] if pair not in shown]:
-            notes.append(f"{_some(pictureless, 'pairs')} without an image in {split}")
+        if without_image := [" ".join(pair) for pair in benchmark.pairs[split] if pair not in shown]:
+            notes.append(f"{_some(without_image, 'pairs')} without an image in {split}")
     samples = [sample for split in SPLITS for sample in benchmark.samples[split]]
     if twice := [path for path, count in Counter(sample.path for sample in samples).items() if count > 1]:
         notes.append(f"{_some(twice, 'images')} listed more than once")
@@ -135,7 +137,7 @@ def verify_vectors(file: Path, vectors: Vectors, report: Report, stop: Event) ->
     """Problems of a table of word vectors: one word and its numbers per line."""
     words, done, total = 0, 0, file.stat().st_size
     with file.open("rb") as stream:
-        for line in stream:
+        while line := stream.readline(_LONGEST_LINE):
             if len(line.split(b" ")) != vectors.dimensions + 1:
                 return [
                     f"line {words + 1} of {file.name} does not hold a word and {vectors.dimensions} numbers"
