@@ -8,9 +8,7 @@ to be coloured is a :class:`rich.text.Text`.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -18,18 +16,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from refiner_cli.cli.progress import show_progress
+from refiner_cli.data.progress import Progress, Report
 from refiner_cli.errors import RefinerError
 from refiner_cli.printable import json_text, printable
 
@@ -49,13 +40,6 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
-
-
-class Rate(ProgressColumn):
-    """Items per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
 @dataclass
@@ -102,32 +86,13 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, a line per tenth in a log; called with (done, total); total 0: unknown."""
-        if self.quiet:
-            yield lambda *_: None
-        elif self.err.is_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                Rate(),
-                TimeRemainingColumn(),
-            )
-            with Progress(*columns, console=self.err, transient=True) as bar:
-                task = bar.add_task(printable(what), total=None)
-                yield lambda done, total: bar.update(task, completed=done, total=total or None)
-        else:
-            tenth, began = 0, time.monotonic()
+        """Show one task; called with (done, total); total 0: unknown."""
+        with self.report() as report:
+            yield lambda done, total: report(Progress("count", printable(what), done, total or None))
 
-            def line(done: int, total: int) -> None:
-                nonlocal tenth
-                if total and done * 10 // total > tenth:
-                    tenth = done * 10 // total
-                    spent = time.monotonic() - began
-                    left = dt.timedelta(seconds=round(spent * (total - done) / done))
-                    self.note(f"{what}: {done} of {total}, {done / max(spent, 1e-9):.1f}/s, {left} left")
-
-            yield line
+    def report(self) -> contextlib.AbstractContextManager[Report]:
+        """A ``report`` for the library that shows its tasks."""
+        return show_progress(self.err, self.note, quiet=self.quiet)
 
 
 terminal = Terminal()

@@ -12,7 +12,6 @@ import typer
 
 from refiner_cli.cli.common import Workers, open_dataset
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.progress import show_progress
 from refiner_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def create(
     pairs = [photo.pair for photo in found.photos]
     unseen = None if unseen_pairs is None else read_unseen(unseen_pairs, pairs, terminal.note)
     fraction = DEFAULT_UNSEEN if unseen_fraction is None else unseen_fraction
-    with show_progress(terminal) as report:
+    with terminal.report() as report:
         created = create_dataset(
             found.photos,
             out,
@@ -110,7 +109,7 @@ def check(
     from refiner_cli.machine import cores
 
     root = open_dataset(dataset).root
-    with show_progress(terminal) as report:
+    with terminal.report() as report:
         found = verify(
             root, None, workers=cores() if workers < 0 else max(1, workers), report=report, stop=Event()
         )

@@ -11,7 +11,6 @@ import typer
 from refiner_cli.cli import download_view
 from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json, terminal
-from refiner_cli.cli.progress import show_progress
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def download(
     """Download datasets: fetch (resuming an interrupted download), unpack, verify."""
     if sum((show, dry_run, verify, bool(from_archive))) > 1:
         raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
-    with show_progress(terminal) as report:
+    with terminal.report() as report:
         downloader = downloader_for(out, workers, report)
         known = downloader.catalogue
         if show:

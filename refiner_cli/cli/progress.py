@@ -1,31 +1,31 @@
-"""Progress of several tasks at once, as the library reports it: bars on a terminal, lines in a log."""
+"""Progress of one or several tasks at once: bars on a terminal, lines in a log."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from refiner_cli.cli.console import Terminal
 from refiner_cli.data.disk import format_size
 from refiner_cli.data.progress import Notice, Progress, Report, silent
 
-COUNTED = {"verify", "link"}  # stages whose unit is an image; of the others it is a byte
-_DOING = {"fetch": "fetching", "check": "hashing", "unpack": "unpacking", "verify": "verifying",
-          "link": "writing"}  # fmt: skip
+_COUNTED = {"verify", "link", "count"}  # stages whose unit is an item; of the others it is a byte
+_VERBS = {"fetch": "fetching ", "check": "checking ", "unpack": "unpacking ", "verify": "verifying ",
+          "link": "writing ", "count": ""}  # fmt: skip
 
 
 def describe_progress(stage: str, done: float, total: float | None, rate: float | None) -> str:
     """``"1.2 GB of 2.0 GB, 10.1 MB/s, 1:19 left"``, leaving out what is unknown."""
-    amount = (lambda number: f"{number:,.0f}") if stage in COUNTED else format_size
+    amount = (lambda number: f"{number:,.0f}") if stage in _COUNTED else format_size
     text = amount(done) if total is None else f"{amount(done)} of {amount(total)}"
     if rate:
-        text += f", {amount(rate)}/s"
+        text += f", {rate:,.1f}/s" if stage in _COUNTED else f", {format_size(rate)}/s"
         if total is not None and total > done:
             seconds = round((total - done) / rate)
             hours, minutes = f"{seconds // 3600}:" if seconds >= 3600 else "", seconds // 60 % 60
@@ -34,16 +34,21 @@ def describe_progress(stage: str, done: float, total: float | None, rate: float 
 
 
 @contextlib.contextmanager
-def show_progress(terminal: Terminal) -> Iterator[Report]:
-    """A ``report`` for the library that shows its events."""
-    if terminal.quiet:
+def show_progress(console: Console, note: Callable[[str], None], *, quiet: bool) -> Iterator[Report]:
+    """A ``report`` for the library that shows its events.
+
+    Args:
+        console: where bars are drawn, if it is a terminal.
+        note: prints a line.
+    """
+    if quiet:
         yield silent
-    elif terminal.err.is_terminal:
+    elif console.is_terminal:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(24), _Amount())
-        with Bars(*columns, console=terminal.err, transient=True) as bars:
-            yield _Drawn(terminal, bars)
+        with Bars(*columns, console=console, transient=True) as bars:
+            yield _Bars(note, bars)
     else:
-        yield _Written(terminal)
+        yield _Lines(note)
 
 
 class _Amount(ProgressColumn):
@@ -52,20 +57,20 @@ class _Amount(ProgressColumn):
 
 
 @dataclass
-class _Drawn:
+class _Bars:
     """One bar per task; bytes of earlier runs count as done, but not towards the rate."""
 
-    terminal: Terminal
+    note: Callable[[str], None]
     bars: Bars
     tasks: dict[tuple[str, str], TaskID] = field(default_factory=dict)
 
     def __call__(self, event: Progress | Notice) -> None:
         if isinstance(event, Notice):
-            self.terminal.note(event.text)
+            self.note(event.text)
             return
         key = (event.stage, event.name)
         if key not in self.tasks:
-            title = f"{_DOING[event.stage]} {event.name}"
+            title = _VERBS[event.stage] + event.name
             self.tasks[key] = self.bars.add_task(
                 title, total=event.total, completed=event.done, stage=event.stage
             )
@@ -73,16 +78,16 @@ class _Drawn:
 
 
 @dataclass
-class _Written:
+class _Lines:
     """A line for every tenth of a task."""
 
-    terminal: Terminal
+    note: Callable[[str], None]
     begun: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     tenths: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def __call__(self, event: Progress | Notice) -> None:
         if isinstance(event, Notice):
-            self.terminal.note(event.text)
+            self.note(event.text)
             return
         key = (event.stage, event.name)
         start, before = self.begun.setdefault(key, (time.monotonic(), event.done))
@@ -92,4 +97,4 @@ class _Written:
             passed = time.monotonic() - start
             rate = (event.done - before) / passed if passed > 0 else None
             text = describe_progress(event.stage, event.done, event.total, rate)
-            self.terminal.note(f"{_DOING[event.stage]} {event.name}: {text}")
+            self.note(f"{_VERBS[event.stage]}{event.name}: {text}")

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["fetch", "check", "unpack", "verify", "link"]
+Stage = Literal["fetch", "check", "unpack", "verify", "link", "count"]
 
 
 @dataclass(frozen=True)
 class Progress:
     """``done`` of ``total`` units of one named task; the total is None if it is unknown.
 
-    The unit is bytes for ``fetch``, ``check`` (hashing) and ``unpack``, images for ``verify`` and ``link``.
+    The unit is bytes for ``fetch``, ``check`` (hashing) and ``unpack``, images for ``verify`` and ``link``,
+    anything for ``count``.
     """
 
     stage: Stage

@@ -43,9 +43,7 @@ def recognise(dataset: Dataset, given: Sequence[Path], lockfile: Lockfile) -> Ma
             lockfile.check(source, path)
         elif not dataset.by_hand:
             expected = "; ".join(f"{source.file}, which holds {source.holds}" for source in dataset.sources)
-            raise UsageError(
-                f"{path} is not an archive of {dataset.title}.", hint=f"Those are {expected}."
-            )
+            raise UsageError(f"{path} is not an archive of {dataset.title}.", hint=f"Those are {expected}.")
     return ManualArchives(tuple(given), frozenset(sources))
 
 
