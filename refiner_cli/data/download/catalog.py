@@ -38,13 +38,13 @@ def _dataset_name(text: str) -> str:
     return _file_name(text)
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_dataset_name)]
+DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_dataset_name)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 RelativePath = Annotated[str, AfterValidator(_path)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, strict=True)]
-Text = Annotated[str, Field(min_length=1)]
+NonNegative = Annotated[int, Field(ge=0, strict=True)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class Entry(BaseModel):
@@ -54,16 +54,16 @@ class Entry(BaseModel):
 class Counts(Entry):
     """Sizes of a benchmark. In the catalogue, None says that the number is not known."""
 
-    states: Count | None = None
-    objects: Count | None = None
-    train_pairs: Count | None = None
-    val_seen_pairs: Count | None = None
-    val_unseen_pairs: Count | None = None
-    test_seen_pairs: Count | None = None
-    test_unseen_pairs: Count | None = None
-    train_images: Count | None = None
-    val_images: Count | None = None
-    test_images: Count | None = None
+    states: NonNegative | None = None
+    objects: NonNegative | None = None
+    train_pairs: NonNegative | None = None
+    val_seen_pairs: NonNegative | None = None
+    val_unseen_pairs: NonNegative | None = None
+    test_seen_pairs: NonNegative | None = None
+    test_unseen_pairs: NonNegative | None = None
+    train_images: NonNegative | None = None
+    val_images: NonNegative | None = None
+    test_images: NonNegative | None = None
 
     @classmethod
     def of(cls, benchmark: Benchmark) -> Self:
@@ -104,23 +104,23 @@ class Source(Entry):
 
     file: FileName
     urls: tuple[Url, ...] = ()
-    holds: Text
+    holds: NonEmpty
     sha256: Sha256 | None = None
 
 
 class WithdrawnRelease(Entry):
     """A release that must not be used, recognised by its counts."""
 
-    name: Text
-    reason: Text
+    name: NonEmpty
+    reason: NonEmpty
     counts: Counts
 
 
 class Vectors(Entry):
     """The shape of a table of word vectors."""
 
-    words: Count
-    dimensions: Count
+    words: NonNegative
+    dimensions: NonNegative
 
 
 class Dataset(Entry):
@@ -132,15 +132,15 @@ class Dataset(Entry):
         files: of word vectors: what to take out of the archive.
     """
 
-    name: Name
-    title: Text
+    name: DatasetName
+    title: NonEmpty
     kind: Literal["benchmark", "vectors", "made"]
     sources: tuple[Source, ...] = ()
     split_folders: tuple[str, ...] = ()
-    separator: Text | None = None
+    separator: NonEmpty | None = None
     files: tuple[RelativePath, ...] = ()
-    home: Text
-    licence: Text
+    home: NonEmpty
+    licence: NonEmpty
     citation: tuple[str, ...]
     expected: Counts = Counts()
     split_sha256: dict[Split, Sha256] = Field(default_factory=dict)
