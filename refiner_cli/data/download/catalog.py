@@ -38,7 +38,7 @@ def _dataset_name(text: str) -> str:
     return _file_name(text)
 
 
-DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_dataset_name)]
+CatalogueName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_dataset_name)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 RelativePath = Annotated[str, AfterValidator(_path)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S*$")]
@@ -132,7 +132,7 @@ class Dataset(Entry):
         files: of word vectors: what to take out of the archive.
     """
 
-    name: DatasetName
+    name: CatalogueName
     title: NonEmpty
     kind: Literal["benchmark", "vectors", "made"]
     sources: tuple[Source, ...] = ()
