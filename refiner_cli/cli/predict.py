@@ -124,9 +124,9 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     destinations = Destinations(request.out, request.gallery, request.heatmaps)
     destinations.check([] if request.paths == STDIN else request.paths)
     from refiner_cli.core.runtime.device import pick_device
-    from refiner_cli.core.runtime.distributed import process_group
+    from refiner_cli.core.runtime.distributed import launched_ranks, process_group
 
-    several = os.environ.get("WORLD_SIZE", "1") not in {"", "1"}
+    several = launched_ranks(os.environ).world_size > 1
     if several and (request.out is None or request.paths == STDIN):
         raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
     gpu = several and pick_device(request.device)[0].type == "cuda"
