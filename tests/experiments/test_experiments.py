@@ -229,4 +229,4 @@ def test_the_command_measures_in_processes_of_its_own_and_goes_on(small_demo: Pa
 
     wrong = study("--holdouts", "2")
     assert wrong.returncode == 2
-    assert "--holdouts are of the demo benchmark" in wrong.stderr
+    assert "--holdouts are lists of the demo benchmark" in wrong.stderr
