@@ -28,7 +28,7 @@ def train(
     ] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option(help="An open_clip tag, a weights file, or none for random weights.  [openai]"),
+        typer.Option(help="An open_clip tag, a weights file, TAG=FILE, or none (random weights).  [openai]"),
     ] = None,
     config: Annotated[
         str | None,
