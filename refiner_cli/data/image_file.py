@@ -62,7 +62,7 @@ class UnreadableError(Exception):
 
 
 class MissingFileError(UnreadableError):
-    """There is no file."""
+    """The file does not exist."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def open_image(stream: IO[bytes], limits: DecodeLimits | None = None) -> Iterato
     except Image.DecompressionBombError:
         raise UnreadableError(_too_large(limits)) from None
     except DecodeTimeoutError:
-        raise UnreadableError(f"decoding it takes more than {limits.seconds:g} seconds") from None
+        seconds = f"{limits.seconds:g} seconds, the limit (REFINER_DECODE_SECONDS)"
+        raise UnreadableError(f"decoding it takes more than {seconds}") from None
     except MemoryError:
         raise UnreadableError("there is not enough memory to decode it") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files

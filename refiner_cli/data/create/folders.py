@@ -33,7 +33,7 @@ class _Tree:
 
     root: Path
     skipped_links: int = 0
-    other_files: Counter[str] = field(default_factory=Counter)  # suffix -> files that are no images
+    other_files: Counter[str] = field(default_factory=Counter)  # suffix -> files that are not images
     _images: dict[Path, list[Path]] = field(default_factory=dict)
     _folders: dict[Path, list[Path]] = field(default_factory=dict)
     _visited: set[Path] = field(default_factory=set)
