@@ -19,8 +19,8 @@ from refiner_cli.core.towers.weights_profile import tag_profile
 from refiner_cli.errors import ConfigError
 
 HEADER = (
-    "| model | works | image | patch | tokenizer | tags | weights file needs its tag |\n"
-    "|---|---|---|---|---|---|---|"
+    "| model | works | parts | image | patch | tokenizer | tags | weights file needs its tag |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 TOKENIZERS = {
     "google/mt5": "mT5",
@@ -37,6 +37,7 @@ class Row:
 
     name: str
     reason: str  # why it does not work; empty if it does
+    parts: str  # which of Refiner's parts are on
     image: str
     patch: str
     tokenizer: str
@@ -49,6 +50,7 @@ class Row:
         cells = (
             self.name,
             works,
+            self.parts,
             self.image,
             self.patch,
             self.tokenizer,
@@ -70,15 +72,18 @@ def describe(name: str) -> Row:
     tags = open_clip.list_pretrained_tags_by_model(name)
     profiles = [tag_profile(open_clip.get_pretrained_cfg(name, tag)).comparable() for tag in tags]
     size = config["vision_cfg"].get("image_size", 224)
-    reason, patch = "", ""
+    reason, parts, patch = "", "", ""
     try:
         with torch.device("meta"):
             tower = assemble(BackboneSpec(name, "none", config, preprocess_config(config, {})), None).visual
         patch = str(tower.patch_size)
+        parts = "all" if tower.depth else "no adapters, no queries"
     except ConfigError as error:
         reason = error.message.replace(f" {name}", "")
     tokenizer = tokenizer_kind(config["text_cfg"])
-    return Row(name, reason, str(size), patch, tokenizer, tags, any(one != profiles[0] for one in profiles))
+    return Row(
+        name, reason, parts, str(size), patch, tokenizer, tags, any(one != profiles[0] for one in profiles)
+    )
 
 
 def main() -> None:
