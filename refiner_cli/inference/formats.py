@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TextIO
 
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.recogniser import Prediction
-from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion
+from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, row_name
 from refiner_cli.printable import ACTIVE, escape_as_json, json_text
 
 RANKED_FIELDS = {
@@ -157,12 +157,13 @@ FORMATS: dict[str, RowFormat] = {one.suffix: one for one in (JsonLinesFormat(), 
 def format_of(file: Path) -> RowFormat:
     """The format that a file's suffix names.
 
-    Raises UsageError for an unknown one, EnvironmentLacksError if a package is missing.
+    Raises UsageError for an unknown one.
     """
     found = FORMATS.get(file.suffix.lower())
     if found is None:
         raise UsageError(
-            f"The output {file} has an unknown format.", hint=f"Use a name that ends in {', '.join(FORMATS)}."
+            f"The output {row_name(str(file))} has an unknown format.",
+            hint=f"Use a name that ends in {', '.join(FORMATS)}.",
         )
     return found
 
