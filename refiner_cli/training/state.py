@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from refiner_cli.config import flatten
@@ -32,6 +32,7 @@ from refiner_cli.core.model_io.checkpoint import (
     usual_permissions,
     write_model,
 )
+from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Calibration, Model
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError, RefinerError
@@ -115,7 +116,7 @@ class TrainerState:
         """Fill model, optimizer and scaler. Raises ModelFileError if a file is damaged or another's."""
         try:
             content = json.loads((folder / STATE_FILE).read_text("utf-8"))
-            tensors = load_file(folder / OPTIMIZER_FILE)
+            tensors = load_tensors_from(folder / OPTIMIZER_FILE)
             progress = TrainProgress(**content["progress"])
             then, scaler = result_settings(content["config"]), content["scaler"]
         except Exception as error:  # noqa: BLE001 - safetensors, JSON and the system have their own

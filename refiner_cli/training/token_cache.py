@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import GIB, autocast
 from refiner_cli.core.runtime.loader import ImageBatch, TrainTransform, load_batches
@@ -134,7 +135,7 @@ class TokenCache:
         view = epoch % self.views
         starts = range(0, len(self.files), IMAGES_PER_FILE)
         # Memory-mapped: only the rows that a batch reads are loaded.
-        blocks = {start: load_file(self.found[view, start])["tokens"] for start in starts}
+        blocks = {start: load_tensors_from(self.found[view, start])["tokens"] for start in starts}
         for rows in order:
             tokens = torch.stack([blocks[row - row % IMAGES_PER_FILE][row % IMAGES_PER_FILE] for row in rows])
             yield ImageBatch(tokens.to(self.model.device, non_blocking=True), torch.tensor(list(rows)))

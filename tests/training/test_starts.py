@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,16 @@ def test_a_dataset_that_moved_is_found_by_its_fingerprint(cli: Cli, small_demo: 
     other = cli("train", tmp_path / "moved", "--resume", "--out", tmp_path / "moved-run")
     assert other.code == 3
     assert "has changed since" in other.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_train_resume_and_export(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"d\xff")
+    shutil.copytree(small_demo, place / os.fsdecode(b"data\xff"))
+    run = place / os.fsdecode(b"run\xff")
+    assert cli("-q", "train", place / os.fsdecode(b"data\xff"), "--out", run, *ONE_STEP).code == 0
+    resumed = cli("-q", "train", "--resume", "--out", run)
+    assert resumed.code == 0, resumed.err
+    exported = cli("-q", "export", run, place / "model")
+    assert exported.code == 0, exported.err
+    assert cli("-q", "info", place / "model").code == 0

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from refiner_cli._version import __version__
 from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMAT, migrate_config, migrate_tensors
 from refiner_cli.core.model_io.schema import CLIP, CONFIG, StoredModel, read_json
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
+from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Calibration, Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.data.labels import LabelSpace
@@ -83,7 +84,8 @@ def write_model(
     }
     save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
     text = json.dumps(describe(model, info, with_backbone=with_backbone), indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", "utf-8")
+    # A path that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
+    (folder / CONFIG).write_text(text + "\n", "utf-8", "backslashreplace")
     usual_permissions(folder / WEIGHTS_FILE)
 
 
@@ -128,7 +130,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         state = "is not a regular file" if file.exists() else "is missing"
         raise ModelFileError(f"{folder} is not a model: the file {WEIGHTS_FILE} {state}.")
     try:
-        return migrate_tensors(load_file(file))
+        return migrate_tensors(load_tensors_from(file))
     except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
         raise ModelFileError(
             f"The weights {file} are damaged or cut short ({error}).", hint="Export or copy the model again."

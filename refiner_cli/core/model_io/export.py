@@ -53,7 +53,7 @@ def export_model(folder: Path, model: Model, info: ModelInfo, *, dtype: str, wit
         if with_backbone and saver is not None:
             saver(str(part / "tokenizer"))
         (part / "README.md").write_text(
-            model_card(model, info, dtype=dtype, with_backbone=with_backbone), "utf-8"
+            model_card(model, info, dtype=dtype, with_backbone=with_backbone), "utf-8", "backslashreplace"
         )
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 

@@ -201,8 +201,9 @@ class StoredModel(Part):
     def parse(cls, config: dict[str, Any], source: Path) -> tuple[StoredModel, MethodConfig]:
         """The checked content and the method's settings. Raises ModelFileError naming the key."""
         try:
-            # As JSON: there a list is a tuple, and true is not 1.
-            stored = cls.model_validate_json(json.dumps(config))
+            # As JSON: there a list is a tuple, and true is not 1. A path that is not UTF-8 is fine.
+            text = json.dumps(config, ensure_ascii=False).encode("utf-8", "replace")
+            stored = cls.model_validate_json(text)
             section = method_section(stored.method)
             settings = section.model_validate_json(json.dumps(stored.model), strict=True)
         except ValidationError as error:
