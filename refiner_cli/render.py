@@ -49,7 +49,10 @@ def write_page(file: Path, template: str, /, **values: object) -> None:
         template: its path below the package, such as ``training/curves.html``.
     """
     pieces = _environment().get_template(template).generate(**values)
-    with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+    with (
+        atomic_file(file) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream,
+    ):  # names of files need not be UTF-8
         stream.writelines(pieces)
 
 
