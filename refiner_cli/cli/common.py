@@ -1,4 +1,4 @@
-"""What several commands share: finding a dataset, loading a model, choosing the machine."""
+"""What several commands share: finding a dataset, loading a model, choosing device and precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Workers = Annotated[int, typer.Option(help="Processes that decode images; -1: by the machine.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images; -1: automatic.")]
 ModelPath = Annotated[
     Path,
     typer.Argument(
@@ -75,7 +75,7 @@ def is_zero_shot(path: Path) -> bool:
 
 
 def runtime_options(model: Model, precision: str, workers: int, batch: int) -> RuntimeOptions:
-    """How to run on the model's device, with the reasons told."""
+    """How to run on the model's device, logging the reasons."""
     from refiner_cli.core.runtime.device import RuntimeOptions, pick_precision
     from refiner_cli.core.runtime.loader import pick_num_workers
 

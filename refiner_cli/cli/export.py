@@ -27,7 +27,7 @@ def export(
 ) -> None:
     """Write safetensors weights, configuration, label space, preprocessing and a model card."""
     if folder.exists():
-        raise UsageError(f"{folder} exists already.", hint="Give a folder that does not.")
+        raise UsageError(f"{folder} exists already.", hint="Choose a folder that does not exist yet.")
     from refiner_cli.core.model_io.export import export_model
 
     model, info = open_model(run, "cpu")

@@ -53,7 +53,7 @@ class ModelInfo:
     metrics: dict[str, Any]  # validation metrics, percent
 
 
-def describe(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict[str, Any]:
+def stored_config(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict[str, Any]:
     """The content of config.json."""
     spec = model.backbone.spec
     return {
@@ -83,7 +83,7 @@ def write_model(
         for name, value in tensors.items()
     }
     save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
-    text = json.dumps(describe(model, info, with_backbone=with_backbone), indent=2, ensure_ascii=False)
+    text = json.dumps(stored_config(model, info, with_backbone=with_backbone), indent=2, ensure_ascii=False)
     # A path that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
     (folder / CONFIG).write_text(text + "\n", "utf-8", "backslashreplace")
     usual_permissions(folder / WEIGHTS_FILE)

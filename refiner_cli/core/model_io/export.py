@@ -46,7 +46,7 @@ def export_model(folder: Path, model: Model, info: ModelInfo, *, dtype: str, wit
         Bytes written.
     """
     if folder.exists():
-        raise UsageError(f"{folder} exists already.", hint="Give a folder that does not.")
+        raise UsageError(f"{folder} exists already.", hint="Choose a folder that does not exist yet.")
     with atomic_folder(folder) as part:
         write_model(part, model, info, with_backbone=with_backbone, dtype=PRECISIONS[dtype])
         saver = model.backbone.text.tokens.save
