@@ -89,7 +89,7 @@ def fragment(pair: Pair, radius: float, rng: Rng) -> Look:
 def finish(canvas: np.ndarray, rng: Rng) -> Image.Image:
     """Exposure, then bytes."""
     canvas = canvas * rng.uniform(0.85, 1.1) + rng.uniform(-0.04, 0.04)
-    return Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8), "RGB")
+    return Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8))
 
 
 def scene(pair: Pair, others: Sequence[Pair], rng: Rng, clutter: int = CLUTTER) -> Image.Image:

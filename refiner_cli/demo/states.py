@@ -50,7 +50,7 @@ class Look:
 
 def noise(rng: Rng, size: int, cells: int) -> Array:
     """Smooth noise, ``size x size`` in [0, 1], with ``cells`` bumps per side."""
-    grid = Image.fromarray((rng.random((cells + 1, cells + 1)) * 255).astype(np.uint8), "L")
+    grid = Image.fromarray((rng.random((cells + 1, cells + 1)) * 255).astype(np.uint8))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
 
 
@@ -58,7 +58,7 @@ def blur(mask: Array, share: float) -> Array:
     """A cheap blur by ``share`` of the side: down and up again."""
     size = mask.shape[0]
     small = max(2, round(size * (0.35 - share)))
-    image = Image.fromarray((mask * 255).astype(np.uint8), "L").resize((small, small), Image.Resampling.BOX)
+    image = Image.fromarray((mask * 255).astype(np.uint8)).resize((small, small), Image.Resampling.BOX)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
 
 

@@ -154,7 +154,7 @@ def demo_masks(benchmark: Benchmark, split: str, seeds: Sequence[int]) -> Iterat
             if scene is not None and same_picture(file, scene.image):
                 flat = np.zeros((*scene.object.shape, 3), np.uint8)
                 flat[..., 0], flat[..., 1] = scene.object * 255, scene.clutter * 255
-                yield file, Image.fromarray(flat, "RGB")
+                yield file, Image.fromarray(flat)
                 break
         else:
             raise DatasetError(
@@ -205,7 +205,7 @@ def box_masks(file: Path) -> Iterator[tuple[Path, Image.Image]]:
         for x, y, width, height in places:
             flat[max(0, round(y)) : round(y + height), max(0, round(x)) : round(x + width), 0] = 255
         flat[..., 1] = 255 - flat[..., 0]
-        yield photo, Image.fromarray(flat, "RGB")
+        yield photo, Image.fromarray(flat)
 
 
 @torch.no_grad()

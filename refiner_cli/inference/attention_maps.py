@@ -28,7 +28,7 @@ def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
     rows = round(math.sqrt(attention.numel() * image.height / image.width))  # patches are square
     grid = attention.float().reshape(rows, -1)
     grid = (grid - grid.min()) / (grid.max() - grid.min()).clamp_min(1e-12)
-    heat = Image.fromarray((grid * 255).to(torch.uint8).cpu().numpy(), "L").resize(
+    heat = Image.fromarray((grid * 255).to(torch.uint8).cpu().numpy()).resize(
         (MAP_SIDE, MAP_SIDE), Image.Resampling.BICUBIC
     )
     photo = image.resize((MAP_SIDE, MAP_SIDE), Image.Resampling.BICUBIC)

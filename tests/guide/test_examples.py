@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from refiner_cli.cli.app import app
+from refiner_cli.data.download.catalog_files import parse
 from refiner_cli.experiments.__main__ import argument_parser
 from refiner_cli.settings import from_file, resolve
 from tests.conftest import Cli
@@ -94,7 +95,9 @@ def run(example: Example, cli: Cli, prepared: Prepared, place: Path) -> None:
     elif example.language == "toml":
         content = tomllib.loads(example.text)
         (place / "mine.toml").write_text(example.text, "utf-8")
-        if "project" not in content:
+        if "datasets" in content:
+            assert parse({"guide": example.text}).datasets
+        elif "project" not in content:
             resolve([from_file(place / "mine.toml")])
     elif example.language == "json":
         json.loads(example.text)
