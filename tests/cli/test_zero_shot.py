@@ -23,7 +23,9 @@ def words(tmp_path: Path) -> tuple[Path, Path]:
     return states, objects
 
 
-@pytest.mark.parametrize("name", ["tiny", "ViT-L-14", "ViT-L-14:openai", "hf-hub:a/b", "local-dir:x"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "ViT-L-14", "ViT-L-14:openai", "ViT-B/32", "hf-hub:a/b", "local-dir:x"]
+)
 def test_backbones_are_told_from_folders(name: str) -> None:
     assert is_backbone_name(name)
 
@@ -34,7 +36,7 @@ def test_other_names_are_no_backbones(name: str) -> None:
 
 
 def test_the_tag_that_is_meant_is_openais_or_the_only_one() -> None:
-    assert default_tag("ViT-L-14") == "openai"
+    assert default_tag("ViT-L-14") == default_tag("ViT-B/32") == "openai"
     with pytest.raises(ConfigError, match=r"ViT-H-14 has weights under several tags .* Name one: ViT-H-14:"):
         default_tag("ViT-H-14")
 

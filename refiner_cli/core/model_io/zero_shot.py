@@ -9,24 +9,33 @@ from refiner_cli.core.model_io.checkpoint import ModelInfo
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers import tiny
+from refiner_cli.core.towers.architectures import HF_HUB, LOCAL_DIR, find_architecture
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError
 
-HUB_PREFIXES = ("hf-hub:", "local-dir:")  # open_clip's own way to name a model somewhere else
+ELSEWHERE = (HF_HUB, LOCAL_DIR)  # prefixes of models that are not in open_clip's own list
 DEFAULT_TAG = "openai"
 NO_LABELS = LabelSpace((), (), (), frozenset())
 
 
 def is_backbone_name(text: str) -> bool:
     """Whether a text names a backbone, ``NAME`` or ``NAME:TAG``, rather than a stored model."""
+    if text.startswith(ELSEWHERE):
+        return True
     name, _ = split_name(text)
-    return text.startswith(HUB_PREFIXES) or name == tiny.NAME or open_clip.get_model_config(name) is not None
+    if name.endswith(".json"):
+        return False
+    try:
+        find_architecture(name)
+    except ConfigError:
+        return False
+    return True
 
 
 def split_name(text: str) -> tuple[str, str]:
     """The model name and the tag of its weights; the tag is empty where none is given."""
-    if text.startswith(HUB_PREFIXES):
+    if text.startswith(ELSEWHERE):
         return text, ""
     name, _, tag = text.partition(":")
     return name, tag
@@ -53,9 +62,9 @@ def zero_shot_model(text: str, space: LabelSpace = NO_LABELS) -> tuple[Model, Mo
 
 def default_tag(name: str) -> str:
     """The tag that is meant where none is given."""
-    if name == tiny.NAME or name.startswith(HUB_PREFIXES):
+    if name == tiny.NAME or name.startswith(ELSEWHERE):
         return ""
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = open_clip.list_pretrained_tags_by_model(find_architecture(name).name)
     if DEFAULT_TAG in tags:
         return DEFAULT_TAG
     if len(tags) == 1:
