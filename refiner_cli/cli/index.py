@@ -9,7 +9,7 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.inputs import STDIN, find_images, stop_with_saved_rows
+from refiner_cli.cli.inputs import STDIN, Exclude, Include, find_images, stop_with_saved_rows
 from refiner_cli.errors import UsageError
 
 
@@ -19,12 +19,8 @@ def index(
         list[Path], typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The index folder.")],
-    include: Annotated[
-        list[str] | None, typer.Option(help="Include only files matching this pattern, such as '*.jpg'.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Skip files and folders matching this pattern, such as 'raw/*'.")
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     part_size: Annotated[int, typer.Option(min=1, help="Images per part of a new index.")] = 4096,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from refiner_cli.inference.scan import ImageFile, PathFilter
 
 STDIN = [Path("-")]
+Include = Annotated[
+    list[str] | None, typer.Option(help="Include only files matching this pattern, such as '*.jpg'.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Skip files and folders matching this pattern, such as 'raw/*'.")
+]
 
 
 def find_images(paths: list[Path], chosen: PathFilter) -> tuple[Iterator[ImageFile], Callable[[], int]]:

@@ -13,7 +13,7 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.inputs import STDIN, find_images, stop_with_saved_rows
+from refiner_cli.cli.inputs import STDIN, Exclude, Include, find_images, stop_with_saved_rows
 from refiner_cli.errors import RefinerError, UsageError
 
 if TYPE_CHECKING:
@@ -79,12 +79,8 @@ def predict(
     pairs: Annotated[
         Path | None, typer.Option(help="Text file of your own pairs, 'state object' per line.")
     ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Include only files matching this pattern, such as '*.jpg'.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Skip files and folders matching this pattern, such as 'raw/*'.")
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     on_error: Annotated[
         Literal["skip", "fail"],
         typer.Option(help="What to do with an unreadable image: write a row with the error, or stop."),

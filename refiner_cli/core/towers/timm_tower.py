@@ -16,18 +16,31 @@ from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, Paralle
 from refiner_cli.core.towers.library_internals import timm_positions
 
 
-class TimmTower:
-    """timm's VisionTransformer inside open_clip's TimmModel."""
+class TimmTrunk:
+    """What both kinds have in common: sizes, and the way from the last block to the joint space."""
 
     def __init__(self, visual: open_clip.timm_model.TimmModel) -> None:
         self.visual = visual
-        self.trunk: VisionTransformer = visual.trunk
+        self.trunk: VisionTransformer | Eva = visual.trunk
         self.width = self.trunk.embed_dim
         self.depth = len(self.trunk.blocks)
         # Not patch_embed.patch_size: MobileCLIP and ViTamin cut patches from a feature map.
         self.patch_size = int(self.trunk.patch_embed.feat_ratio())
         self.num_prefix_tokens = self.trunk.num_prefix_tokens
         self.num_pooled_tokens = 1 if self.trunk.global_pool == "token" else None
+
+    def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.trunk.norm(x)
+        return self.visual.head(self.trunk.forward_head(x)), x
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        return self.visual.head(self.trunk.head(tokens))
+
+
+class TimmTower(TimmTrunk):
+    """timm's VisionTransformer inside open_clip's TimmModel."""
+
+    trunk: VisionTransformer
 
     def embed(self, images: Tensor) -> Tensor:
         x = timm_positions(self.trunk, self.trunk.patch_embed(images))
@@ -47,13 +60,6 @@ class TimmTower:
         h = block.norm2(x)
         return x + block.ls2(block.mlp(h)) + adapters.mlp(h)
 
-    def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.trunk.norm(x)
-        return self.visual.head(self.trunk.forward_head(x)), x
-
-    def project_tokens(self, tokens: Tensor) -> Tensor:
-        return self.visual.head(self.trunk.head(tokens))
-
     def attention_weights(self, index: int, x: Tensor) -> Tensor:
         block: Any = self.trunk.blocks[index]
         attn = block.attn
@@ -61,17 +67,10 @@ class TimmTower:
         return (attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)).softmax(-1).mean(1)
 
 
-class EvaTower:
+class EvaTower(TimmTrunk):
     """timm's Eva inside open_clip's TimmModel: its attention turns queries and keys by their position."""
 
-    def __init__(self, visual: open_clip.timm_model.TimmModel) -> None:
-        self.visual = visual
-        self.trunk: Eva = visual.trunk
-        self.width = self.trunk.embed_dim
-        self.depth = len(self.trunk.blocks)
-        self.patch_size = int(self.trunk.patch_embed.feat_ratio())
-        self.num_prefix_tokens = self.trunk.num_prefix_tokens
-        self.num_pooled_tokens = 1 if self.trunk.global_pool == "token" else None
+    trunk: Eva
 
     def embed(self, images: Tensor) -> Tensor:
         return self.trunk.norm_pre(timm_positions(self.trunk, self.trunk.patch_embed(images)))
@@ -111,13 +110,6 @@ class EvaTower:
         widened = block.mlp(h)
         x = x + (block.norm2(widened) if norm_last else widened if second is None else second * widened)
         return x if adapters is None else x + adapters.mlp(h)
-
-    def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.trunk.norm(x)
-        return self.visual.head(self.trunk.forward_head(x)), x
-
-    def project_tokens(self, tokens: Tensor) -> Tensor:
-        return self.visual.head(self.trunk.head(tokens))
 
     def attention_weights(self, index: int, x: Tensor) -> Tensor:
         block: Any = self.trunk.blocks[index]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.config import method_section
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.baselines import troika
 from refiner_cli.core.models.baselines.troika import Troika, TroikaConfig
@@ -15,7 +15,7 @@ from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.errors import ConfigError
 from refiner_cli.plugins import BUILT_IN_METHODS
-from tests.core.cases import SPACE
+from tests.core.cases import SPACE, steps
 
 
 def logits(model: Model, pixels: torch.Tensor) -> torch.Tensor:
@@ -50,18 +50,7 @@ def test_every_method_learns(tiny: Backbone, pixels: torch.Tensor, method: str) 
         {"primitive_dropout": 0} if "primitive_dropout" in section.model_fields else {}
     )
     model = build_model(method, tiny, config, SPACE)
-    space, truth = SPACE.training(), torch.tensor([0, 1])
-    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.005)
-    losses = []
-    for _ in range(4):
-        torch.manual_seed(0)
-        model.train()
-        scores = model.score(model.encode_images(pixels), model.encode_pairs(space))
-        loss = model.loss(scores, truth, space, TrainConfig())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = steps(model, pixels, 4)
     assert losses[-1] < losses[0]
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.config import method_section
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone, load_backbone
 from refiner_cli.core.towers.image import run_blocks
-from tests.core.cases import SPACE
+from tests.core.cases import SPACE, steps
 
 
 def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
@@ -57,24 +57,6 @@ def test_clip_baseline_equals_the_backbone(tiny: Backbone) -> None:
     assert scores.state is None
     assert scores.object is None
     assert not model.trainable_parameters()
-
-
-def steps(model: Refiner, pixels: torch.Tensor, count: int = 3) -> list[float]:
-    """Losses of a few steps on one batch."""
-    space = SPACE.training()
-    truth = torch.tensor([0, 1])
-    optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.005)
-    losses = []
-    for _ in range(count):
-        torch.manual_seed(0)
-        model.train()
-        scores = model.score(model.encode_images(pixels), model.encode_pairs(space))
-        loss = model.loss(scores, truth, space, TrainConfig())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
