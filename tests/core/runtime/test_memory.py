@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_cli.core.runtime.memory import OomRetry
+from refiner_cli.core.runtime.memory import OomRetry, is_out_of_memory
 from refiner_cli.errors import RefinerError
 
 
@@ -39,3 +39,24 @@ def test_a_single_image_that_does_not_fit_ends_the_run_and_other_errors_pass() -
 
     with pytest.raises(RuntimeError, match="shapes"):
         OomRetry(lambda _: None).run(broken, torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_recognised_on_every_device(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+    def compute(part: torch.Tensor) -> list[int]:
+        if len(part) > 2:
+            raise error
+        return part.tolist()
+
+    assert OomRetry(lambda _: None).run(compute, torch.arange(5)) == [0, 1, 2, 3, 4]
