@@ -135,13 +135,19 @@ class Index:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the index for writing. Raises UsageError while another process holds it."""
+        """Hold the index for writing, as it is now: another process may have changed it since it was opened.
+
+        Raises:
+            UsageError: another process holds it.
+            ModelFileError: it was damaged meanwhile.
+        """
         lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(f"Another process is writing the index {self.folder}.") from None
         try:
+            self.info = Index.open(self.folder).info
             yield
         finally:
             lock.release()

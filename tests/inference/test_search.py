@@ -105,3 +105,15 @@ def test_an_index_without_a_readable_image_is_named(tmp_path: Path) -> None:
     query = QueryVectors((Term("text", "a"),), ("composition",), torch.ones(1, 4), torch.ones(1))
     with pytest.raises(UsageError, match="holds no image that could be read"):
         search_index(index, query, 1.0, top=3)
+
+
+def test_a_writer_sees_what_another_one_wrote_since_it_opened_the_index(tmp_path: Path) -> None:
+    early = make_index(tmp_path / "i", torch.ones(2, 4), 2, set())
+    other = Index.open(early.folder)
+    with other.locked():
+        other.replace([], [IndexRow("new.jpg", 1, "now", "ok")], {"composition": torch.ones(1, 4)})
+    with early.locked():
+        early.sweep()
+    again = Index.open(early.folder)
+    assert again.images == 3
+    assert [len(again.vectors(part)) for part in again.info.parts] == [2, 1]
