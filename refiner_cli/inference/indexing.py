@@ -16,7 +16,7 @@ from refiner_cli.errors import UsageError
 from refiner_cli.inference.decoding import decode_batches, make_batches
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import Index, IndexRow, PartInfo
-from refiner_cli.inference.predict import stack_pixels
+from refiner_cli.inference.predict import normalise_pixels, stack_pixels, unreadable_sentence
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
 
@@ -130,8 +130,7 @@ def encode_images(
     for group, results in decode_batches(batches, recogniser.preprocess.crop, workers, log):
         made: list[dict[str, Tensor]] = []
         if any(not isinstance(result, str) for result in results):
-            pixels = torch.from_numpy(stack_pixels(recogniser, group, results))
-            normalised = recogniser.preprocess.normalise(pixels.to(recogniser.model.device))
+            normalised = normalise_pixels(recogniser, stack_pixels(recogniser, group, results))
             made = oom_retry.run(lambda part: encode_part(recogniser, part, roles), normalised)
         for queued, result in zip(group.wanted, results, strict=True):
             name, version = queued.image.name, queued.version
@@ -172,9 +171,7 @@ def predict_index(
                 if row.status == "ok":
                     yield ImageRow(row.path, prediction, "", version)
                 else:
-                    yield ImageRow(
-                        row.path, None, f"The image {row.path} cannot be read ({row.error}).", version
-                    )
+                    yield ImageRow(row.path, None, unreadable_sentence(row.path, str(row.error)), version)
 
 
 def on_device(vectors: ImageVectors, places: Sequence[int], recogniser: Recogniser) -> ImageVectors:

@@ -52,7 +52,7 @@ def predict_batches(
         pixels = stack_pixels(recogniser, batch, results)
         made: list[Prediction] = []
         if any(not isinstance(result, str) for result in results):
-            images = recogniser.preprocess.normalise(torch.from_numpy(pixels).to(recogniser.model.device))
+            images = normalise_pixels(recogniser, pixels)
             made = oom_retry.run(lambda part: recogniser.predict_tensor(part, top_k=top_k), images)
             if heatmaps:
                 maps = oom_retry.run(lambda part: list(recogniser.query_attention(part).cpu()), images)
@@ -62,7 +62,7 @@ def predict_batches(
         for queued, result in zip(batch.wanted, results, strict=True):
             image = queued.image
             if isinstance(result, str):
-                error = f"The image {row_name(str(image.file))} cannot be read ({row_name(result)})."
+                error = unreadable_sentence(row_name(str(image.file)), row_name(result))
                 yield ImageRow(image.name, None, error, queued.version)
             else:
                 yield ImageRow(image.name, made[queued.place], "", queued.version)
@@ -76,6 +76,16 @@ def stack_pixels(recogniser: Recogniser, batch: Batch, results: list[DecodeResul
         if not isinstance(result, str):
             pixels[queued.place] = result
     return pixels
+
+
+def normalise_pixels(recogniser: Recogniser, pixels: Pixels) -> Tensor:
+    """``B x H x W x 3`` uint8 -> preprocessed images ``B x 3 x H x W`` on the model's device."""
+    return recogniser.preprocess.normalise(torch.from_numpy(pixels).to(recogniser.model.device))
+
+
+def unreadable_sentence(place: str, reason: str) -> str:
+    """What the row of an image that cannot be read says."""
+    return f"The image {place} cannot be read ({reason})."
 
 
 def write_attention_maps(
