@@ -228,7 +228,7 @@ def test_an_interrupt_ends_with_130_and_what_is_there_stays(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("refiner_cli.cli.predict.ProgressListener.row_written", listen)
+        patch.setattr("refiner_cli.cli.prediction.ProgressListener.row_written", listen)
         stopped = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8)
     assert stopped.code == 130
     assert "resumes" in stopped.err

@@ -1,0 +1,209 @@
+"""What ``refiner predict`` does once its options are read: from places to rows, gallery and summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from refiner_cli.cli.common import open_model
+from refiner_cli.cli.console import PARTLY_DONE, terminal
+from refiner_cli.cli.inputs import STDIN, find_images, stop_with_saved_rows
+from refiner_cli.errors import RefinerError, UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.core.runtime.distributed import DistributedContext
+    from refiner_cli.inference.destinations import Destinations
+    from refiner_cli.inference.formats import ImageRow
+    from refiner_cli.inference.index import Index
+    from refiner_cli.inference.output import RowCount
+    from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.inference.runner import PredictOptions, RowSource
+    from refiner_cli.inference.scan import ImageFile
+
+Patterns = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What the command line says."""
+
+    model: Path
+    paths: list[Path]
+    out: Path | None
+    top_k: int
+    world: Literal["closed", "open"]
+    states: Path | None
+    objects: Path | None
+    pairs: Path | None
+    include: Patterns
+    exclude: Patterns
+    stop_at_error: bool
+    keep_errors: bool
+    overwrite: bool
+    gallery: Path | None
+    heatmaps: Path | None
+    device: str
+    precision: str
+    batch: int
+    workers: int
+
+
+def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
+    """Predict and report. Raises typer.Exit for an outcome that is not 0."""
+    from refiner_cli.inference.destinations import Destinations
+
+    destinations = Destinations(request.out, request.gallery, request.heatmaps)
+    destinations.check([] if request.paths == STDIN else request.paths)
+    from refiner_cli.core.runtime.device import pick_device
+    from refiner_cli.core.runtime.distributed import launched_ranks, process_group
+
+    several = launched_ranks(os.environ).world_size > 1
+    if several and (request.out is None or request.paths == STDIN):
+        raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
+    gpu = several and pick_device(request.device)[0].type == "cuda"
+    with process_group(os.environ, gpu=gpu, lost=stop_after_lost_process) as ranks:
+        terminal.quiet = terminal.quiet or not ranks.is_main
+        made, new = predict_all(request, destinations, ranks)
+    if not ranks.is_main:
+        return
+    if made.dropped:
+        terminal.note(f"{made.dropped} rows were dropped: their images no longer exist")
+    if as_json:
+        terminal.json({"schema": "refiner.predict/1", "images": made.images, "errors": made.errors,
+                       "new": new, "dropped": made.dropped, "out": str(request.out)})  # fmt: skip
+    elif made.errors:
+        terminal.note(f"{made.errors} of {made.images} images could not be read")
+    if made.errors:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def predict_all(
+    request: PredictRequest, destinations: Destinations, ranks: DistributedContext
+) -> tuple[RowCount, int]:
+    """The rows there are now, and how many of them this process computed."""
+    from refiner_cli.inference.gallery import write_gallery
+    from refiner_cli.inference.output import Output
+    from refiner_cli.inference.runner import (
+        ImageSource,
+        IndexSource,
+        predict_to_output,
+        predict_to_stream,
+    )
+    from refiner_cli.inference.scan import PathFilter, locate
+
+    index = index_of(request)
+    images: Iterator[ImageFile] = iter(())
+    total: Callable[[], int] = (lambda: index.images) if index else (lambda: 0)
+    if not index:
+        images, total = find_images(
+            request.paths, PathFilter(request.include, request.exclude, destinations.all())
+        )
+    recogniser, options = prepare_prediction(request)
+    if index:
+        index.check_model(recogniser.fingerprint())
+    if ranks.is_main:
+        destinations.make_heatmap_folder()
+    places = [] if request.paths == STDIN else request.paths
+    with stop_with_saved_rows(), terminal.progress("predicting") as progress:
+        listener = ProgressListener(progress, total, ranks.world_size)
+        source: RowSource = ImageSource(recogniser, images, places, options, terminal.note)
+        if index:
+            source = IndexSource(recogniser, index, options)
+        if request.out is None:
+            made = predict_to_stream(sys.stdout, source, options, listener)
+        else:
+            output = Output(request.out, options.top_k, ranks.rank, ranks.world_size)
+            made = predict_to_output(output, source, recogniser, options, listener, ranks)
+    if request.gallery and request.out and ranks.is_main:
+        photos = source.places if index else request.paths
+        shown = write_gallery(
+            request.gallery, request.out, lambda name: locate(photos, name), workers=options.workers
+        )
+        terminal.note(f"gallery {request.gallery} ({shown} images)")
+    return made, listener.new
+
+
+def index_of(request: PredictRequest) -> Index | None:
+    """The index that is predicted from, if the one PATH is an index. Raises UsageError for what it lacks."""
+    from refiner_cli.inference.index import Index, is_index
+
+    if not any(is_index(path) for path in request.paths):
+        return None
+    if len(request.paths) > 1:
+        raise UsageError("An index is predicted from alone.", hint="Give it as the only PATH.")
+    if request.heatmaps or request.include or request.exclude:
+        raise UsageError("--heatmaps, --include and --exclude need the images, not an index.")
+    return Index.open(request.paths[0])
+
+
+def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions]:
+    """The model with its candidates, and how to run it."""
+    from refiner_cli.core.runtime.device import pick_precision
+    from refiner_cli.core.runtime.loader import pick_num_workers
+    from refiner_cli.inference.batch_size import pick_batch_size
+    from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.inference.runner import PredictOptions
+    from refiner_cli.inference.vocabulary import choose_space
+
+    model, _ = open_model(request.model, request.device)
+    space = choose_space(
+        model.space, request.world, request.states, request.objects, request.pairs, terminal.note
+    )
+    precision, why = pick_precision(request.precision, model.device)
+    recogniser = Recogniser(model, space, precision)
+    if request.heatmaps and not recogniser.has_queries:
+        raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
+    batch, because = pick_batch_size(request.batch, recogniser)
+    workers, reason = pick_num_workers(request.workers, model.device)
+    name = str(precision).removeprefix("torch.")
+    terminal.note(
+        f"precision {name} ({why}), batch {batch} ({because}), {workers} decoding processes ({reason})"
+    )
+    return recogniser, PredictOptions(
+        request.top_k,
+        batch,
+        workers,
+        stop_at_error=request.stop_at_error,
+        keep_errors=request.keep_errors,
+        overwrite=request.overwrite,
+        heatmaps=request.heatmaps,
+    )
+
+
+def stop_after_lost_process(reason: str) -> None:
+    """End this process: the main thread may wait for the others forever."""
+    terminal.error(RefinerError(reason, hint="The same command resumes."))
+    sys.stderr.flush()
+    os._exit(RefinerError.exit_code)
+
+
+class ProgressListener:
+    """Shows progress and notes; assumes that the other processes are equally fast."""
+
+    def __init__(
+        self, progress: Callable[[int, int], None], total: Callable[[], int], processes: int
+    ) -> None:
+        self.progress, self.total, self.processes = progress, total, processes
+        self.kept = self.new = 0
+
+    def row_written(self, row: ImageRow) -> None:
+        self.new += 1
+        if row.error:
+            terminal.note(row.error)
+        self.show()
+
+    def row_kept(self) -> None:
+        self.kept += 1
+        self.show()
+
+    def note(self, text: str) -> None:
+        terminal.note(text)
+
+    def show(self) -> None:
+        self.progress(self.kept + self.new * self.processes, self.total())
