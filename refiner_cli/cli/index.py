@@ -9,7 +9,9 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.inputs import STDIN, Exclude, Include, find_images, stop_with_saved_rows
+from refiner_cli.cli.inputs import Exclude, Include, find_images, name_places, stop_with_saved_rows
+from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import UsageError
 
 
@@ -29,44 +31,22 @@ def index(
     as_json: Json = False,
 ) -> None:
     """Encode images once, to predict from them and search them in seconds. Again: bring it up to date."""
-    from refiner_cli.core.runtime.device import pick_precision
-    from refiner_cli.core.runtime.loader import pick_num_workers
-    from refiner_cli.inference.batch_size import pick_batch_size
-    from refiner_cli.inference.index import Index, is_index
-    from refiner_cli.inference.indexing import check_indexable, encode_images, update_index, vector_roles
-    from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.inference.indexing import check_indexable, index_images, open_for_writing
     from refiner_cli.inference.scan import PathFilter
 
+    check_output_folder("-o", out)
     images, total = find_images(paths, PathFilter(tuple(include or ()), tuple(exclude or ()), (out,)))
     loaded, info = open_model(model, device)
     check_indexable(loaded)
-    recogniser = Recogniser(loaded, precision=pick_precision(precision, loaded.device)[0])
-    fingerprints = recogniser.fingerprint()
-    places = [] if paths == STDIN else [str(path.resolve()) for path in paths]
-    if is_index(out):
-        opened = Index.open(out)
-        opened.check_model(fingerprints)
-        if opened.info.places != places:
-            raise UsageError(
-                f"The index {out} holds images of {', '.join(opened.info.places)}.",
-                hint="Give the same PATHs, or choose another -o DIR.",
-            )
-    else:
-        kept = {name: str(fingerprints[name]) for name in ("model", "preprocessing", "precision")}
-        opened = Index.create(
-            out, kept | {"path": str(model.resolve() if model.exists() else model)}, info.method,
-            vector_roles(loaded), loaded.backbone.embed_dim, places, part_size,
-        )  # fmt: skip
-    size, _ = pick_batch_size(batch, recogniser)
-    count, _ = pick_num_workers(workers, loaded.device)
+    prepared = prepare_recogniser(loaded, None, EncodingOptions(precision, batch, workers))
+    opened = open_for_writing(
+        out, prepared.recogniser, name_model(model), info.method, name_places(paths), part_size
+    )
     with opened.locked(), stop_with_saved_rows(), terminal.progress("indexing") as progress:
-        changes = update_index(
-            opened,
-            lambda wanted: encode_images(
-                recogniser, images, wanted, opened.info.roles, batch=size, workers=count, log=terminal.note
-            ),
-            lambda done: progress(done, total()),
-        )
+        changes = index_images(
+            prepared.recogniser, opened, images, batch=prepared.batch, workers=prepared.workers,
+            log=terminal.note, progress=lambda done: progress(done, total()),
+        )  # fmt: skip
     if not opened.images:
         raise UsageError(f"The index {out} holds no image.")
     if as_json:

@@ -42,6 +42,11 @@ def find_images(paths: list[Path], chosen: PathFilter) -> tuple[Iterator[ImageFi
     return chain([first], found), count_in_background(scan(paths, chosen))
 
 
+def name_places(paths: list[Path]) -> list[str]:
+    """What an index notes as the origin of its images."""
+    return [] if paths == STDIN else [str(path.resolve()) for path in paths]
+
+
 @contextlib.contextmanager
 def stop_with_saved_rows() -> Iterator[None]:
     """An interrupt loses no row, and a reader of the rows may stop reading them."""

@@ -63,6 +63,16 @@ def check_output_file(option: str, file: Path, suffixes: tuple[str, ...] = ()) -
         raise _cannot_write(option, file, error) from None
 
 
+def check_output_folder(option: str, folder: Path) -> None:
+    """Raise UsageError unless files can be created in ``folder``, which need not exist yet."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{option} {folder} is not a folder.", hint="Choose another folder.")
+        probe_folder(folder)
+    except (OSError, ValueError) as error:
+        raise _cannot_write(option, folder, error) from None
+
+
 def probe_folder(folder: Path) -> None:
     """Create and remove an unnamed file in a folder, or in the nearest one above it that exists.
 
@@ -76,4 +86,4 @@ def probe_folder(folder: Path) -> None:
 
 def _cannot_write(option: str, file: Path, error: OSError | ValueError) -> UsageError:
     reason = getattr(error, "strerror", None) or error
-    return UsageError(f"{option} {file} cannot be written ({reason}).", hint="Choose another file.")
+    return UsageError(f"{option} {file} cannot be written ({reason}).", hint="Choose another place.")

@@ -57,6 +57,10 @@ def predict(
     heatmaps: Annotated[
         Path | None, typer.Option(help="Folder for attention maps: what each concept query attends to.")
     ] = None,
+    keep_index: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep an index of the images as well, as 'refiner index' does."),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0: automatic.")] = 0,
@@ -66,7 +70,8 @@ def predict(
     """Recognise images, one row per image. The same command again resumes where it stopped."""
     request = PredictRequest(
         model, paths, out, top_k, world, states, objects, pairs, tuple(include or ()), tuple(exclude or ()),
-        on_error == "fail", keep_errors, overwrite, gallery, heatmaps, device, precision, batch, workers,
+        on_error == "fail", keep_errors, overwrite, gallery, heatmaps, keep_index, device, precision, batch,
+        workers,
     )  # fmt: skip
     if out is None and (as_json or gallery):
         raise UsageError("A summary or a gallery needs the rows in a file.", hint="Add -o FILE.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,10 +14,13 @@ import typer
 
 from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import PARTLY_DONE, terminal
-from refiner_cli.cli.inputs import STDIN, find_images, stop_with_saved_rows
+from refiner_cli.cli.inputs import STDIN, find_images, name_places, stop_with_saved_rows
+from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import RefinerError, UsageError
 
 if TYPE_CHECKING:
+    from refiner_cli.core.model_io.checkpoint import ModelInfo
     from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.inference.destinations import Destinations
     from refiner_cli.inference.formats import ImageRow
@@ -48,6 +52,7 @@ class PredictRequest:
     overwrite: bool
     gallery: Path | None
     heatmaps: Path | None
+    keep_index: Path | None
     device: str
     precision: str
     batch: int
@@ -58,7 +63,7 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     """Predict and report. Raises typer.Exit for an outcome that is not 0."""
     from refiner_cli.inference.destinations import Destinations
 
-    destinations = Destinations(request.out, request.gallery, request.heatmaps)
+    destinations = Destinations(request.out, request.gallery, request.heatmaps, request.keep_index)
     destinations.check([] if request.paths == STDIN else request.paths)
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.core.runtime.distributed import launched_ranks, process_group
@@ -66,6 +71,8 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     several = launched_ranks(os.environ).world_size > 1
     if several and (request.out is None or request.paths == STDIN):
         raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
+    if request.keep_index:
+        check_keeping(request, several=several)
     gpu = several and pick_device(request.device)[0].type == "cuda"
     with process_group(os.environ, gpu=gpu, lost=stop_after_lost_process) as ranks:
         terminal.quiet = terminal.quiet or not ranks.is_main
@@ -88,6 +95,8 @@ def predict_all(
 ) -> tuple[RowCount, int]:
     """The rows there are now, and how many of them this process computed."""
     from refiner_cli.inference.gallery import write_gallery
+    from refiner_cli.inference.indexing import open_for_writing
+    from refiner_cli.inference.keeping import KeepingSource
     from refiner_cli.inference.output import Output
     from refiner_cli.inference.runner import (
         ImageSource,
@@ -104,15 +113,22 @@ def predict_all(
         images, total = find_images(
             request.paths, PathFilter(request.include, request.exclude, destinations.all())
         )
-    recogniser, options = prepare_prediction(request)
+    recogniser, options, info = prepare_prediction(request)
     if index:
         index.check_model(recogniser.fingerprint())
+    kept = None
+    if request.keep_index:
+        kept = open_for_writing(
+            request.keep_index, recogniser, name_model(request.model), info.method, name_places(request.paths)
+        )
     if ranks.is_main:
         destinations.make_heatmap_folder()
     places = [] if request.paths == STDIN else request.paths
-    with stop_with_saved_rows(), terminal.progress("predicting") as progress:
+    held = kept.locked() if kept else nullcontext()
+    with stop_with_saved_rows(), held, terminal.progress("predicting") as progress:
         listener = ProgressListener(progress, total, ranks.world_size)
-        source: RowSource = ImageSource(recogniser, images, places, options, terminal.note)
+        photos = ImageSource(recogniser, images, places, options, terminal.note)
+        source: RowSource = KeepingSource(photos, kept) if kept else photos
         if index:
             source = IndexSource(recogniser, index, options)
         if request.out is None:
@@ -121,12 +137,26 @@ def predict_all(
             output = Output(request.out, options.top_k, ranks.rank, ranks.world_size)
             made = predict_to_output(output, source, recogniser, options, listener, ranks)
     if request.gallery and request.out and ranks.is_main:
-        photos = source.places if index else request.paths
+        roots = source.places if index else request.paths
         shown = write_gallery(
-            request.gallery, request.out, lambda name: locate(photos, name), workers=options.workers
+            request.gallery, request.out, lambda name: locate(roots, name), workers=options.workers
         )
         terminal.note(f"gallery {request.gallery} ({shown} images)")
     return made, listener.new
+
+
+def check_keeping(request: PredictRequest, *, several: bool) -> None:
+    """Raise UsageError if an index cannot be kept while predicting."""
+    from refiner_cli.inference.index import is_index
+
+    if several:
+        raise UsageError("--keep-index works with one process.", hint="Run 'refiner index' beforehand.")
+    if request.heatmaps:
+        raise UsageError("--keep-index and --heatmaps exclude each other.", hint="Run the command twice.")
+    if any(is_index(path) for path in request.paths):
+        raise UsageError("--keep-index needs images, not an index.")
+    if request.keep_index:
+        check_output_folder("--keep-index", request.keep_index)
 
 
 def index_of(request: PredictRequest) -> Index | None:
@@ -142,38 +172,30 @@ def index_of(request: PredictRequest) -> Index | None:
     return Index.open(request.paths[0])
 
 
-def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions]:
+def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions, ModelInfo]:
     """The model with its candidates, and how to run it."""
-    from refiner_cli.core.runtime.device import pick_precision
-    from refiner_cli.core.runtime.loader import pick_num_workers
-    from refiner_cli.inference.batch_size import pick_batch_size
-    from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.runner import PredictOptions
     from refiner_cli.inference.vocabulary import choose_space
 
-    model, _ = open_model(request.model, request.device)
+    model, info = open_model(request.model, request.device)
     space = choose_space(
         model.space, request.world, request.states, request.objects, request.pairs, terminal.note
     )
-    precision, why = pick_precision(request.precision, model.device)
-    recogniser = Recogniser(model, space, precision)
-    if request.heatmaps and not recogniser.has_queries:
+    if request.heatmaps and not model.has_queries:
         raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
-    batch, because = pick_batch_size(request.batch, recogniser)
-    workers, reason = pick_num_workers(request.workers, model.device)
-    name = str(precision).removeprefix("torch.")
-    terminal.note(
-        f"precision {name} ({why}), batch {batch} ({because}), {workers} decoding processes ({reason})"
+    prepared = prepare_recogniser(
+        model, space, EncodingOptions(request.precision, request.batch, request.workers)
     )
-    return recogniser, PredictOptions(
+    options = PredictOptions(
         request.top_k,
-        batch,
-        workers,
+        prepared.batch,
+        prepared.workers,
         stop_at_error=request.stop_at_error,
         keep_errors=request.keep_errors,
         overwrite=request.overwrite,
         heatmaps=request.heatmaps,
     )
+    return prepared.recogniser, options, info
 
 
 def stop_after_lost_process(reason: str) -> None:

@@ -13,15 +13,16 @@ from refiner_cli.inference.scan import row_name
 
 @dataclass(frozen=True)
 class Destinations:
-    """Where rows, gallery and attention maps go; None: not wanted."""
+    """Where rows, gallery, attention maps and the kept index go; None: not wanted."""
 
     rows: Path | None = None
     gallery: Path | None = None
     heatmaps: Path | None = None
+    index: Path | None = None
 
     def all(self) -> list[Path]:
         """Every file and folder, the companions of the rows included."""
-        found = [place for place in (self.rows, self.gallery, self.heatmaps) if place]
+        found = [place for place in (self.rows, self.gallery, self.heatmaps, self.index) if place]
         return found + ([self.rows.with_name(self.rows.name + ".run.json")] if self.rows else [])
 
     def check(self, inputs: list[Path]) -> None:
@@ -42,7 +43,9 @@ class Destinations:
             taken[key] = place
         given = {place.resolve() for place in inputs}
         for key, place in taken.items():
-            if key in given or (place == self.heatmaps and any(one.is_relative_to(key) for one in given)):
+            if key in given or (
+                place in {self.heatmaps, self.index} and any(one.is_relative_to(key) for one in given)
+            ):
                 raise UsageError(
                     f"{row_name(str(place))} is an input and an output.", hint="Choose another output."
                 )

@@ -35,7 +35,7 @@ from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import atomic_file, write_json
 
 INDEX_SCHEMA = "refiner.index/1"
-FILE, PARTS = "index.json", "parts"
+FILE, PARTS, LOCK = "index.json", "parts", ".lock"
 PART_SIZE = 4096  # images
 COLUMNS = pa.schema(
     [
@@ -98,9 +98,14 @@ class Index:
         places: Sequence[str], part_size: int = PART_SIZE,
     ) -> Index:  # fmt: skip
         """An empty index. Raises UsageError if the folder holds something else."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} exists already and is not an index.", hint="Choose another -o DIR.")
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not (folder.is_dir() and all(map(_is_beginning, folder.iterdir()))):
+            raise UsageError(
+                f"{folder} exists already and is not an index.", hint="Choose another folder for the index."
+            )
+        try:
+            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
         info = IndexInfo(
             schema=INDEX_SCHEMA, model=dict(model), method=method, roles=list(roles), width=width,
             places=list(places), part_size=part_size, next_part=0, parts=[],
@@ -138,14 +143,16 @@ class Index:
         """Hold the index for writing, as it is now: another process may have changed it since it was opened.
 
         Raises:
-            UsageError: another process holds it.
+            UsageError: another process holds it, or it cannot be written.
             ModelFileError: it was damaged meanwhile.
         """
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(f"Another process is writing the index {self.folder}.") from None
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
         try:
             self.info = Index.open(self.folder).info
             yield
@@ -161,12 +168,14 @@ class Index:
         for file in (self.folder / PARTS).iterdir():
             if file.stem not in listed or file.name.startswith("."):
                 file.unlink()
+        for file in self.folder.glob(f".{FILE}.*.tmp"):
+            file.unlink()
 
     def replace(
         self, old: Sequence[PartInfo], rows: Sequence[IndexRow], vectors: Mapping[str, Tensor]
-    ) -> None:
-        """Write a part (none if there are no rows) in place of ``old`` ones, and make it count."""
-        info, new = self.info, []
+    ) -> PartInfo | None:
+        """Write a part (none if there are no rows) in place of ``old`` ones, make it count, and return it."""
+        info, new = self.info, list[PartInfo]()
         if rows:
             part = PartInfo(
                 name=f"{info.next_part:08d}-{secrets.token_hex(4)}", images=len(rows),
@@ -179,6 +188,7 @@ class Index:
         for part in old:
             for suffix in ("parquet", "safetensors"):
                 self._file(part, suffix).unlink(missing_ok=True)
+        return new[0] if new else None
 
     def _write(self, part: PartInfo, rows: Sequence[IndexRow], vectors: Mapping[str, Tensor]) -> None:
         half = {role: vectors[role].to("cpu", torch.float16).contiguous() for role in self.info.roles}
@@ -258,3 +268,17 @@ class Index:
 def is_index(path: Path) -> bool:
     """Whether an index lies there."""
     return (path / FILE).is_file()
+
+
+def _is_beginning(entry: Path) -> bool:
+    """Whether a process that was killed before it wrote index.json may have left this in the folder."""
+    if entry.name == PARTS:
+        return entry.is_dir() and not any(entry.iterdir())
+    return entry.name == LOCK or (entry.name.startswith(f".{FILE}.") and entry.suffix == ".tmp")
+
+
+def _cannot_write(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"The index {folder} cannot be written ({error.strerror or error}).",
+        hint="Choose another folder, or make it writable.",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import ImageFile, row_name
 
 Log = Callable[[str], None]
+T = TypeVar("T")
 
 
 def predict_files(
@@ -47,25 +49,52 @@ def predict_batches(
         heatmaps: a folder for an attention map of every image, drawn before its row is yielded.
         log: receives a line when memory runs out, or when a map cannot be written.
     """
+
+    def compute(images: Tensor) -> list[tuple[Prediction, Tensor | None]]:
+        made = recogniser.predict_tensor(images, top_k=top_k)
+        maps = recogniser.query_attention(images).cpu() if heatmaps else [None] * len(made)
+        return list(zip(made, maps, strict=True))
+
+    for queued, pixels, made in compute_batches(recogniser, batches, compute, workers=workers, log=log):
+        if made is not None and heatmaps and not isinstance(pixels, str):
+            write_attention_map(heatmaps, queued, pixels, made[1], log)
+        yield image_row(queued, pixels, made[0] if made else None)
+
+
+def compute_batches(
+    recogniser: Recogniser,
+    batches: Iterable[Batch],
+    compute: Callable[[Tensor], list[T]],
+    *,
+    workers: int,
+    log: Log,
+) -> Iterator[tuple[QueuedImage, DecodeResult, T | None]]:
+    """Decode the wanted files of the batches and compute something of each, in order.
+
+    Args:
+        compute: of preprocessed images ``B x 3 x H x W`` on the model's device, one result per image.
+
+    Yields:
+        The file, its pixels ``H x W x 3`` or why there are none, and its result, None without pixels.
+    """
     oom_retry = OomRetry(log)
     for batch, results in decode_batches(batches, recogniser.preprocess.crop, workers, log):
-        pixels = stack_pixels(recogniser, batch, results)
-        made: list[Prediction] = []
+        made: list[T] = []
         if any(not isinstance(result, str) for result in results):
-            images = normalise_pixels(recogniser, pixels)
-            made = oom_retry.run(lambda part: recogniser.predict_tensor(part, top_k=top_k), images)
-            if heatmaps:
-                maps = oom_retry.run(lambda part: list(recogniser.query_attention(part).cpu()), images)
-                drawn = [one for one, result in zip(batch.wanted, results, strict=True)
-                         if not isinstance(result, str)]  # fmt: skip
-                write_attention_maps(heatmaps, drawn, pixels, maps, log)
+            made = oom_retry.run(
+                compute, normalise_pixels(recogniser, stack_pixels(recogniser, batch, results))
+            )
         for queued, result in zip(batch.wanted, results, strict=True):
-            image = queued.image
-            if isinstance(result, str):
-                error = unreadable_sentence(row_name(str(image.file)), row_name(result))
-                yield ImageRow(image.name, None, error, queued.version)
-            else:
-                yield ImageRow(image.name, made[queued.place], "", queued.version)
+            yield queued, result, None if isinstance(result, str) else made[queued.place]
+
+
+def image_row(queued: QueuedImage, pixels: DecodeResult, prediction: Prediction | None) -> ImageRow:
+    """The row of an image; ``pixels`` says why there is no prediction, if there is none."""
+    image = queued.image
+    error = (
+        unreadable_sentence(row_name(str(image.file)), row_name(pixels)) if isinstance(pixels, str) else ""
+    )
+    return ImageRow(image.name, prediction, error, queued.version)
 
 
 def stack_pixels(recogniser: Recogniser, batch: Batch, results: list[DecodeResult]) -> Pixels:
@@ -88,26 +117,21 @@ def unreadable_sentence(place: str, reason: str) -> str:
     return f"The image {place} cannot be read ({reason})."
 
 
-def write_attention_maps(
-    folder: Path, images: list[QueuedImage], pixels: Pixels, maps: list[Tensor], log: Log
+def write_attention_map(
+    folder: Path, queued: QueuedImage, pixels: Pixels, maps: Tensor | None, log: Log
 ) -> None:
-    """Draw the maps of a batch below a folder. A name that the file system refuses costs its own map only.
+    """Draw an image's maps ``K x L`` below a folder. A name that the file system refuses costs its map only.
 
     Raises:
         RefinerError: the disk is full, or the folder cannot be written to.
     """
-    for queued in images:
-        file = path_inside(folder, queued.image.name, ".jpg")
-        try:
-            draw_attention_map(file, pixels[queued.place], maps[queued.place])
-        except OSError as error:
-            said = f"The attention map {row_name(str(file))} cannot be written ({error.strerror or error})."
-            if error.errno not in {
-                errno.ENAMETOOLONG,
-                errno.ENOTDIR,
-                errno.EISDIR,
-                errno.EEXIST,
-                errno.EINVAL,
-            }:
-                raise RefinerError(said, hint="Free some space or choose another folder.") from None
-            log(said)
+    if maps is None:
+        return
+    file = path_inside(folder, queued.image.name, ".jpg")
+    try:
+        draw_attention_map(file, pixels, maps)
+    except OSError as error:
+        said = f"The attention map {row_name(str(file))} cannot be written ({error.strerror or error})."
+        if error.errno not in {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL}:
+            raise RefinerError(said, hint="Free some space or choose another folder.") from None
+        log(said)

@@ -96,6 +96,67 @@ def test_the_same_command_brings_an_index_up_to_date(
     assert same(index, fresh)
 
 
+def test_changes_that_do_not_fit_one_part_leave_each_image_once(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index, fresh = tmp_path / "index", tmp_path / "fresh"
+    command = ("-q", "index", small_export, photos, "--part-size", "4", "-o")
+    assert cli(*command, index).code == 0
+    shutil.copy(photos / "00.jpg", photos / "-new.jpg")  # all others change, so parts are rewritten twice
+    for file in photos.iterdir():
+        os.utime(file, (1, 1))
+    assert cli(*command, index).code == 0
+    assert cli(*command, fresh).code == 0
+    assert same(index, fresh)
+
+
+def test_predicting_can_keep_the_index_that_refiner_index_would_write(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"no image")
+    whole, kept, rows = tmp_path / "whole", tmp_path / "kept", tmp_path / "rows.jsonl"
+    batch = ("--batch", "4", "--workers", "0")
+    predict = ("-q", "predict", small_export, photos, *batch, "--keep-index", kept)
+    assert cli("-q", "index", small_export, photos, "-o", whole, *batch).code == 5
+    plain = cli("-q", "predict", small_export, photos, *batch).out
+    assert cli(*predict, "-o", rows).code == 5
+    assert rows.read_text() == plain
+    assert same(kept, whole)
+    assert Index.open(kept).info.model == Index.open(whole).info.model
+
+    shutil.copy(photos / "00.jpg", photos / "zz.jpg")
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[:5]))  # as after a kill: some rows, and an index that lacks an image
+    assert cli("-q", "index", small_export, photos, "-o", whole, *batch).code == 5
+    assert cli(*predict, "-o", rows).code == 5
+    assert sorted(rows.read_text().splitlines()) == sorted(
+        cli("-q", "predict", small_export, photos, *batch).out.splitlines()
+    )
+    assert same(kept, whole)
+
+
+def test_an_index_that_can_not_be_kept_is_said_before_the_work(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index, file = tmp_path / "index", tmp_path / "file"
+    file.write_text("")
+    assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    (tmp_path / "other").mkdir()
+    for command, says in (
+        (["predict", small_export, photos, "--keep-index", photos], "is an input and an output"),
+        (["predict", small_export, photos, "--keep-index", file], "is not a folder"),
+        (["predict", small_export, photos, "--keep-index", file / "x"], "cannot be written"),
+        (["predict", small_export, index, "--keep-index", tmp_path / "new"], "needs images, not an index"),
+        (["predict", small_export, photos / "00.jpg", "--keep-index", index], "holds images of"),
+        (["predict", small_export, photos, "--keep-index", "k", "--heatmaps", "h"], "exclude each other"),
+        (["index", small_export, photos, "-o", file / "x"], "cannot be written"),
+        (["index", small_export, photos, "-o", "/proc/self/index"], "cannot be written"),
+    ):
+        done = cli("-q", *command)
+        assert done.code == 2, done.err
+        assert says in done.err
+
+
 def test_search_ranks_images_by_composition_state_object_and_likeness(
     cli: Cli, small_export: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +244,7 @@ def test_an_index_that_was_killed_is_finished_by_the_same_command(
     assert cli("-q", "index", small_export, photos, "-o", whole, "--part-size", "2").code == 0
     command = [sys.executable, "-m", "refiner_cli", "-q", "index", small_export, photos, "-o", killed,
                "--part-size", "2", "--batch", "2", "--workers", "0"]  # fmt: skip
+    (killed / "parts").mkdir(parents=True)  # of a process that was killed before it wrote index.json
     with subprocess.Popen(command, cwd=ROOT) as process:
         while not list(killed.glob("parts/*.parquet")) and process.poll() is None:
             time.sleep(0.005)
