@@ -23,7 +23,7 @@ from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import ImageFile, row_name
 
 Log = Callable[[str], None]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def predict_files(
@@ -64,11 +64,11 @@ def predict_batches(
 def compute_batches(
     recogniser: Recogniser,
     batches: Iterable[Batch],
-    compute: Callable[[Tensor], list[T]],
+    compute: Callable[[Tensor], list[_T]],
     *,
     workers: int,
     log: Log,
-) -> Iterator[tuple[QueuedImage, DecodeResult, T | None]]:
+) -> Iterator[tuple[QueuedImage, DecodeResult, _T | None]]:
     """Decode the wanted files of the batches and compute something of each, in order.
 
     Args:
@@ -79,7 +79,7 @@ def compute_batches(
     """
     oom_retry = OomRetry(log)
     for batch, results in decode_batches(batches, recogniser.preprocess.crop, workers, log):
-        made: list[T] = []
+        made: list[_T] = []
         if any(not isinstance(result, str) for result in results):
             made = oom_retry.run(
                 compute, normalise_pixels(recogniser, stack_pixels(recogniser, batch, results))
