@@ -94,6 +94,7 @@ def predict_all(
     request: PredictRequest, destinations: Destinations, ranks: DistributedContext
 ) -> tuple[RowCount, int]:
     """The rows there are now, and how many of them this process computed."""
+    from refiner_cli.inference.formats import read_rows
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.indexing import open_for_writing
     from refiner_cli.inference.keeping import KeepingSource
@@ -139,7 +140,11 @@ def predict_all(
     if request.gallery and request.out and ranks.is_main:
         roots = source.places if index else request.paths
         shown = write_gallery(
-            request.gallery, request.out, lambda name: locate(roots, name), workers=options.workers
+            request.gallery,
+            f"Predictions, {request.out.name}",
+            read_rows(request.out),
+            lambda name: locate(roots, name),
+            workers=options.workers,
         )
         terminal.note(f"gallery {request.gallery} ({shown} images)")
     return made, listener.new

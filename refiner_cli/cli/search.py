@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ import typer
 
 from refiner_cli.cli.common import Device, Precision, open_model
 from refiner_cli.cli.console import Json, new_table, terminal
+from refiner_cli.cli.outputs import OutputFile, check_outputs
+from refiner_cli.cli.preparation import EncodingOptions, prepare_recogniser
 from refiner_cli.errors import UsageError
 
 
@@ -29,7 +32,11 @@ def search(
     ] = None,
     like: Annotated[Path | None, typer.Option(help="Find images that look like this one.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many images to list.")] = 20,
+    min_margin: Annotated[
+        float | None, typer.Option(help="Leave out images with a lower margin; the same for any query.")
+    ] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out images with a lower score.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Write an .html page with the images found.")] = None,
     output_format: Annotated[
         str | None,
         typer.Option(
@@ -46,15 +53,17 @@ def search(
     chosen = output_format or ("table" if sys.stdout.isatty() else "jsonl")
     if chosen not in {"table", "jsonl"}:
         raise UsageError(f"The format {chosen!r} is unknown.", hint="Use table or jsonl.")
-    from refiner_cli.core.runtime.device import pick_precision
+    check_outputs([OutputFile("--gallery", gallery, (".html", ".htm"))])
+    from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
     from refiner_cli.inference.query import encode_like, encode_query, parse_query
-    from refiner_cli.inference.recogniser import Recogniser
+    from refiner_cli.inference.scan import locate
     from refiner_cli.inference.search import search_index
 
     opened = Index.open(index)
     loaded, _ = open_model(model or Path(opened.info.model["path"]), device)
-    recogniser = Recogniser(loaded, precision=pick_precision(precision, loaded.device)[0])
+    prepared = prepare_recogniser(loaded, None, EncodingOptions(precision, batch=1))
+    recogniser = prepared.recogniser
     opened.check_model(recogniser.fingerprint())
     asked = (
         encode_like(recogniser, like)
@@ -64,9 +73,17 @@ def search(
     with terminal.progress("searching") as progress:
         found = search_index(
             opened, asked, loaded.backbone.logit_scale, top=top,
-            min_score=float("-inf") if min_score is None else min_score, progress=progress,
+            min_score=-inf if min_score is None else min_score,
+            min_margin=-inf if min_margin is None else min_margin, progress=progress,
         )  # fmt: skip
     text = str(like) if like else " ".join(str(term) for term in asked.terms)
+    if gallery:
+        places = [Path(place) for place in opened.info.places]
+        write_gallery(
+            gallery, f"Search: {text}", (hit.to_row() for hit in found), lambda name: locate(places, name),
+            workers=prepared.workers, is_ranking=True,
+        )  # fmt: skip
+        terminal.note(f"gallery {gallery} ({len(found)} images)")
     if as_json:
         terminal.json({"schema": "refiner.search/1", "query": text, "hits": [hit.to_json() for hit in found]})
     elif chosen == "jsonl":

@@ -1,4 +1,6 @@
-"""A page to look through predictions: one file with thumbnails inside, nothing loaded over the network.
+"""A page to look through predictions, or images that were found: one file with thumbnails inside.
+
+Nothing is loaded over the network.
 
 The rows are data in the page; its script draws sixty cards at a time, so that the number of images
 costs the browser memory but no time. A click on a thumbnail opens the photo where it lies. The right
@@ -8,7 +10,7 @@ state and object can be entered on a card; the page saves them as a table for ``
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
@@ -18,7 +20,7 @@ from PIL import Image
 
 from refiner_cli.data.crop import Crop
 from refiner_cli.inference.decoding import decode_batches, make_batches
-from refiner_cli.inference.formats import RowDict, read_rows
+from refiner_cli.inference.formats import RowDict
 from refiner_cli.inference.scan import ImageFile
 from refiner_cli.render import data_url, write_page
 
@@ -58,15 +60,25 @@ class Gallery:
         return sum(1 for _ in self.rows)
 
 
-def write_gallery(file: Path, output: Path, locate: Callable[[str], Path], *, workers: int) -> int:
-    """Write the page for a finished output and return how many images it shows.
+def write_gallery(
+    file: Path,
+    title: str,
+    rows: Iterable[RowDict],
+    locate: Callable[[str], Path],
+    *,
+    workers: int,
+    is_ranking: bool = False,
+) -> int:
+    """Write the page of some rows and return how many images it shows.
 
     Args:
+        rows: as predictions are written; ``note``, if a row has one, is shown on its card.
         locate: the image file of a row's path; one that no longer exists is shown without a thumbnail.
         workers: processes that decode.
+        is_ranking: whether the order of the rows says something, so that the page starts with it.
     """
-    gallery = Gallery(file, read_rows(output), locate, workers)
-    write_page(file, "inference/gallery.html", title=f"Predictions, {output.name}", gallery=gallery)
+    gallery = Gallery(file, iter(rows), locate, workers)
+    write_page(file, "inference/gallery.html", title=title, gallery=gallery, is_ranking=is_ranking)
     return gallery.shown
 
 
@@ -92,9 +104,10 @@ def link(page: Path, file: Path) -> str:
 
 
 def card(row: RowDict, picture: str, photo: str, missing: str) -> list[object]:
-    """A row for the script: path, error, thumbnail, predictions, link to the photo, why there is none."""
+    """A row for the script: path, error, thumbnail, predictions, link to the photo, or why not, note."""
     predictions = [
         [one["state"], one["object"], round(one["probability"], 4), int(one["seen"])]
         for one in row["predictions"]
     ]
-    return [row["path"], row["error"] or "", picture, predictions, photo, missing]
+    error, note = row["error"] or "", row.get("note", "")
+    return [row["path"], error, picture, predictions, photo, missing, note]

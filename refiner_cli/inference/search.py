@@ -25,6 +25,7 @@ from torch import Tensor
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.core.models.hubness import SOFTNESS
 from refiner_cli.errors import UsageError
+from refiner_cli.inference.formats import RowDict
 from refiner_cli.inference.index import Index, PartInfo
 from refiner_cli.inference.query import QueryVectors
 
@@ -47,6 +48,11 @@ class Hit:
             "score": round(self.score, 4),
             "margin": round(self.margin, 4),
         }
+
+    def to_row(self) -> RowDict:
+        """A row of a gallery."""
+        note = f"score {self.score:.2f}, margin {self.margin:+.2f}"
+        return {"path": self.path, "error": None, "predictions": [], "note": f"{self.rank}. {note}"}
 
 
 @dataclass
@@ -104,13 +110,14 @@ def search_index(
     *,
     top: int,
     min_score: float = -math.inf,
+    min_margin: float = -math.inf,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Hit]:
     """The ``top`` best images of an index.
 
     Args:
         scale: tau, the factor on cosine similarities.
-        min_score: leave out images below this score.
+        min_score: leave out images below this score; ``min_margin`` alike.
 
     Raises:
         UsageError: the index holds no image with vectors.
@@ -130,7 +137,7 @@ def search_index(
     if not typical.images:
         raise UsageError(f"The index {index.folder} holds no image that could be read.")
     offset = float(typical.value() @ query.signs.double().cpu())
-    return list(hits(index, best, offset, min_score))
+    return list(hits(index, best, offset, max(min_score, min_margin + offset)))
 
 
 def term_scores(vectors: ImageVectors, query: QueryVectors, scale: float) -> Tensor:

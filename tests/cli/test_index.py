@@ -174,6 +174,27 @@ def test_search_ranks_images_by_composition_state_object_and_likeness(
     assert "margin" in cli("-q", "search", index, "burnt", "--format", "table").out
 
 
+def test_search_leaves_out_what_lies_below_a_margin_and_writes_a_gallery(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index, page = tmp_path / "index", tmp_path / "page.html"
+    assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    everything = rows_of(cli("-q", "search", index, "burnt apple").out)
+    limit = everything[2]["margin"]
+    found = cli("-q", "search", index, "burnt apple", "--min-margin", limit, "--gallery", page)
+    # Printed margins are rounded, so the third may be below its own.
+    assert rows_of(found.out) in (everything[:3], everything[:2])
+    text = page.read_text("utf-8")
+    assert "Search: burnt apple" in text
+    assert f"1. score {everything[0]['score']:.2f}" in text
+    assert 'value="given"' in text
+    for wrong, says in ((photos / "00.jpg", "does not end in"), (tmp_path / "index.html" / "x.html", "")):
+        (tmp_path / "index.html").touch()
+        done = cli("-q", "search", index, "apple", "--gallery", wrong)
+        assert done.code == 2
+        assert says in done.err
+
+
 def damage_part(index: Path) -> None:
     file = next((index / "parts").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-7])

@@ -14,6 +14,7 @@ from PIL import Image
 from refiner_cli.data.create.photos import clean_name
 from refiner_cli.data.create.tables import read_table
 from refiner_cli.inference import gallery
+from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.gallery import link, write_gallery
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -47,8 +48,11 @@ def cards(page: Path) -> list[Any]:
 
 def test_a_card_links_to_its_photo_and_says_if_that_is_gone(output: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "page.html"
-    assert write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0) == 7
-    for path, _, picture, predictions, photo, missing in cards(page):
+    assert (
+        write_gallery(page, "Rows", read_rows(output), lambda name: tmp_path / "photos" / name, workers=0)
+        == 7
+    )
+    for path, _, picture, predictions, photo, missing, _ in cards(page):
         if path == "gone.jpg":
             assert (picture, photo, missing) == ("", "", "the file is gone")
             continue
@@ -72,7 +76,10 @@ def test_images_beyond_the_limit_are_counted(
 ) -> None:
     monkeypatch.setattr(gallery, "MAX_CARDS", 2)
     page = tmp_path / "page.html"
-    assert write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0) == 2
+    assert (
+        write_gallery(page, "Rows", read_rows(output), lambda name: tmp_path / "photos" / name, workers=0)
+        == 2
+    )
     assert len(cards(page)) == 2
     assert "5 more images are not shown" in page.read_text("utf-8")
 
@@ -95,7 +102,7 @@ def test_corrections_are_saved_as_a_table_for_dataset_create(output: Path, tmp_p
     if browser is None:
         pytest.skip("no Chromium is installed")
     page = tmp_path / "pages" / "page.html"
-    write_gallery(page, output, lambda name: tmp_path / "photos" / name, workers=0)
+    write_gallery(page, "Rows", read_rows(output), lambda name: tmp_path / "photos" / name, workers=0)
     page.write_text(page.read_text("utf-8") + f"<script>{ENTER}</script>", "utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     dom = subprocess.run(
