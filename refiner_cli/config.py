@@ -81,6 +81,7 @@ class Config(Section):
     method: str = Field("refiner", description="refiner, clip, coop, csp, troika, or an installed plugin")
     backbone: str = Field("ViT-L-14", min_length=1, description="an open_clip ViT model, or tiny")
     pretrained: str = Field("openai", description="an open_clip tag, a weights file, TAG=FILE, or none")
+    init: str = Field("", description="a trained model to start from: a run, an export or hf-hub:OWNER/NAME")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="determines every random choice")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -1,7 +1,8 @@
 """Settings from defaults, recipes, files, the environment and the command line, as one configuration.
 
-Defaults, then the dataset's recipe, then ``--config FILE.toml``, then ``REFINER_<SECTION>__<KEY>``
-environment variables, then flags and ``--set section.key=value``; later sources win. An unknown key is an
+Defaults, then the dataset's recipe, then the model that a training starts from (``--init``), then ``--config
+FILE.toml``, then ``REFINER_<SECTION>__<KEY>`` environment variables, then flags and ``--set
+section.key=value``; later sources win. An unknown key is an
 error that names the nearest known one, and every error says where the value came from.
 """
 
@@ -48,32 +49,28 @@ RENAMED_KEYS = {
 }
 
 
-def resolve(layers: Iterable[Layer], recipe: Layer | None = None) -> Config:
+def resolve(layers: Iterable[Layer], *bases: Layer | None) -> Config:
     """The configuration of some layers; see :func:`resolve_with_sources`."""
-    return resolve_with_sources(layers, recipe)[0]
+    return resolve_with_sources(layers, *bases)[0]
 
 
-def resolve_with_sources(
-    layers: Iterable[Layer], recipe: Layer | None = None
-) -> tuple[Config, dict[str, str]]:
+def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple[Config, dict[str, str]]:
     """Merge layers, later ones winning, and validate; also where each key that is not a default comes from.
 
     Args:
-        recipe: the first layer, if there is one. It may hold ``[model]`` settings of several methods;
-            those that the chosen method does not have are ignored.
+        bases: the first layers (recipes and the like), as far as there are any. They may hold ``[model]``
+            settings of several methods; those that the chosen method does not have are ignored.
 
     Raises:
         ConfigError: an unknown key or a wrong value; the message names key, value and source.
     """
-    flat = [(source, dict(flatten(values))) for source, values in ([recipe] if recipe else []) + [*layers]]
+    below = [base for base in bases if base]
+    flat = [(source, dict(flatten(values))) for source, values in [*below, *layers]]
     method = next((str(v["method"]) for _, v in reversed(flat) if "method" in v), "refiner")
     fields = known_fields(method if method in method_names() else "refiner")
-    if recipe:
-        source, values = flat[0]
-        flat[0] = (
-            source,
-            {key: v for key, v in values.items() if key in fields or not key.startswith("model.")},
-        )
+    for number, (source, values) in enumerate(flat[: len(below)]):
+        usable = {key: v for key, v in values.items() if key in fields or not key.startswith("model.")}
+        flat[number] = (source, usable)
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source, values in flat:

@@ -23,8 +23,8 @@ ModelPath = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="A run directory, an exported model directory, or a backbone by name, NAME or NAME:TAG, such as "
-        "ViT-L-14, for CLIP zero-shot.",
+        help="A run directory, an exported model directory, hf-hub:OWNER/NAME[@REVISION], or a backbone by "
+        "name, NAME or NAME:TAG, such as ViT-L-14, for CLIP zero-shot.",
     ),
 ]
 
@@ -68,10 +68,18 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
 
 
 def is_zero_shot(path: Path) -> bool:
-    """Whether MODEL names a backbone; something that exists under that name comes first."""
-    from refiner_cli.core.model_io.zero_shot import is_backbone_name
+    """Whether MODEL names a backbone; something that exists under that name comes first.
 
-    return not path.exists() and is_backbone_name(str(path))
+    What a repository of the Hub holds decides what its name means. Raises FetchError if that is unknown.
+    """
+    from refiner_cli.core.model_io.hub import hub_model
+    from refiner_cli.core.model_io.zero_shot import is_backbone_name
+    from refiner_cli.core.towers.architectures import HF_HUB
+
+    name = path.as_posix()
+    if path.exists() or not is_backbone_name(name):
+        return False
+    return not name.startswith(HF_HUB) or hub_model(name) is None
 
 
 def runtime_options(model: Model, precision: str, workers: int, batch: int) -> RuntimeOptions:

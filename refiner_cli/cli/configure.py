@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refiner_cli.cli.console import terminal
+from refiner_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
@@ -18,6 +19,7 @@ FLAG_KEYS = {
     "method": "method",
     "backbone": "backbone",
     "pretrained": "pretrained",
+    "init": "init",
     "seed": "seed",
     "device": "device",
     "precision": "precision",
@@ -45,13 +47,50 @@ def configure(
     recipe = recipe_for(dataset)
     if recipe:
         terminal.note(f"settings of the recipe {recipe[0]}")
-    layers: list[Layer] = [read_settings(file)] if file else []
+    named = read_settings(file) if file and not Path(file).is_file() else None  # a recipe by name
+    layers: list[Layer] = [read_settings(file)] if file and named is None else []
     layers.append(from_environment(os.environ, terminal.note))
     for flag, value in flags.items():
         if value is not None:
             layers.append((f"--{flag}", {FLAG_KEYS[flag]: value}))
     layers.append(from_assignments(assignments))
-    return resolve_with_sources(layers, recipe)
+    init = next((str(values["init"]) for _, values in reversed(layers) if values.get("init")), "")
+    start = start_from(init) if init else None
+    config, sources = resolve_with_sources(layers, recipe, named, start)
+    if start:
+        check_start(start, config, sources)
+    return config, sources
+
+
+def start_from(init: str) -> Layer:
+    """The settings that follow from ``--init``: those of a trained model, or just the backbone's name.
+
+    Raises:
+        ModelFileError: there is no such model, or it is damaged.
+        FetchError: it cannot be downloaded.
+    """
+    from refiner_cli.cli.common import is_zero_shot
+    from refiner_cli.core.model_io.zero_shot import default_tag, split_name
+    from refiner_cli.training.run_dir import model_folder
+    from refiner_cli.training.warm_start import initial_layer
+
+    if is_zero_shot(Path(init)):
+        name, tag = split_name(init)
+        return f"--init {init}", {"backbone": name, "pretrained": tag or default_tag(name)}
+    return initial_layer(init, model_folder(Path(init)))
+
+
+def check_start(start: Layer, config: Config, sources: Mapping[str, str]) -> None:
+    """Raise ConfigError if another backbone is asked for than the model to start from has."""
+    from refiner_cli.core.towers.architectures import find_architecture
+
+    source, own = start
+    if find_architecture(config.backbone).name != find_architecture(own["backbone"]).name:
+        raise ConfigError(
+            f"{sources.get('backbone', 'configuration')}: the backbone {config.backbone} contradicts "
+            f"{source}, whose backbone is {own['backbone']} ({own['pretrained']}).",
+            hint="Leave the backbone out, or start from a model on that backbone.",
+        )
 
 
 def read_settings(text: str) -> Layer:

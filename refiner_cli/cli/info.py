@@ -34,7 +34,7 @@ def info(
     folder = Path(what)
     if not folder.exists() and is_zero_shot(folder):
         facts = describe_backbone(what)
-    elif (folder / "run.json").is_file() or (folder / "config.json").is_file():
+    elif what.startswith("hf-hub:") or any((folder / name).is_file() for name in ("run.json", "config.json")):
         if page:
             raise UsageError("--html describes a dataset, not a model.")
         facts = describe_model(folder)

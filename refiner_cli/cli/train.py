@@ -30,6 +30,14 @@ def train(
         str | None,
         typer.Option(help="An open_clip tag, a weights file, TAG=FILE, or none (random weights).  [openai]"),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Start from a trained model: a run, an exported model or hf-hub:OWNER/NAME. What it learned "
+            "is taken over where it fits, states and objects by name.",
+        ),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -69,8 +77,8 @@ def train(
 
     Ctrl-C and SIGTERM finish the step and save it. Under torchrun the processes share the work.
     """
-    flags = {"method": method, "backbone": backbone, "pretrained": pretrained, "seed": seed, "device": device,
-             "precision": precision, "epochs": epochs, "batch-size": batch_size, "lr": lr,
+    flags = {"method": method, "backbone": backbone, "pretrained": pretrained, "init": init, "seed": seed,
+             "device": device, "precision": precision, "epochs": epochs, "batch-size": batch_size, "lr": lr,
              "workers": workers}  # fmt: skip
     if resume and out is None:
         raise UsageError("--resume needs the run: --out RUN.")

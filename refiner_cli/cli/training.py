@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from refiner_cli.config import Config
     from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.training.events import Event
+    from refiner_cli.training.run_dir import Run
     from refiner_cli.training.trainer import Trainer
 
 MAX_SEED = 2**63 - 1
@@ -113,7 +114,8 @@ def train_seeds(
                 config, dataset = first.config, request.dataset or first.dataset.path
             try:
                 seeded = config.model_copy(update={"seed": seed})
-                runs.append(new_training(dataset, seeded, folder, ranks, stop))
+                before = several.run(several.seeds[0])  # it keeps what its training started from
+                runs.append(new_training(dataset, seeded, folder, ranks, stop, before))
             except BaseException:
                 if ranks.is_main:
                     several.abandon()
@@ -136,11 +138,19 @@ def default_folder(request: TrainRequest) -> Path:
 
 
 def new_training(
-    dataset: str, config: Config, folder: Path, ranks: DistributedContext, stop: StopRequest
+    dataset: str,
+    config: Config,
+    folder: Path,
+    ranks: DistributedContext,
+    stop: StopRequest,
+    before: Path | None = None,
 ) -> dict[str, Any]:
     """A new run in its directory, which is removed again if it fails before its first checkpoint.
 
     The first process goes ahead: it may have to draw the demo.
+
+    Args:
+        before: the first run of several seeds.
     """
     from refiner_cli.cli.common import open_dataset
     from refiner_cli.training.run_dir import DatasetRef, Run
@@ -149,7 +159,8 @@ def new_training(
     if ranks.is_main:
         benchmark = open_dataset(dataset)
         ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
-        Run.create(folder, config, ref, environment() | {"arguments": sys.argv})
+        run = Run.create(folder, config, ref, environment() | {"arguments": sys.argv})
+        copy_initial(run, before)
     ranks.barrier()
     run = Run.open(folder)
     try:
@@ -158,6 +169,23 @@ def new_training(
     except BaseException:
         if ranks.is_main:
             run.abandon()
+        raise
+
+
+def copy_initial(run: Run, before: Path | None) -> None:
+    """Copy into a new run what the model learned that it starts from, if it starts from one."""
+    from refiner_cli.cli.common import is_zero_shot
+    from refiner_cli.training.run_dir import model_folder
+    from refiner_cli.training.warm_start import INIT, store_initial
+
+    init = run.config.init
+    kept = before / INIT if before else None
+    if not init or is_zero_shot(Path(init)):
+        return
+    try:
+        store_initial(run.folder, kept if kept and kept.is_dir() else model_folder(Path(init)))
+    except BaseException:
+        run.abandon()
         raise
 
 
@@ -189,6 +217,7 @@ def resumed_trainer(dataset: str, folder: Path, ranks: DistributedContext) -> Tr
 def fit_with_progress(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run to the end and show what happens."""
     from refiner_cli.training.events import StepDone, Stopped
+    from refiner_cli.training.warm_start import read_taken
 
     stopped = False
     with terminal.progress("training") as progress:
@@ -198,9 +227,10 @@ def fit_with_progress(trainer: Trainer, stop: Callable[[], bool] = lambda: False
             if isinstance(event, StepDone):
                 progress(event.step, event.total)
     best = trainer.run.read_best() or {}
+    taken = read_taken(trainer.run.folder)
     return {"run": str(trainer.run.folder), "seed": trainer.run.config.seed, "step": trainer.step,
             "best_step": best.get("step"), "criterion": best.get("criterion"), "val": best.get("val"),
-            "interrupted": stopped}  # fmt: skip
+            "interrupted": stopped, **({"init": taken} if taken else {})}  # fmt: skip
 
 
 def show_event(event: Event) -> None:

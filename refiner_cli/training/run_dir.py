@@ -5,6 +5,7 @@
     run.json                     the resolved configuration and the dataset
     environment.json             versions, device, command line, fingerprint of the data
     environment-00000120.json    the same where the run was resumed after that step
+    init/                        the learned part of the model that the run started from (``--init``)
     metrics.jsonl                one line per step and one per validation
     curves.html                  the same as charts
     checkpoints/step-00000120/   a model directory and the training state, complete or absent
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from refiner_cli.config import Config
+from refiner_cli.core.model_io.hub import hub_model
+from refiner_cli.core.towers.architectures import HF_HUB
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
 from refiner_cli.files import atomic_file, write_json
 from refiner_cli.training.checkpoints import Checkpoints
@@ -100,6 +104,7 @@ class Run:
                 if self.checkpoints():
                     return
                 self.clean()
+                shutil.rmtree(self.folder / "init", ignore_errors=True)
                 for name in (RUN, ENVIRONMENT, METRICS, BEST):
                     (self.folder / name).unlink(missing_ok=True)
             (self.folder / LOCK).unlink(missing_ok=True)
@@ -217,10 +222,17 @@ def is_run(path: Path) -> bool:
 
 
 def model_folder(path: Path) -> Path:
-    """The model directory that a user means: a model directory itself, or the best one of a run.
+    """The model directory that a user means: a model directory itself, the best one of a run, or the Hub's.
 
-    Raises ModelFileError where there is neither, or where the best checkpoint is missing or damaged.
+    Raises:
+        ModelFileError: there is none of them, or the best checkpoint is missing or damaged.
+        FetchError: ``hf-hub:OWNER/NAME`` cannot be downloaded.
     """
+    if str(path).startswith(HF_HUB) and not path.exists():
+        found = hub_model(path.as_posix())
+        if found is None:
+            raise ModelFileError(f"{path} is not a model of refiner.")
+        return found
     if is_run(path):
         read_run_file(path)
         best = read_best(path)

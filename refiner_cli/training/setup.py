@@ -28,6 +28,7 @@ from refiner_cli.errors import ConfigError, DatasetError
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
+from refiner_cli.training.warm_start import INIT, take_over
 
 
 def environment() -> dict[str, Any]:
@@ -64,7 +65,11 @@ def build_trainer(
     for note in backbone.notes:
         log(note)
     torch.manual_seed(config.seed)
-    model = build_model(config.method, backbone, config.model, benchmark.vocabulary).to(device)
+    model = build_model(config.method, backbone, config.model, benchmark.vocabulary)
+    if (run.folder / INIT).is_dir() and not run.checkpoints():
+        for line in take_over(run.folder, model, config.init, config.pretrained).lines():
+            log(line)
+    model.to(device)
     text = backbone.text
     prompts = len(set(benchmark.pairs["train"]))
     context = len(text.tokens.encode(getattr(config.model, "prompt_init", "")))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import ModelFileError
 
 CHECKSUMS = "checksums.json"
@@ -13,7 +14,10 @@ CHECKSUMS = "checksums.json"
 
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file of a folder into checksums.json."""
-    sums = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name != CHECKSUMS}
+    files = {
+        file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+    sums = {name: sha256(file) for name, file in files.items() if name != CHECKSUMS}
     (folder / CHECKSUMS).write_text(json.dumps({"sha256": sums}, indent=2) + "\n", "utf-8")
 
 
@@ -33,7 +37,7 @@ def verify_checksums(folder: Path) -> None:
         raise ModelFileError(f"{file} is damaged ({type(error).__name__}).") from None
     for name, expected in sums.items():
         try:
-            found = sha256(folder / name)
+            found = sha256(folder / relative(name))
         except (OSError, ValueError) as error:
             raise ModelFileError(f"{folder / name} is damaged: {error}.") from None
         if found != expected:

@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,15 @@ class TextBank:
     states: Tensor | None  # S x D
     objects: Tensor | None  # O x D
     offsets: Tensor | None = None  # P, subtracted from the pairs' logits; None: nothing
+
+
+@runtime_checkable
+class LabelTables(Protocol):
+    """A part of a model with learned tensors that have one row per state or per object."""
+
+    def label_tables(self) -> dict[str, Literal["state", "object"]]:
+        """The names of these tensors within the part, and whose rows they hold."""
+        ...
 
 
 class PairIndices(Protocol):
@@ -159,6 +168,15 @@ class Model(nn.Module, ABC):
         """The tensors that a file of the model holds, by name: trained ones, and those fitted afterwards."""
         saved: dict[str, Tensor] = dict(self.trainable_parameters())
         return saved if self.hubness is None else saved | {"hubness.centres": self.hubness.centres}
+
+    def label_tables(self) -> dict[str, Literal["state", "object"]]:
+        """The saved tensors with one row per state or object of ``space``, by name."""
+        return {
+            f"{part}.{name}": role
+            for part, module in self.named_modules()
+            if part and isinstance(module, LabelTables)
+            for name, role in module.label_tables().items()
+        }
 
     def forward(self, images: Tensor, bank: TextBank) -> Scores:
         """Preprocessed images ``B x 3 x H x W`` against all texts of a bank."""

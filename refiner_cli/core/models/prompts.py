@@ -69,6 +69,10 @@ class Prompts(nn.Module):
         self.states.requires_grad_(learn_primitives)
         self.objects.requires_grad_(learn_primitives)
 
+    def label_tables(self) -> dict[str, Literal["state", "object"]]:
+        """The learned tensors with a row per label."""
+        return {"states": "state", "objects": "object"}
+
     def embed(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
         """The vectors of ``names`` in their role, ``len(names) x E``: trained where known, else CLIP's."""
         table: Tensor = self.states if role == "state" else self.objects

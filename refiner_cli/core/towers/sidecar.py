@@ -1,4 +1,4 @@
-"""A configuration beside a weights file: open_clip's, or that of the transformers library."""
+"""A configuration beside a weights file: open_clip's, that of the transformers library, or refiner's own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def read_sidecar(file: Path, model: dict[str, Any]) -> tuple[WeightsProfile, str
     for beside in (file.with_name(CONFIG_FILE), file.with_name(MODEL_CONFIG)):
         content = read_object(beside)
         own, preprocess = content.get("model_cfg"), content.get("preprocess_cfg")
+        backbone = content.get("backbone")  # of a model that refiner exported
+        if own is None and isinstance(backbone, dict):
+            own, preprocess = backbone.get("model"), backbone.get("preprocess")
         if preprocess is not None:
             check_preprocess(preprocess, beside)
         if isinstance(own, dict) and is_same_model(own, model):

@@ -23,6 +23,7 @@ from refiner_cli.errors import ModelFileError
 StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+EXPORT_PREFIX = "clip."  # of the backbone in a model that refiner exported, beside "trained."
 # OpenAI's archives hold these beside the weights; in a state dict they tell where it comes from.
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 
@@ -72,6 +73,9 @@ def unwrap(content: Any) -> StateDict:
     if not isinstance(content, dict):
         return {}
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    own = {name.removeprefix(EXPORT_PREFIX): v for name, v in state.items() if name.startswith(EXPORT_PREFIX)}
+    if own and all(name.startswith((EXPORT_PREFIX, "trained.")) for name in state):
+        return own
     for prefix in PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

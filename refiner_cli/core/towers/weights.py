@@ -46,6 +46,12 @@ class WeightsSource:
     repository: str = ""  # of the Hugging Face hub
     notes: tuple[str, ...] = ()  # how the profile was found
 
+    def fetch(self, name: str) -> Path:
+        """The weights file of the backbone ``name``, downloaded if need be. Raises FetchError."""
+        if self.file is not None:
+            return self.file
+        return download_weights(self.tag, self.repository, f"{self.pretrained} of {name}")
+
     def load_into(self, clip: nn.Module, name: str) -> list[str]:
         """Download, read and load the weights; returns sentences on what was adapted.
 
@@ -55,9 +61,7 @@ class WeightsSource:
         """
         if self.pretrained == RANDOM_WEIGHTS:
             return []
-        file, state = self.file, self.state
-        if file is None:
-            file = download_weights(self.tag, self.repository, f"{self.pretrained} of {name}")
+        file, state = self.fetch(name), self.state
         if is_big_vision(file):
             load_big_vision(clip, file)
             return []

@@ -1,0 +1,125 @@
+"""The model card: what a model recognises, how well, on what it rests, and under which licences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refiner_cli._version import __version__
+from refiner_cli.core.model_io.checkpoint import ModelInfo
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.towers import tiny
+from refiner_cli.core.towers.backbone import BackboneSpec
+from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
+
+UNKNOWN_LICENCE = "not known to refiner"
+# Licences that the publishers state for the weights, by what the tag of open_clip begins with.
+TAG_LICENCES = {
+    "openai": "MIT",
+    "laion": "MIT",
+    "datacomp": "MIT",
+    "commonpool": "MIT",
+    "merged2b": "MIT",
+    "webli": "Apache 2.0",
+    "metaclip": "CC BY-NC 4.0",
+}
+
+CARD = """---
+library_name: refiner
+pipeline_tag: zero-shot-image-classification
+tags: [compositional-zero-shot-learning, clip, {kind}]
+---
+# {method} on {dataset}
+
+Recognises {states} states of {objects} objects ({pairs} known pairs, {seen} of them seen in training).
+Made by refiner {version} on the backbone {backbone} ({pretrained}).
+
+```sh
+refiner predict {place} PHOTOS
+```
+
+{figures}
+
+{weights} Inference weights (state {b_s:g}, object {b_o:g}) and the seen-unseen
+bias ({bias:.2f}) were chosen on the validation split.
+
+| | |
+|---|---|
+| licence of the data | {data_licence} |
+| licence of the backbone | {backbone_licence} |
+| fingerprint of the data | {data_fingerprint} |
+| fingerprint of the backbone | {backbone_fingerprint} |
+{hashes}
+"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says besides what the model itself knows."""
+
+    place: str = "."  # where the model lies: this folder, or hf-hub:OWNER/NAME
+    data_licence: str = UNKNOWN_LICENCE
+    evaluation: Mapping[str, Any] | None = None  # what ``refiner eval --json`` printed
+    weights: str = ""  # a sentence on how the weights are stored
+    kind: str = "safetensors"
+    hashes: Mapping[str, str] | None = None  # SHA-256 by file
+
+
+def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
+    """The card in Markdown."""
+    spec, space, chosen = model.backbone.spec, model.space, model.calibration
+    rows = [f"| SHA-256 of {name} | {value} |" for name, value in (facts.hashes or {}).items()]
+    return CARD.format(
+        kind=facts.kind,
+        method=info.method.capitalize(),
+        dataset=info.dataset,
+        states=len(space.states),
+        objects=len(space.objects),
+        pairs=len(space.pairs),
+        seen=len(space.seen_pairs),
+        version=__version__,
+        backbone=spec.name,
+        pretrained=spec.pretrained,
+        place=facts.place,
+        figures=figures_table(info, facts.evaluation),
+        weights=facts.weights,
+        b_s=chosen.state_weight,
+        b_o=chosen.object_weight,
+        bias=chosen.bias,
+        data_licence=facts.data_licence,
+        backbone_licence=licence_of_backbone(spec),
+        data_fingerprint=info.dataset_fingerprint or "none",
+        backbone_fingerprint=model.backbone.fingerprint(),
+        hashes="\n".join(rows),
+    ).rstrip() + "\n"  # fmt: skip
+
+
+def figures_table(info: ModelInfo, evaluation: Mapping[str, Any] | None) -> str:
+    """The figures of an evaluation with 95 % intervals, else those of validation."""
+    head = f"| %s | {' | '.join(HEADLINE_METRICS)} |\n{'|---' * (len(HEADLINE_METRICS) + 1)}|"
+    if evaluation is None:
+        values = " | ".join(format_metric(info.metrics.get(name)) for name in HEADLINE_METRICS)
+        return f"{head % 'validation, closed world'}\n| after step {info.step} | {values} |"
+    rows = [
+        f"| {world} world | {' | '.join(with_interval(found, name) for name in HEADLINE_METRICS)} |"
+        for world, found in evaluation["worlds"].items()
+    ]
+    title = f"{evaluation['dataset']}, {evaluation['split']} split; in brackets: 95 % interval"
+    return "\n".join([head % title, *rows])
+
+
+def with_interval(found: Mapping[str, Any], name: str) -> str:
+    """A metric, and its interval where it has one."""
+    span = found.get("intervals", {}).get(name)
+    value = format_metric(found.get(name))
+    return f"{value} ({span[0]:.1f} to {span[1]:.1f})" if span else value
+
+
+def licence_of_backbone(spec: BackboneSpec) -> str:
+    """The licence of a backbone's weights, where it is known."""
+    if spec.name == tiny.NAME:
+        return "MIT, as refiner"
+    tag = re.split(r"[=/\\]", spec.pretrained)[0]
+    return next((text for start, text in TAG_LICENCES.items() if tag.startswith(start)), UNKNOWN_LICENCE)
