@@ -40,10 +40,20 @@ class TrainConfig(Section):
     epochs: int = Field(15, ge=1, description="passes over the training images")
     max_steps: int = Field(0, ge=0, description="stop after this many steps; 0: after the epochs")
     batch_size: int = Field(64, ge=1, description="images per optimizer step")
+    optimizer: Literal["adamw", "adam"] = Field(
+        "adamw",
+        description="adamw: weight decay apart from the gradient, on matrices only; "
+        "adam: added to the gradient of everything learned, as published CZSL methods have it",
+    )
     lr: float = Field(5e-4, gt=0, le=1e4, description="learning rate after warm-up")
-    weight_decay: float = Field(1e-5, ge=0, description="AdamW's weight decay, on matrices only")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="how the rate falls: to zero along a cosine, in steps, or not at all"
+    )
+    step_epochs: int = Field(5, ge=1, description="epochs between the steps of schedule step")
+    step_factor: float = Field(0.5, gt=0, le=1, description="factor of each of these steps")
+    weight_decay: float = Field(1e-5, ge=0, description="weight decay of the optimizer")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: they are not")
     state_weight: float = Field(0.5, ge=0, description="w_s, weight of the state alignment in the loss")
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
     concept_weight: float = Field(
@@ -66,6 +76,11 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(
         10.0, ge=0, description="minutes between checkpoints within an epoch; 0: after every step"
     )
+    selection: Literal["auc", "loss"] = Field(
+        "auc",
+        description="what the best checkpoint is selected by on validation: closed-world AUC (or what stands "
+        "for it where it is undefined), or the loss",
+    )
     eval_every: int = Field(1, ge=1, description="epochs between validations; the last epoch always has one")
     max_nonfinite_steps: int = Field(
         10, ge=0, description="consecutive steps with a NaN or infinity before training stops"
@@ -78,7 +93,9 @@ class TrainConfig(Section):
 class Config(Section):
     """Everything that determines what a run computes."""
 
-    method: str = Field("refiner", description="refiner, clip, coop, csp, troika, or an installed plugin")
+    method: str = Field(
+        "refiner", description="refiner, clip, coop, csp, troika, troika-shared, or an installed plugin"
+    )
     backbone: str = Field("ViT-L-14", min_length=1, description="an open_clip ViT model, or tiny")
     pretrained: str = Field("openai", description="an open_clip tag, a weights file, TAG=FILE, or none")
     init: str = Field("", description="a trained model to start from: a run, an export or hf-hub:OWNER/NAME")

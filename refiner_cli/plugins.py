@@ -22,6 +22,7 @@ BUILT_IN_METHODS = {
     "coop": "refiner_cli.core.models.baselines.prompt_tuning:Coop",
     "csp": "refiner_cli.core.models.baselines.prompt_tuning:Csp",
     "troika": "refiner_cli.core.models.baselines.troika:Troika",
+    "troika-shared": "refiner_cli.core.models.baselines.troika_shared:TroikaShared",
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -66,7 +66,7 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
     """
     below = [base for base in bases if base]
     flat = [(source, dict(flatten(values))) for source, values in [*below, *layers]]
-    method = next((str(v["method"]) for _, v in reversed(flat) if "method" in v), "refiner")
+    method = chosen_method(flat)
     fields = known_fields(method if method in method_names() else "refiner")
     for number, (source, values) in enumerate(flat[: len(below)]):
         usable = {key: v for key, v in values.items() if key in fields or not key.startswith("model.")}
@@ -92,6 +92,11 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
             f"{message[:1].lower()}{message[1:]}."
         ) from None
+
+
+def chosen_method(layers: Sequence[Layer]) -> str:
+    """The method that the last layer with one names; refiner where none does."""
+    return next((str(values["method"]) for _, values in reversed(layers) if "method" in values), "refiner")
 
 
 def parse_text(text: str, field: Any) -> Any:

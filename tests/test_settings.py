@@ -52,7 +52,9 @@ def test_an_old_key_is_an_error_that_names_the_new_one(old: str, new: str) -> No
 
 
 def test_a_setting_of_another_method_is_named_as_such() -> None:
-    with pytest.raises(ConfigError, match=r"the method csp has no setting .* a setting of refiner, troika"):
+    with pytest.raises(
+        ConfigError, match=r"the method csp has no setting .* a setting of refiner, troika, troika-shared"
+    ):
         resolve([from_assignments(["method=csp", "model.adapter_dim=8"])])
 
 

@@ -36,17 +36,19 @@ def configure(
     """The configuration of a training, and where each setting that is not a default comes from.
 
     Args:
-        dataset: its recipe comes first, if it has one.
+        dataset: its recipe for the chosen method comes first, if it has one.
         file: a TOML file, or the name of a recipe.
         assignments: texts ``key=value`` of ``--set``.
         flags: values by option, named as in ``FLAG_KEYS``; None where an option is not given.
     """
     from refiner_cli.recipes import recipe_for
-    from refiner_cli.settings import from_assignments, from_environment, resolve_with_sources
+    from refiner_cli.settings import (
+        chosen_method,
+        from_assignments,
+        from_environment,
+        resolve_with_sources,
+    )
 
-    recipe = recipe_for(dataset)
-    if recipe:
-        terminal.note(f"settings of the recipe {recipe[0]}")
     named = read_settings(file) if file and not Path(file).is_file() else None  # a recipe by name
     layers: list[Layer] = [read_settings(file)] if file and named is None else []
     layers.append(from_environment(os.environ, terminal.note))
@@ -56,6 +58,9 @@ def configure(
     layers.append(from_assignments(assignments))
     init = next((str(values["init"]) for _, values in reversed(layers) if values.get("init")), "")
     start = start_from(init) if init else None
+    recipe = recipe_for(dataset, chosen_method([layer for layer in (named, start, *layers) if layer]))
+    if recipe:
+        terminal.note(f"settings of the recipe {recipe[0]}")
     config, sources = resolve_with_sources(layers, recipe, named, start)
     if start:
         check_start(start, config, sources)

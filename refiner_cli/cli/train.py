@@ -20,7 +20,7 @@ DatasetName = Annotated[
 def train(
     dataset: DatasetName = None,
     method: Annotated[
-        str | None, typer.Option(help="refiner, or a baseline: clip, coop, csp, troika.")
+        str | None, typer.Option(help="refiner, or a baseline: clip, coop, csp, troika, troika-shared.")
     ] = None,
     backbone: Annotated[
         str | None,

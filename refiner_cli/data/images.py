@@ -57,19 +57,18 @@ class Preprocess:
 class Published:
     """The augmentation the field shares: flip, perspective, small rotation.
 
-    Flip with probability 0.5, perspective with probability 0.5 and distortion 0.5, rotation by up to 5
-    degrees, all on the image as the backbone frames it, with the backbone's interpolation.
+    Flip with probability 0.5, perspective with probability 0.5 and distortion 0.5 (bilinear), rotation by
+    up to 5 degrees (nearest pixel), all on the image as the backbone frames it: published code leaves
+    torchvision's defaults, so they stay here.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.preprocess = Preprocess(config)
-        bilinear = self.preprocess.crop.resample == Image.Resampling.BILINEAR
-        mode = transforms.InterpolationMode.BILINEAR if bilinear else transforms.InterpolationMode.BICUBIC
         self.change = transforms.Compose(
             [
                 transforms.RandomHorizontalFlip(),
-                transforms.RandomPerspective(0.5, 0.5, mode),
-                transforms.RandomRotation(5, mode),
+                transforms.RandomPerspective(),
+                transforms.RandomRotation(5),
             ]
         )
 

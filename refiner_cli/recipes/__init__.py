@@ -1,4 +1,8 @@
-"""Recipes: settings files that ship, one per benchmark; ``refiner train NAME`` starts from its recipe."""
+"""Recipes: settings files that ship; ``refiner train NAME`` starts from the one of its benchmark and method.
+
+``BENCHMARK.toml`` is that of Refiner and of methods without a recipe of their own there;
+``BENCHMARK-METHOD.toml`` has the published settings of a method on a benchmark.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,12 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in FOLDER.iterdir() if file.name.endswith(".toml"))
 
 
-def recipe_for(name: str) -> Layer | None:
-    """The recipe of that name, or None."""
-    if name not in recipe_names():
-        return None
-    return f"{name}.toml", tomllib.loads(recipe_text(name))
+def recipe_for(name: str, method: str = "") -> Layer | None:
+    """The recipe of a benchmark for a method, else the benchmark's, else None."""
+    for recipe in (f"{name}-{method}", name):
+        if recipe in recipe_names():
+            return f"{recipe}.toml", tomllib.loads(recipe_text(recipe))
+    return None
 
 
 def recipe_text(name: str) -> str:

@@ -99,7 +99,8 @@ class OptimizerStep:
         norm = get_total_norm([p.grad for p in held if p.grad is not None])
         problem = None
         if math.isfinite(loss) and bool(norm.isfinite()):
-            clip_grads_with_norm_(held, self.config.train.max_grad_norm, norm)
+            if self.config.train.max_grad_norm:
+                clip_grads_with_norm_(held, self.config.train.max_grad_norm, norm)
             self.scaler.step(self.optimizer)
         else:
             files = [self.files[row] for row in batch.rows.tolist()]

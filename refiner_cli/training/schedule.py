@@ -30,11 +30,18 @@ class Schedule:
         return min(every, self.config.max_steps or every)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, then a cosine to zero."""
-        warm = max(1, round(self.config.warmup * self.total))
+        """Learning rate: linear warm-up, then as ``train.schedule`` says."""
+        config = self.config
+        warm = round(config.warmup * self.total)
+        if config.schedule == "cosine":
+            warm = max(1, warm)
         if step < warm:
-            return self.config.lr * (step + 1) / warm
-        return self.config.lr * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
+            return config.lr * (step + 1) / warm
+        if config.schedule == "step":
+            return config.lr * config.step_factor ** (step // self.steps_per_epoch // config.step_epochs)
+        if config.schedule == "constant":
+            return config.lr
+        return config.lr * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
 
     def batch_images(self, step: int) -> int:
         """Images of a step; the last of an epoch may have fewer."""

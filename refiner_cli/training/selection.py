@@ -1,7 +1,8 @@
 """Which validated step is the best: compared by the first criterion that validation can measure.
 
 A metric without images of its side is undefined, which is not 0: without unseen (or seen) images there
-is no AUC and no HM. Where none is defined, the training loss decides. Ties go to the later step.
+is no AUC and no HM. Where none is defined, the training loss decides. With ``train.selection=loss`` the
+validation loss decides alone, as for Troika on MIT-States. Ties go to the later step.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Criterion = Literal["AUC", "HM", "S", "U", "loss"]
+Criterion = Literal["AUC", "HM", "S", "U", "loss", "validation loss"]
 IN_ORDER: tuple[Criterion, ...] = ("AUC", "HM", "S", "U")
 MEANING = {
     "AUC": "the area under the seen-unseen curve (AUC)",
@@ -18,6 +19,7 @@ MEANING = {
     "S": "the accuracy on seen pairs (S)",
     "U": "the accuracy on unseen pairs (U)",
     "loss": "the training loss",
+    "validation loss": "the validation loss",
 }
 
 
@@ -31,7 +33,12 @@ def selection_criterion(val: Mapping[str, Any]) -> Criterion:
 
 
 def best_record(
-    checkpoint: str, step: int, val: Mapping[str, Any], loss: float | None = None
+    checkpoint: str,
+    step: int,
+    val: Mapping[str, Any],
+    loss: float | None = None,
+    *,
+    validation_loss: float | None = None,
 ) -> dict[str, Any]:
     """The content of best.json.
 
@@ -39,7 +46,11 @@ def best_record(
         checkpoint: name of the folder.
         val: metrics of the validation after ``step``.
         loss: mean training loss since the validation before; None before the first step.
+        validation_loss: the criterion, where it is given.
     """
+    if validation_loss is not None:
+        return {"checkpoint": checkpoint, "step": step, "criterion": "validation loss",
+                "value": validation_loss, "val": dict(val)}  # fmt: skip
     criterion = selection_criterion(val)
     value = loss if criterion == "loss" else float(val[criterion])
     return {"checkpoint": checkpoint, "step": step, "criterion": criterion, "value": value, "val": dict(val)}
@@ -49,6 +60,6 @@ def is_better(new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
     """Whether a record takes the place of an older one; so it does where both are equal."""
     if old is None or new["criterion"] != old["criterion"]:
         return True
-    sign = -1 if new["criterion"] == "loss" else 1
+    sign = -1 if new["criterion"].endswith("loss") else 1
     values = [-math.inf if record["value"] is None else sign * record["value"] for record in (new, old)]
     return bool(values[0] >= values[1])

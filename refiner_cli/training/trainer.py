@@ -40,6 +40,7 @@ from refiner_cli.training.schedule import Schedule
 from refiner_cli.training.selection import best_record, is_better
 from refiner_cli.training.state import NotSavedError, TrainerState, TrainProgress
 from refiner_cli.training.token_cache import TokenCache
+from refiner_cli.training.validation_loss import validation_loss
 
 
 class StopRequestedError(Exception):
@@ -201,10 +202,13 @@ class Trainer:
 
         try:
             calibration, metrics = calibrate(self.model, self.benchmark, self.options, check_stop)
+            by_loss = None
+            if self.config.selection == "loss":
+                by_loss = validation_loss(self.model, self.benchmark, self.options, self.config, check_stop)
         except ScoresError as error:
             raise validation_error(self.step, error, self.optimizer_step.parameters) from None
         progress, name = self.progress, self.run.checkpoint(self.step).name
-        record = best_record(name, self.step, metrics.to_json(), self.recent_loss())
+        record = best_record(name, self.step, metrics.to_json(), self.recent_loss(), validation_loss=by_loss)
         best = is_better(record, progress.best)
         if best:
             progress.best = record

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from refiner_cli.config import known_keys
-from refiner_cli.recipes import recipe_names
+from refiner_cli.plugins import method_names
+from refiner_cli.recipes import recipe_for, recipe_names
+from refiner_cli.settings import resolve
 from tests.conftest import Cli
 
 
@@ -58,3 +60,26 @@ def test_plain_flags_of_train_set_their_settings(cli: Cli, small_demo: Path, tmp
     refused = cli("train", small_demo, "--lr", "-1", "--out", tmp_path / "other")
     assert refused.code == 3
     assert "--lr: train.lr = -1.0 is not valid" in refused.err
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_valid_for_its_method(name: str) -> None:
+    layer = recipe_for(name)
+    assert layer is not None
+    method = next((m for m in method_names() if name.endswith(f"-{m}")), "refiner")
+    assert resolve([layer, ("test", {"method": method})]).method == method
+
+
+def test_a_training_starts_from_the_recipe_of_its_method_and_benchmark(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('method = "csp"\n')
+
+    def rate(*options: object) -> tuple[object, str]:
+        rows = {row["key"]: row for row in cli("config", "mit-states", *options, "--json").json["settings"]}
+        return rows["train.lr"]["value"], rows["train.lr"]["source"]
+
+    assert rate() == rate("--method", "troika-shared")
+    assert rate("--method", "troika") == (1e-4, "mit-states-troika.toml")
+    assert rate("--set", "method=coop") == (5e-5, "mit-states-coop.toml")
+    assert rate("--config", file) == (5e-5, "mit-states-csp.toml")
+    assert rate("--config", file, "--method", "refiner")[1] == "mit-states.toml"

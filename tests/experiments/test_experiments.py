@@ -128,8 +128,8 @@ def test_the_tables_give_mean_deviation_and_the_lead_by_seed() -> None:
     lines = text.splitlines()
     # Of 50 and 60 the mean is 55 and the sample deviation sqrt(50); of the leads 1 and 2 it is sqrt(1/2).
     assert f"| Refiner | {' | '.join(['55.0 ± 7.1'] * 6)} |" in lines
-    assert f"| Troika | {' | '.join(['53.5 ± 6.4'] * 6)} |" in lines
-    assert f"| Troika | {' | '.join(['1.5 ± 0.7'] * 4)} |" in lines
+    assert f"| Troika, equal terms | {' | '.join(['53.5 ± 6.4'] * 6)} |" in lines
+    assert f"| Troika, equal terms | {' | '.join(['1.5 ± 0.7'] * 4)} |" in lines
     assert f"| soft | {' | '.join(['58.0 ± 7.1'] * 4)} |" in lines
     assert f"| none | {' | '.join(['55.0 ± 7.1'] * 4)} |" in lines
 

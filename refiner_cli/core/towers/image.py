@@ -24,6 +24,15 @@ class ParallelAdapter(Protocol):
     def mlp(self, x: Tensor) -> Tensor: ...
 
 
+class RawInputAdapter:
+    """Base of adapters that read a block's tokens before its norms; all others read them after."""
+
+
+def adapter_input(adapters: ParallelAdapter, raw: Tensor, normalised: Tensor) -> Tensor:
+    """What the adapters of a block read: its tokens before or after the norm."""
+    return raw if isinstance(adapters, RawInputAdapter) else normalised
+
+
 @dataclass(frozen=True)
 class AttentionSpec:
     """Which tokens a block keeps, and its attention mask."""

@@ -7,7 +7,7 @@ from typing import Any
 import open_clip
 from torch import Tensor, nn
 
-from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter
+from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter, adapter_input
 from refiner_cli.core.towers.library_internals import open_clip_embed, open_clip_pool
 from refiner_cli.errors import ConfigError
 
@@ -41,12 +41,14 @@ class OpenClipTower:
             if isinstance(block.attn, nn.MultiheadAttention)
             else block.ln_attn(block.attn(h, attn_mask=spec.mask))[:, : spec.num_outputs]
         )
-        x = x[:, : spec.num_outputs] + block.ls_1(attended)
+        x = x[:, : spec.num_outputs]
+        read = kept if adapters is None else adapter_input(adapters, x, kept)
+        x = x + block.ls_1(attended)
         if adapters is None:
             return x + block.ls_2(block.mlp(block.ln_2(x)))
-        x = x + adapters.attention(kept)
+        x = x + adapters.attention(read)
         h = block.ln_2(x)
-        return x + block.ls_2(block.mlp(h)) + adapters.mlp(h)
+        return x + block.ls_2(block.mlp(h)) + adapters.mlp(adapter_input(adapters, x, h))
 
     def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return open_clip_pool(self.visual, x) @ self.visual.proj, self.visual.ln_post(x)

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter
+from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter, adapter_input
 from refiner_cli.core.towers.library_internals import timm_positions
 
 
@@ -53,12 +53,13 @@ class TimmTower(TimmTrunk):
         if adapters is None and spec is FULL_ATTENTION:
             return block(x)
         h = block.norm1(x)
-        x = x[:, : spec.num_outputs] + block.ls1(block.attn(h, attn_mask=spec.mask)[:, : spec.num_outputs])
+        raw = x[:, : spec.num_outputs]
+        x = raw + block.ls1(block.attn(h, attn_mask=spec.mask)[:, : spec.num_outputs])
         if adapters is None:
             return x + block.ls2(block.mlp(block.norm2(x)))
-        x = x + adapters.attention(h[:, : spec.num_outputs])
+        x = x + adapters.attention(adapter_input(adapters, raw, h[:, : spec.num_outputs]))
         h = block.norm2(x)
-        return x + block.ls2(block.mlp(h)) + adapters.mlp(h)
+        return x + block.ls2(block.mlp(h)) + adapters.mlp(adapter_input(adapters, x, h))
 
     def attention_weights(self, index: int, x: Tensor) -> Tensor:
         block: Any = self.trunk.blocks[index]
@@ -103,13 +104,14 @@ class EvaTower(TimmTrunk):
         h = x if norm_last else block.norm1(x)
         attended = block.attn(h, rope=rope, attn_mask=spec.mask)[:, : spec.num_outputs]
         attended = block.norm1(attended) if norm_last else attended if first is None else first * attended
-        x = x[:, : spec.num_outputs] + attended
+        raw = x[:, : spec.num_outputs]
+        x = raw + attended
         if adapters is not None:
-            x = x + adapters.attention(h[:, : spec.num_outputs])
-        h = x if norm_last else block.norm2(x)
+            x = x + adapters.attention(adapter_input(adapters, raw, h[:, : spec.num_outputs]))
+        raw, h = x, x if norm_last else block.norm2(x)
         widened = block.mlp(h)
         x = x + (block.norm2(widened) if norm_last else widened if second is None else second * widened)
-        return x if adapters is None else x + adapters.mlp(h)
+        return x if adapters is None else x + adapters.mlp(adapter_input(adapters, raw, h))
 
     def attention_weights(self, index: int, x: Tensor) -> Tensor:
         block: Any = self.trunk.blocks[index]

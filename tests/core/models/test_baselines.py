@@ -9,8 +9,7 @@ import torch
 
 from refiner_cli.config import method_section
 from refiner_cli.core.models.base import Model
-from refiner_cli.core.models.baselines import troika
-from refiner_cli.core.models.baselines.troika import Troika, TroikaConfig
+from refiner_cli.core.models.baselines import traction
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.errors import ConfigError
@@ -54,20 +53,23 @@ def test_every_method_learns(tiny: Backbone, pixels: torch.Tensor, method: str) 
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("method", ["troika", "troika-shared"])
 def test_chunks_of_pairs_change_no_score(
-    tiny: Backbone, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     torch.manual_seed(0)
-    model = Troika(tiny, TroikaConfig(), SPACE)
+    model = build_model(method, tiny, method_section(method)(), SPACE)
     whole = logits(model, pixels)
-    monkeypatch.setattr(troika, "TEXTS_PER_BLOCK", 1)
+    monkeypatch.setattr(traction, "TEXTS_PER_BLOCK", 1)
     assert torch.allclose(logits(model, pixels), whole, atol=1e-5)
 
 
-def test_troika_reads_the_patches(tiny: Backbone, pixels: torch.Tensor) -> None:
-    model = Troika(tiny, TroikaConfig(), SPACE).eval()
+@pytest.mark.parametrize("method", ["troika", "troika-shared"])
+def test_troika_reads_the_patches(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
+    model = build_model(method, tiny, method_section(method)(), SPACE).eval()
     with torch.no_grad():
         images, bank = model.encode_images(pixels), model.encode_pairs(SPACE)
+        assert isinstance(images, traction.PatchedVectors)
         other = replace(images, patches=images.patches.flip(0))
         assert not torch.allclose(model.score(images, bank).composition, model.score(other, bank).composition)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from refiner_cli.config import method_section
 from refiner_cli.core.models.base import Calibration
-from refiner_cli.core.models.baselines.troika import PatchedVectors
+from refiner_cli.core.models.baselines.traction import PatchedVectors
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.models.shifted_views import SHIFTS, shifted_views
 from refiner_cli.core.runtime.device import RuntimeOptions
@@ -61,10 +61,8 @@ def test_what_is_read_on_the_grids_is_added(tiny: Backbone, pixels: torch.Tensor
             want = F.normalize(getattr(parts[0], role) + getattr(parts[1], role), dim=-1)
             assert torch.allclose(getattr(read, role), want, atol=1e-6)
         if isinstance(read, PatchedVectors):
-            assert (
-                read.patches.shape[1]
-                == 2 * tiny.visual.embed(pixels)[:, tiny.visual.num_prefix_tokens :].shape[1]
-            )
+            assert isinstance(parts[0], PatchedVectors)
+            assert read.patches.shape[1] == 2 * parts[0].patches.shape[1]
         model.config = type(model.config)(tta_shifts=1)
         one, plain = model.encode_images_tta(pixels), model.encode_images(pixels)
     assert torch.allclose(one.composition, plain.composition, atol=1e-6)
