@@ -15,6 +15,8 @@ Shapes: ``B`` images, ``N`` tokens of an image, ``P`` texts, ``W`` visual width,
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from open_clip.transformer import QuickGELU
 from pydantic import Field
@@ -25,7 +27,7 @@ from refiner_cli.config import MethodConfig
 from refiner_cli.core.models.baselines.traction import PatchedVectors, TractionModel
 from refiner_cli.core.models.prompts import ROLES, Prompts, Role
 from refiner_cli.core.towers.backbone import Backbone
-from refiner_cli.core.towers.image import ParallelAdapter, RawInputAdapter, run_blocks
+from refiner_cli.core.towers.image import RawInputAdapter, run_blocks
 from refiner_cli.data.labels import LabelSpace
 
 HEAD_WIDTH = 64
@@ -163,7 +165,7 @@ class Troika(TractionModel):
 
     def encode_images(self, images: Tensor) -> PatchedVectors:
         tower = self.backbone.visual
-        adapters: list[ParallelAdapter] = [block for block in self.adapters]  # type: ignore[misc]  # noqa: C416
+        adapters = [cast("ScaledBlockAdapter", block) for block in self.adapters]
         x = run_blocks(
             tower,
             tower.embed(images),
@@ -179,11 +181,12 @@ class Troika(TractionModel):
     def attract(self, role: Role, v: Tensor, text: Tensor, patches: Tensor) -> Tensor:
         for _ in range(NORMS[role]):
             patches = self.norm_patches(patches)
-        kept = [block.keys_and_values(patches) for block in self.traction]
+        blocks = [cast("TractionBlock", block) for block in self.traction]
+        kept = [block.keys_and_values(patches) for block in blocks]
 
         def attract(rows: Tensor) -> Tensor:
             x = rows[None]
-            for block, (keys, values) in zip(self.traction, kept, strict=True):
+            for block, (keys, values) in zip(blocks, kept, strict=True):
                 x = block(x, keys, values)  # B x C x D
             return F.normalize((rows + self.amount * x).float(), dim=-1)
 
