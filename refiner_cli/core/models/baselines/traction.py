@@ -21,6 +21,8 @@ from refiner_cli.core.models.prompts import Prompts, Role
 from refiner_cli.data.labels import LabelSpace
 
 TEXTS_PER_BLOCK = 256  # texts at once
+HEAD_WIDTH = 64  # of traction
+INITIAL_AMOUNT = 0.1  # of the learned amount of traction
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refiner_cli.config import MethodConfig
-from refiner_cli.core.models.baselines.traction import PatchedVectors, TractionModel
+from refiner_cli.core.models.baselines.traction import (
+    HEAD_WIDTH,
+    INITIAL_AMOUNT,
+    PatchedVectors,
+    TractionModel,
+)
 from refiner_cli.core.models.prompts import ROLES, Prompts, Role
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.image import RawInputAdapter, run_blocks
 from refiner_cli.data.labels import LabelSpace
 
-HEAD_WIDTH = 64
 ADAPTER_SCALE = 0.1
-INITIAL_AMOUNT = 0.1  # of the learned amount of traction
 NORMS = {"composition": 1, "state": 2, "object": 3}  # how often each branch normalises the patches
 
 

@@ -17,13 +17,15 @@ from torch.nn import functional as F
 
 from refiner_cli.config import MethodConfig
 from refiner_cli.core.models.adapters import AdapterStack
-from refiner_cli.core.models.baselines.traction import PatchedVectors, TractionModel
+from refiner_cli.core.models.baselines.traction import (
+    HEAD_WIDTH,
+    INITIAL_AMOUNT,
+    PatchedVectors,
+    TractionModel,
+)
 from refiner_cli.core.models.prompts import ROLES, Prompts, Role
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
-
-HEAD_WIDTH = 64
-INITIAL_AMOUNT = 0.1  # of the learned amount of traction
 
 
 class TroikaSharedConfig(MethodConfig):
