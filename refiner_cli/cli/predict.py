@@ -10,7 +10,8 @@ import typer
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers
 from refiner_cli.cli.console import Json
 from refiner_cli.cli.inputs import Exclude, Include
-from refiner_cli.cli.prediction import PredictRequest, run_prediction
+from refiner_cli.cli.predict_request import PredictRequest, RowsFormat
+from refiner_cli.cli.prediction_rows import choose_rows
 from refiner_cli.errors import UsageError
 
 
@@ -26,9 +27,17 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", help="Output file: .jsonl, .csv or .parquet; JSON lines on stdout if absent."
+            "-o", "--out", help="Output file: .jsonl, .csv or .parquet; the same command again resumes it."
         ),
     ] = None,
+    output_format: Annotated[
+        RowsFormat | None,
+        typer.Option("--format", help="Of rows on stdout.  [a table on a terminal, else JSON lines]"),
+    ] = None,
+    wide: Annotated[
+        bool,
+        typer.Option("--wide", help="CSV with every column, for all --top-k predictions.  [the best three]"),
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, help="Predictions per image.")] = 5,
     world: Annotated[
         Literal["closed", "open"],
@@ -68,11 +77,32 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Recognise images, one row per image. The same command again resumes where it stopped."""
-    request = PredictRequest(
-        model, paths, out, top_k, world, states, objects, pairs, tuple(include or ()), tuple(exclude or ()),
-        on_error == "fail", keep_errors, overwrite, gallery, heatmaps, keep_index, device, precision, batch,
-        workers,
-    )  # fmt: skip
     if out is None and (as_json or gallery):
         raise UsageError("A summary or a gallery needs the rows in a file.", hint="Add -o FILE.")
+    request = PredictRequest(
+        model=model,
+        paths=paths,
+        out=out,
+        rows=choose_rows(output_format, out, wide=wide),
+        wide=wide,
+        top_k=top_k,
+        world=world,
+        states=states,
+        objects=objects,
+        pairs=pairs,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        stop_at_error=on_error == "fail",
+        keep_errors=keep_errors,
+        overwrite=overwrite,
+        gallery=gallery,
+        heatmaps=heatmaps,
+        keep_index=keep_index,
+        device=device,
+        precision=precision,
+        batch=batch,
+        workers=workers,
+    )
+    from refiner_cli.cli.prediction import run_prediction
+
     run_prediction(request, as_json=as_json)

@@ -6,9 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,46 +15,19 @@ from refiner_cli.cli.console import PARTLY_DONE, terminal
 from refiner_cli.cli.inputs import STDIN, find_images, name_places, stop_with_saved_rows
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
+from refiner_cli.cli.prediction_rows import ProgressListener, open_writer, summarise
 from refiner_cli.errors import RefinerError, UsageError
 
 if TYPE_CHECKING:
+    from refiner_cli.cli.predict_request import PredictRequest
     from refiner_cli.core.model_io.checkpoint import ModelInfo
     from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.inference.destinations import Destinations
-    from refiner_cli.inference.formats import ImageRow
     from refiner_cli.inference.index import Index
     from refiner_cli.inference.output import RowCount
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.runner import PredictOptions, RowSource
     from refiner_cli.inference.scan import ImageFile
-
-Patterns = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """What the command line says."""
-
-    model: Path
-    paths: list[Path]
-    out: Path | None
-    top_k: int
-    world: Literal["closed", "open"]
-    states: Path | None
-    objects: Path | None
-    pairs: Path | None
-    include: Patterns
-    exclude: Patterns
-    stop_at_error: bool
-    keep_errors: bool
-    overwrite: bool
-    gallery: Path | None
-    heatmaps: Path | None
-    keep_index: Path | None
-    device: str
-    precision: str
-    batch: int
-    workers: int
 
 
 def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
@@ -76,24 +47,22 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     gpu = several and pick_device(request.device)[0].type == "cuda"
     with process_group(os.environ, gpu=gpu, lost=stop_after_lost_process) as ranks:
         terminal.quiet = terminal.quiet or not ranks.is_main
-        made, new = predict_all(request, destinations, ranks)
+        made, listener = predict_all(request, destinations, ranks)
     if not ranks.is_main:
         return
-    if made.dropped:
-        terminal.note(f"{made.dropped} rows were dropped: their images no longer exist")
     if as_json:
         terminal.json({"schema": "refiner.predict/1", "images": made.images, "errors": made.errors,
-                       "new": new, "dropped": made.dropped, "out": str(request.out)})  # fmt: skip
-    elif made.errors:
-        terminal.note(f"{made.errors} of {made.images} images could not be read")
+                       "new": listener.new, "dropped": made.dropped, "out": str(request.out)})  # fmt: skip
+    else:
+        terminal.note(summarise(request, made, listener))
     if made.errors:
         raise typer.Exit(PARTLY_DONE)
 
 
 def predict_all(
     request: PredictRequest, destinations: Destinations, ranks: DistributedContext
-) -> tuple[RowCount, int]:
-    """The rows there are now, and how many of them this process computed."""
+) -> tuple[RowCount, ProgressListener]:
+    """The rows there are now, and what this process did for them."""
     from refiner_cli.inference.formats import read_rows
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.indexing import open_for_writing
@@ -103,7 +72,7 @@ def predict_all(
         ImageSource,
         IndexSource,
         predict_to_output,
-        predict_to_stream,
+        predict_to_writer,
     )
     from refiner_cli.inference.scan import PathFilter, locate
 
@@ -127,15 +96,19 @@ def predict_all(
     places = [] if request.paths == STDIN else request.paths
     held = kept.locked() if kept else nullcontext()
     with stop_with_saved_rows(), held, terminal.progress("predicting") as progress:
-        listener = ProgressListener(progress, total, ranks.world_size)
+        listener = ProgressListener(
+            progress, total, ranks.world_size, names_errors=request.out is None and request.rows == "table"
+        )
+        listener.show()
         photos = ImageSource(recogniser, images, places, options, terminal.note)
         source: RowSource = KeepingSource(photos, kept) if kept else photos
         if index:
             source = IndexSource(recogniser, index, options)
         if request.out is None:
-            made = predict_to_stream(sys.stdout, source, options, listener)
+            writer = open_writer(sys.stdout, request, recogniser.space)
+            made = predict_to_writer(writer, source, options, listener)
         else:
-            output = Output(request.out, options.top_k, ranks.rank, ranks.world_size)
+            output = Output(request.out, options.top_k, ranks.rank, ranks.world_size, wide=request.wide)
             made = predict_to_output(output, source, recogniser, options, listener, ranks)
     if request.gallery and request.out and ranks.is_main:
         roots = source.places if index else request.paths
@@ -147,7 +120,7 @@ def predict_all(
             workers=options.workers,
         )
         terminal.note(f"gallery {request.gallery} ({shown} images)")
-    return made, listener.new
+    return made, listener
 
 
 def check_keeping(request: PredictRequest, *, several: bool) -> None:
@@ -208,29 +181,3 @@ def stop_after_lost_process(reason: str) -> None:
     terminal.error(RefinerError(reason, hint="The same command resumes."))
     sys.stderr.flush()
     os._exit(RefinerError.exit_code)
-
-
-class ProgressListener:
-    """Shows progress and notes; assumes that the other processes are equally fast."""
-
-    def __init__(
-        self, progress: Callable[[int, int], None], total: Callable[[], int], processes: int
-    ) -> None:
-        self.progress, self.total, self.processes = progress, total, processes
-        self.kept = self.new = 0
-
-    def row_written(self, row: ImageRow) -> None:
-        self.new += 1
-        if row.error:
-            terminal.note(row.error)
-        self.show()
-
-    def row_kept(self) -> None:
-        self.kept += 1
-        self.show()
-
-    def note(self, text: str) -> None:
-        terminal.note(text)
-
-    def show(self) -> None:
-        self.progress(self.kept + self.new * self.processes, self.total())

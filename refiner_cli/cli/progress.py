@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,7 +46,9 @@ def show_progress(console: Console, note: Callable[[str], None], *, quiet: bool)
         yield silent
     elif console.is_terminal:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(24), _Amount())
-        with Bars(*columns, console=console, transient=True) as bars:
+        # Lines on the same terminal go above the bars; what is redirected to a file or pipe must stay there.
+        shared = sys.stdout is not None and sys.stdout.isatty()
+        with Bars(*columns, console=console, transient=True, redirect_stdout=shared) as bars:
             yield _Bars(note, bars)
     else:
         yield _Lines(note)

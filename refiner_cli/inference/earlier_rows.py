@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from refiner_cli.inference.formats import RowDict
+from refiner_cli.inference.columns import RowDict
 from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, name_digest
 
 

@@ -1,39 +1,36 @@
 """The row of an image, and the formats it is written in: JSON lines, CSV and Parquet.
 
-CSV and Parquet flatten the same names: ``predictions.1.state``, ``states.2.probability`` and so on. In a CSV
-file a text that a spreadsheet would take for a formula starts with an apostrophe, and control characters
-are escaped; reading undoes both.
+In a CSV file a text that a spreadsheet would take for a formula starts with an apostrophe, and control
+characters are escaped; reading undoes both. The columns: :mod:`refiner_cli.inference.columns`.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import ClassVar, TextIO
 
 from refiner_cli.errors import UsageError
+from refiner_cli.inference.columns import (
+    RowDict,
+    flatten_row,
+    from_cell,
+    nest_row,
+    short_columns,
+    shorten_row,
+    to_cell,
+    wide_columns,
+)
 from refiner_cli.inference.recogniser import Prediction
 from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, row_name
-from refiner_cli.printable import ACTIVE, escape_as_json, json_text
+from refiner_cli.printable import json_text
 
-RANKED_FIELDS = {
-    "predictions": ("state", "object", "score", "probability", "seen"),
-    "states": ("name", "probability"),
-    "objects": ("name", "probability"),
-}
-IMAGE_FIELDS = ("path", "status", "error", "size", "modified")
-NUMBERS = {"score", "probability"}
 ROW_GROUP = 8192  # rows of a Parquet file that are in memory at once
-_NOT_IN_CSV = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{ACTIVE}]")
-_CSV_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-RowDict = dict[str, Any]  # a row as a JSON object, or flat
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,11 @@ class RowFormat(ABC):
 
     suffix: ClassVar[str]
 
+    @property
+    def layout(self) -> str | None:
+        """Which of several layouts is written; rows of two are not mixed."""
+        return None
+
     @abstractmethod
     def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
         """Write rows, at most ``top_k`` predictions each, in constant memory."""
@@ -101,20 +103,51 @@ class JsonLinesFormat(RowFormat):
             yield from map(json.loads, stream)
 
 
+@dataclass(frozen=True)
 class CsvFormat(RowFormat):
-    suffix = ".csv"
+    """Comma-separated values, in the short layout or the wide one; either is read."""
+
+    wide: bool = False
+    suffix: ClassVar[str] = ".csv"
+
+    @property
+    def layout(self) -> str:
+        return "wide" if self.wide else "short"
 
     def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
         with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(_UnixLines(stream), columns(top_k))
-            writer.writeheader()
+            writer = self.open_writer(stream, top_k)
             for row in rows:
-                writer.writerow({name: to_cell(content) for name, content in flatten_row(row).items()})
+                writer.writerow(self.cells(row))
+
+    def open_writer(self, stream: TextIO, top_k: int) -> csv.DictWriter[str]:
+        """A writer whose header is written."""
+        names = wide_columns(top_k) if self.wide else short_columns(top_k)
+        writer = csv.DictWriter(_UnixLines(stream), names)
+        writer.writeheader()
+        return writer
+
+    def cells(self, row: RowDict) -> RowDict:
+        """A row as the writer takes it."""
+        flat = flatten_row(row) if self.wide else shorten_row(row)
+        return {name: to_cell(content) for name, content in flat.items()}
 
     def read(self, file: Path) -> Iterator[RowDict]:
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 yield nest_row({name: from_cell(content) for name, content in row.items()})
+
+
+class CsvLines:
+    """Writes rows as CSV one by one; none waits in a buffer."""
+
+    def __init__(self, stream: TextIO, layout: CsvFormat, top_k: int) -> None:
+        self.stream, self.layout = stream, layout
+        self.writer = layout.open_writer(stream, top_k)
+
+    def write(self, row: ImageRow) -> None:
+        self.writer.writerow(self.layout.cells(row.to_json()))
+        self.stream.flush()
 
 
 class _UnixLines:
@@ -136,7 +169,7 @@ class ParquetFormat(RowFormat):
 
         types = {"score": pa.float64(), "probability": pa.float64(), "seen": pa.bool_(), "size": pa.int64()}
         schema = pa.schema(
-            [(name, types.get(name.rpartition(".")[2], pa.string())) for name in columns(top_k)]
+            [(name, types.get(name.rpartition(".")[2], pa.string())) for name in wide_columns(top_k)]
         )
         stream = map(flatten_row, rows)
         with parquet.ParquetWriter(file, schema) as writer:
@@ -154,8 +187,11 @@ class ParquetFormat(RowFormat):
 FORMATS: dict[str, RowFormat] = {one.suffix: one for one in (JsonLinesFormat(), CsvFormat(), ParquetFormat())}
 
 
-def format_of(file: Path) -> RowFormat:
+def format_of(file: Path, *, wide: bool = False) -> RowFormat:
     """The format that a file's suffix names.
+
+    Args:
+        wide: write all columns of a CSV file.
 
     Raises UsageError for an unknown one.
     """
@@ -165,63 +201,9 @@ def format_of(file: Path) -> RowFormat:
             f"The output {row_name(str(file))} has an unknown format.",
             hint=f"Use a name that ends in {', '.join(FORMATS)}.",
         )
-    return found
+    return CsvFormat(wide=True) if wide and isinstance(found, CsvFormat) else found
 
 
 def read_rows(file: Path) -> Iterator[RowDict]:
     """The rows of a complete file, whatever its format, one by one."""
     return format_of(file).read(file)
-
-
-def columns(top_k: int) -> list[str]:
-    """The names of a flat row."""
-    return list(IMAGE_FIELDS) + [
-        f"{group}.{rank}.{field}"
-        for group, fields in RANKED_FIELDS.items()
-        for rank in range(1, top_k + 1)
-        for field in fields
-    ]
-
-
-def flatten_row(row: RowDict) -> RowDict:
-    """A row without nesting."""
-    made = {name: row.get(name) for name in IMAGE_FIELDS}
-    for group in RANKED_FIELDS:
-        for rank, item in enumerate(row[group], 1):
-            made |= {f"{group}.{rank}.{field}": content for field, content in item.items()}
-    return made
-
-
-def nest_row(row: RowDict) -> RowDict:
-    """The inverse of :func:`flatten_row`; absent, None and the empty text are the same there."""
-    made: RowDict = {name: row.get(name) or None for name in IMAGE_FIELDS}
-    made["size"] = None if row.get("size") in {None, ""} else int(row["size"])
-    for group, fields in RANKED_FIELDS.items():
-        made[group] = []
-        while (rank := f"{group}.{len(made[group]) + 1}.{fields[0]}") in row and row[rank]:
-            stem = rank.removesuffix(fields[0])
-            made[group].append({field: typed(field, row[stem + field]) for field in fields})
-    return made
-
-
-def typed(field: str, content: Any) -> Any:
-    if field in NUMBERS:
-        return float(content)
-    return content in {True, "True"} if field == "seen" else content
-
-
-def to_cell(content: Any) -> Any:
-    """A value as it stands in a CSV file."""
-    if not isinstance(content, str):
-        return content
-    text = escape_as_json(content, _NOT_IN_CSV)
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def from_cell(text: Any) -> Any:
-    """The inverse of :func:`to_cell` for text; numbers stay text."""
-    if not isinstance(text, str):
-        return text
-    if text.startswith("'") and _FORMULA.match(text):
-        text = text[1:]
-    return _CSV_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)

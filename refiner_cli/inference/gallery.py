@@ -19,8 +19,8 @@ from urllib.parse import quote
 from PIL import Image
 
 from refiner_cli.data.crop import Crop
+from refiner_cli.inference.columns import RowDict
 from refiner_cli.inference.decoding import decode_batches, make_batches
-from refiner_cli.inference.formats import RowDict
 from refiner_cli.inference.scan import ImageFile
 from refiner_cli.render import data_url, write_page
 

@@ -27,8 +27,9 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import atomic_file, write_json
+from refiner_cli.inference.columns import RowDict
 from refiner_cli.inference.earlier_rows import EarlierRows
-from refiner_cli.inference.formats import RowDict, format_of
+from refiner_cli.inference.formats import format_of
 from refiner_cli.inference.journal import Journal, cut_torn_line
 from refiner_cli.inference.scan import FileVersion, name_digest, row_name
 
@@ -58,10 +59,11 @@ class Output:
         file: where the result goes; its suffix names the format.
         top_k: guesses per row.
         rank: which of the processes this is, of ``world``.
+        wide: write all columns of a CSV file.
     """
 
-    def __init__(self, file: Path, top_k: int, rank: int = 0, world: int = 1) -> None:
-        self.file, self.top_k, self.format = file, top_k, format_of(file)
+    def __init__(self, file: Path, top_k: int, rank: int = 0, world: int = 1, *, wide: bool = False) -> None:
+        self.file, self.top_k, self.format = file, top_k, format_of(file, wide=wide)
         self.rank, self.world, self.run = rank, world, 1
         self.sidecar = file.with_name(file.name + ".run.json")
         self.lock = file.with_name(f".{file.name}.lock")
@@ -147,7 +149,7 @@ class Output:
                 f"{row_name(str(self.sidecar))} is damaged, so nothing says how {self.shown} was made.",
                 hint=OTHER_OUTPUT,
             ) from None
-        for key, value in header.items():
+        for key, value in self.with_layout(header).items():
             if key == "places" and folder and self.was_moved(old.get(key), folder):
                 old = old | {key: value}
             elif key != "batch" and old.get(key) != value:
@@ -168,12 +170,16 @@ class Output:
         same = sum(FileVersion.of(folder / row["path"]).size == row.get("size", -1) for row in some)
         return bool(some) and 2 * same >= len(some)
 
+    def with_layout(self, header: Header) -> Header:
+        """A header that says which columns a file has, where there is a choice."""
+        return header | {"layout": self.format.layout} if self.format.layout else header
+
     def note(self, header: Header, *, complete: bool, count: RowCount | None = None) -> None:
         numbers = {"images": count.images, "errors": count.errors} if count else {}
         write_json(
             self.sidecar,
             {"schema": OUTPUT_SCHEMA, "complete": complete, **numbers, "run": self.run, "resume": PROMISE,
-             "header": header},
+             "header": self.with_layout(header)},
         )  # fmt: skip
 
     def earlier(self) -> EarlierRows:

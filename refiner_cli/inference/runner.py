@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
+from refiner_cli.data.safe_paths import path_inside
 from refiner_cli.errors import RefinerError
 from refiner_cli.inference.decoding import make_batches, want_all
-from refiner_cli.inference.formats import ImageRow, JsonLines
+from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import Index
 from refiner_cli.inference.indexing import Wanted, predict_index
 from refiner_cli.inference.output import Header, IsGone, Output, RowCount
@@ -145,17 +146,28 @@ def predict_to_output(
         earlier = output.earlier()
         ranks.barrier()  # nobody writes while another still reads
         found: set[bytes] = set()
+        maps_only: set[bytes] = set()  # images whose row stays, but whose attention map is missing
 
         def wanted(image: ImageFile, version: FileVersion) -> bool:
-            found.add(name_digest(image.name))
-            kept = earlier.cover(image.name, version, keep_errors=options.keep_errors)
-            if kept:
-                listener.row_kept()
-            return not kept
+            key = name_digest(image.name)
+            found.add(key)
+            if not earlier.cover(image.name, version, keep_errors=options.keep_errors):
+                return True
+            if options.heatmaps and key not in earlier.errors and lacks_map(options.heatmaps, image.name):
+                maps_only.add(key)
+                return True
+            listener.row_kept()
+            return False
 
-        rows = source.rows(wanted, header["batch"], ranks)
+        def new_rows() -> Iterator[ImageRow]:
+            for row in source.rows(wanted, header["batch"], ranks):
+                if name_digest(row.path) in maps_only:
+                    listener.row_kept()
+                else:
+                    yield row
+
         with output.writing() as journal:
-            write_rows(rows, journal, listener, stop_at_error=options.stop_at_error)
+            write_rows(new_rows(), journal, listener, stop_at_error=options.stop_at_error)
         ranks.barrier()
         count = RowCount(0, 0)
         if ranks.is_main:
@@ -164,12 +176,12 @@ def predict_to_output(
     return count
 
 
-def predict_to_stream(
-    stream: TextIO, source: RowSource, options: PredictOptions, listener: PredictListener
+def predict_to_writer(
+    writer: RowWriter, source: RowSource, options: PredictOptions, listener: PredictListener
 ) -> RowCount:
-    """Write the rows to a stream as JSON lines. Raises RefinerError as :func:`predict_to_output`."""
+    """Write the rows somewhere as they come. Raises RefinerError as :func:`predict_to_output`."""
     rows = source.rows(want_all, options.batch, SINGLE_PROCESS)
-    return write_rows(rows, JsonLines(stream), listener, stop_at_error=options.stop_at_error)
+    return write_rows(rows, writer, listener, stop_at_error=options.stop_at_error)
 
 
 def write_rows(
@@ -205,3 +217,14 @@ def gone_test(places: Sequence[Path]) -> IsGone | None:
         return False
 
     return is_gone
+
+
+def lacks_map(folder: Path, name: str) -> bool:
+    """Whether the attention map of an image is missing, and can be there."""
+    try:
+        path_inside(folder, name, ".jpg").lstat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+    return False

@@ -114,7 +114,8 @@ def test_csv_and_parquet_say_what_json_lines_say(
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     for kind in ("jsonl", "csv", "parquet"):
-        assert cli("-q", "predict", small_export, photos, "-o", tmp_path / f"out.{kind}").code == 5
+        wide = ["--wide"] if kind == "csv" else []
+        assert cli("-q", "predict", small_export, photos, "-o", tmp_path / f"out.{kind}", *wide).code == 5
     rows = rows_of(tmp_path / "out.jsonl")
     flat = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text("utf-8"))))
     table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
@@ -228,7 +229,7 @@ def test_an_interrupt_ends_with_130_and_what_is_there_stays(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("refiner_cli.cli.prediction.ProgressListener.row_written", listen)
+        patch.setattr("refiner_cli.cli.prediction_rows.ProgressListener.row_written", listen)
         stopped = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8)
     assert stopped.code == 130
     assert "resumes" in stopped.err

@@ -40,15 +40,16 @@ def test_rows_come_back_as_they_were(tmp_path_factory: Any, suffix: str, path: s
         pytest.importorskip("pyarrow")
     file = tmp_path_factory.mktemp("rows") / f"out{suffix}"
     rows = [row(path), row("b.jpg", row_name(error)), row(path, label="'=old")]
-    format_of(file).write(file, rows, 3)
+    format_of(file, wide=True).write(file, rows, 3)
     assert list(format_of(file).read(file)) == rows
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("nasty", NASTY)
-def test_nothing_in_a_row_acts_on_a_terminal_or_a_spreadsheet(tmp_path: Path, nasty: str) -> None:
+def test_nothing_in_a_row_acts_on_a_terminal_or_a_spreadsheet(tmp_path: Path, nasty: str, wide: bool) -> None:
     rows = [row(nasty), row("b.jpg", row_name(nasty))]
     file = tmp_path / "out.csv"
-    format_of(file).write(file, rows, 1)
+    format_of(file, wide=wide).write(file, rows, 1)
     content = file.read_bytes().decode()
     lines = [json_line(one) for one in rows]
     for shown in (content, *lines):

@@ -12,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.inference.columns import (
+    RowDict,
+    flatten_row,
+    nest_row,
+    short_columns,
+    shorten_row,
+    wide_columns,
+)
 from refiner_cli.inference.earlier_rows import EarlierRows
-from refiner_cli.inference.formats import ImageRow, columns, flatten_row, format_of, nest_row, read_rows
+from refiner_cli.inference.formats import ImageRow, format_of, read_rows
 from refiner_cli.inference.output import Output, RowCount
 from refiner_cli.inference.recogniser import Composition, Prediction, Primitive
 from refiner_cli.inference.scan import FileVersion, name_digest
@@ -43,10 +51,45 @@ def write(output: Output, *rows: ImageRow) -> None:
 def test_every_kind_gives_the_same_rows_back(tmp_path: Path, kind: str) -> None:
     values = [row('a, "b"\n\u00fc.jpg').to_json(), row("c.jpg", 'It is "torn",\nreally.').to_json()]
     file = tmp_path / f"out{kind}"
-    format_of(file).write(file, values, 3)
+    format_of(file, wide=True).write(file, values, 3)
     assert list(read_rows(tmp_path / f"out{kind}")) == values
     assert [nest_row(flatten_row(value)) for value in values] == values
-    assert set(flatten_row(values[0])) < set(columns(3))
+    assert set(flatten_row(values[0])) < set(wide_columns(3))
+
+
+def without_what_is_left_out(value: RowDict) -> RowDict:
+    """A row as the short layout gives it back."""
+    kept = [one | {"score": None} for one in value["predictions"][:3]]
+    return value | {"predictions": kept, "states": [], "objects": []}
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 1000])
+def test_a_short_csv_has_few_columns_and_gives_its_predictions_back(tmp_path: Path, top_k: int) -> None:
+    made = [Composition(f"s{i}", "car", 1.0, 0.5**i, seen=bool(i % 2)) for i in range(top_k)]
+    best = ImageRow("a.jpg", Prediction(tuple(made), (Primitive("s0", 1.0),), ())).to_json()
+    values = [best, row("c.jpg", "torn").to_json()]
+    file = tmp_path / "out.csv"
+    format_of(file).write(file, values, top_k)
+    header = file.read_text("utf-8").splitlines()[0].split(",")
+    assert header == short_columns(top_k)
+    assert header[:7] == ["path", "status", "error", "state", "object", "probability", "seen"]
+    assert len(header) == len(set(header)) == 5 + 4 * min(top_k, 3)
+    assert list(read_rows(file)) == [without_what_is_left_out(value) for value in values]
+    assert set(shorten_row(best)) == set(header)
+
+
+def test_rows_of_two_layouts_are_not_mixed(tmp_path: Path) -> None:
+    for wide in (False, True):
+        output = Output(tmp_path / "out.csv", 2, wide=wide)
+        if wide:
+            with pytest.raises(UsageError, match=r"another layout \(short, now wide\)"):
+                output.prepare(HEADER, overwrite=False)
+            output.prepare(HEADER, overwrite=True)
+        else:
+            output.prepare(HEADER, overwrite=False)
+        write(output, row("a.jpg"))
+        output.finish(HEADER)
+    assert "predictions.2.score" in (tmp_path / "out.csv").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
