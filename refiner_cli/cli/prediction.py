@@ -14,8 +14,8 @@ from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import PARTLY_DONE, terminal
 from refiner_cli.cli.inputs import STDIN, find_images, name_places, stop_with_saved_rows
 from refiner_cli.cli.outputs import check_output_folder
-from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.cli.prediction_rows import ProgressListener, open_writer, summarise
+from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import RefinerError, UsageError
 
 if TYPE_CHECKING:
