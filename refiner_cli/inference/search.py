@@ -25,7 +25,7 @@ from torch import Tensor
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.core.models.hubness import SOFTNESS
 from refiner_cli.errors import UsageError
-from refiner_cli.inference.formats import RowDict
+from refiner_cli.inference.columns import RowDict
 from refiner_cli.inference.index import Index, PartInfo
 from refiner_cli.inference.query import QueryVectors
 
