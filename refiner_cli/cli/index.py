@@ -9,7 +9,16 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers, open_model
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.inputs import Exclude, Include, find_images, name_places, stop_with_saved_rows
+from refiner_cli.cli.inputs import (
+    PATHS_HELP,
+    Exclude,
+    Include,
+    NullSeparated,
+    find_images,
+    name_places,
+    open_places,
+    stop_with_saved_rows,
+)
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import UsageError
@@ -17,12 +26,11 @@ from refiner_cli.errors import UsageError
 
 def index(
     model: ModelPath,
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin.")
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help=f"{PATHS_HELP}.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The index folder.")],
     include: Include = None,
     exclude: Exclude = None,
+    null: NullSeparated = False,
     part_size: Annotated[int, typer.Option(min=1, help="Images per part of a new index.")] = 4096,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -35,7 +43,8 @@ def index(
     from refiner_cli.inference.scan import PathFilter
 
     check_output_folder("-o", out)
-    images, total = find_images(paths, PathFilter(tuple(include or ()), tuple(exclude or ()), (out,)))
+    chosen = PathFilter(tuple(include or ()), tuple(exclude or ()), (out,))
+    images, total = find_images(open_places(paths, chosen, null=null), paths)
     loaded, info = open_model(model, device)
     check_indexable(loaded)
     prepared = prepare_recogniser(loaded, None, EncodingOptions(precision, batch, workers))

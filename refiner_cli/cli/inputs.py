@@ -17,8 +17,16 @@ from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.inference.scan import ImageFile, PathFilter
+    from refiner_cli.inference.sources.places import Places
 
-STDIN = [Path("-")]
+STDIN = ["-"]
+PATHS_HELP = (
+    "Folders, images, archives (zip, tar), shards (photos-{0000..0099}.tar), tables (CSV, JSON lines, "
+    "Parquet), addresses (https://, s3://, gs://, hf://), or - for a list on stdin"
+)
+NullSeparated = Annotated[
+    bool, typer.Option("-0", "--null", help="The list on stdin is separated by NUL characters, not lines.")
+]
 Include = Annotated[
     list[str] | None, typer.Option(help="Include only files matching this pattern, such as '*.jpg'.")
 ]
@@ -27,24 +35,35 @@ Exclude = Annotated[
 ]
 
 
-def find_images(paths: list[Path], chosen: PathFilter) -> tuple[Iterator[ImageFile], Callable[[], int]]:
-    """The images, and how many there are as soon as that is known. Raises UsageError if there is none."""
-    from refiner_cli.inference.scan import count_in_background, list_files, read_list, row_name, scan
+def open_places(paths: list[str], chosen: PathFilter, *, null: bool = False) -> Places:
+    """The sources that the PATHs look like. Raises UsageError or FetchError."""
+    from refiner_cli.inference.sources.places import find_places
 
+    stream = sys.stdin.buffer if sys.stdin is not None else None
+    return find_places(paths, chosen, stream, null=null)
+
+
+def find_images(places: Places, paths: list[str]) -> tuple[Iterator[ImageFile], Callable[[], int]]:
+    """The images, and how many there are as soon as that is known. Raises UsageError if there is none."""
+    from refiner_cli.inference.scan import row_name
+
+    found = places.images()
     if paths == STDIN:
-        if sys.stdin is None:
-            raise UsageError("The list of images is read from stdin, which is closed.")
-        return list_files(read_list(sys.stdin.buffer), chosen), lambda: 0
-    found = scan(paths, chosen)
+        return found, lambda: 0
     first = next(found, None)
     if first is None:
-        raise UsageError(f"There is no image in {', '.join(row_name(str(path)) for path in paths)}.")
-    return chain([first], found), count_in_background(scan(paths, chosen))
+        raise UsageError(f"There is no image in {', '.join(map(row_name, paths))}.")
+    return chain([first], found), places.count()
 
 
-def name_places(paths: list[Path]) -> list[str]:
-    """What an index notes as the origin of its images."""
-    return [] if paths == STDIN else [str(path.resolve()) for path in paths]
+def local_paths(paths: list[str]) -> list[Path]:
+    """The inputs that are files and folders of this machine."""
+    return [Path(path) for path in paths if path != STDIN[0] and "://" not in path]
+
+
+def name_places(paths: list[str]) -> list[str]:
+    """What an index notes as the origin of its images, wherever a later command is started."""
+    return [] if paths == STDIN else [path if "://" in path else str(Path(path).resolve()) for path in paths]
 
 
 @contextlib.contextmanager

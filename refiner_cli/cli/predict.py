@@ -9,7 +9,7 @@ import typer
 
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers
 from refiner_cli.cli.console import Json
-from refiner_cli.cli.inputs import Exclude, Include
+from refiner_cli.cli.inputs import PATHS_HELP, Exclude, Include, NullSeparated
 from refiner_cli.cli.predict_request import PredictRequest, RowsFormat
 from refiner_cli.cli.prediction_rows import choose_rows
 from refiner_cli.errors import UsageError
@@ -18,11 +18,8 @@ from refiner_cli.errors import UsageError
 def predict(
     model: ModelPath,
     paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PATH...",
-            help="Folders, files, - for a list on stdin, or an index (see 'refiner index').",
-        ),
+        list[str],
+        typer.Argument(metavar="PATH...", help=f"{PATHS_HELP}; or an index (see 'refiner index')."),
     ],
     out: Annotated[
         Path | None,
@@ -50,6 +47,7 @@ def predict(
     ] = None,
     include: Include = None,
     exclude: Exclude = None,
+    null: NullSeparated = False,
     on_error: Annotated[
         Literal["skip", "fail"],
         typer.Option(help="What to do with an unreadable image: write a row with the error, or stop."),
@@ -92,6 +90,7 @@ def predict(
         pairs=pairs,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        null=null,
         stop_at_error=on_error == "fail",
         keep_errors=keep_errors,
         overwrite=overwrite,

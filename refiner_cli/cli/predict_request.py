@@ -15,7 +15,7 @@ class PredictRequest:
     """What the command line says."""
 
     model: Path
-    paths: list[Path]
+    paths: list[str]
     out: Path | None
     rows: RowsFormat
     wide: bool  # all columns, for CSV
@@ -26,6 +26,7 @@ class PredictRequest:
     pairs: Path | None
     include: Patterns
     exclude: Patterns
+    null: bool
     stop_at_error: bool
     keep_errors: bool
     overwrite: bool

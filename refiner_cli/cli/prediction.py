@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import PARTLY_DONE, terminal
-from refiner_cli.cli.inputs import STDIN, find_images, name_places, stop_with_saved_rows
+from refiner_cli.cli.inputs import find_images, local_paths, name_places, open_places, stop_with_saved_rows
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.prediction_rows import ProgressListener, open_writer, summarise
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
-from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.cli.predict_request import PredictRequest
     from refiner_cli.core.model_io.checkpoint import ModelInfo
-    from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.inference.destinations import Destinations
     from refiner_cli.inference.index import Index
     from refiner_cli.inference.output import RowCount
@@ -35,21 +34,10 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     from refiner_cli.inference.destinations import Destinations
 
     destinations = Destinations(request.out, request.gallery, request.heatmaps, request.keep_index)
-    destinations.check([] if request.paths == STDIN else request.paths)
-    from refiner_cli.core.runtime.device import pick_device
-    from refiner_cli.core.runtime.distributed import launched_ranks, process_group
-
-    several = launched_ranks(os.environ).world_size > 1
-    if several and (request.out is None or request.paths == STDIN):
-        raise UsageError("Several processes need -o FILE, and folders rather than a list on stdin.")
+    destinations.check(local_paths(request.paths))
     if request.keep_index:
-        check_keeping(request, several=several)
-    gpu = several and pick_device(request.device)[0].type == "cuda"
-    with process_group(os.environ, gpu=gpu, lost=stop_after_lost_process) as ranks:
-        terminal.quiet = terminal.quiet or not ranks.is_main
-        made, listener = predict_all(request, destinations, ranks)
-    if not ranks.is_main:
-        return
+        check_keeping(request)
+    made, listener = predict_all(request, destinations)
     if as_json:
         terminal.json({"schema": "refiner.predict/1", "images": made.images, "errors": made.errors,
                        "new": listener.new, "dropped": made.dropped, "out": str(request.out)})  # fmt: skip
@@ -59,10 +47,8 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
         raise typer.Exit(PARTLY_DONE)
 
 
-def predict_all(
-    request: PredictRequest, destinations: Destinations, ranks: DistributedContext
-) -> tuple[RowCount, ProgressListener]:
-    """The rows there are now, and what this process did for them."""
+def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[RowCount, ProgressListener]:
+    """The rows there are now, and what this run did for them."""
     from refiner_cli.inference.formats import read_rows
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.indexing import open_for_writing
@@ -74,15 +60,17 @@ def predict_all(
         predict_to_output,
         predict_to_writer,
     )
-    from refiner_cli.inference.scan import PathFilter, locate
+    from refiner_cli.inference.scan import PathFilter
+    from refiner_cli.inference.sources.places import Places
 
     index = index_of(request)
     images: Iterator[ImageFile] = iter(())
     total: Callable[[], int] = (lambda: index.images) if index else (lambda: 0)
+    places = Places([])
     if not index:
-        images, total = find_images(
-            request.paths, PathFilter(request.include, request.exclude, destinations.all())
-        )
+        chosen = PathFilter(request.include, request.exclude, destinations.all())
+        places = open_places(request.paths, chosen, null=request.null)
+        images, total = find_images(places, request.paths)
     recogniser, options, info = prepare_prediction(request)
     if index:
         index.check_model(recogniser.fingerprint())
@@ -91,13 +79,11 @@ def predict_all(
         kept = open_for_writing(
             request.keep_index, recogniser, name_model(request.model), info.method, name_places(request.paths)
         )
-    if ranks.is_main:
-        destinations.make_heatmap_folder()
-    places = [] if request.paths == STDIN else request.paths
+    destinations.make_heatmap_folder()
     held = kept.locked() if kept else nullcontext()
     with stop_with_saved_rows(), held, terminal.progress("predicting") as progress:
         listener = ProgressListener(
-            progress, total, ranks.world_size, names_errors=request.out is None and request.rows == "table"
+            progress, total, names_errors=request.out is None and request.rows == "table"
         )
         listener.show()
         photos = ImageSource(recogniser, images, places, options, terminal.note)
@@ -108,30 +94,27 @@ def predict_all(
             writer = open_writer(sys.stdout, request, recogniser.space)
             made = predict_to_writer(writer, source, options, listener)
         else:
-            output = Output(request.out, options.top_k, ranks.rank, ranks.world_size, wide=request.wide)
-            made = predict_to_output(output, source, recogniser, options, listener, ranks)
-    if request.gallery and request.out and ranks.is_main:
-        roots = source.places if index else request.paths
+            output = Output(request.out, options.top_k, wide=request.wide)
+            made = predict_to_output(output, source, recogniser, options, listener)
+    if request.gallery and request.out:
         shown = write_gallery(
             request.gallery,
             f"Predictions, {request.out.name}",
             read_rows(request.out),
-            lambda name: locate(roots, name),
+            source.locate,
             workers=options.workers,
         )
         terminal.note(f"gallery {request.gallery} ({shown} images)")
     return made, listener
 
 
-def check_keeping(request: PredictRequest, *, several: bool) -> None:
+def check_keeping(request: PredictRequest) -> None:
     """Raise UsageError if an index cannot be kept while predicting."""
     from refiner_cli.inference.index import is_index
 
-    if several:
-        raise UsageError("--keep-index works with one process.", hint="Run 'refiner index' beforehand.")
     if request.heatmaps:
         raise UsageError("--keep-index and --heatmaps exclude each other.", hint="Run the command twice.")
-    if any(is_index(path) for path in request.paths):
+    if any(map(is_index, local_paths(request.paths))):
         raise UsageError("--keep-index needs images, not an index.")
     if request.keep_index:
         check_output_folder("--keep-index", request.keep_index)
@@ -141,13 +124,13 @@ def index_of(request: PredictRequest) -> Index | None:
     """The index that is predicted from, if the one PATH is an index. Raises UsageError for what it lacks."""
     from refiner_cli.inference.index import Index, is_index
 
-    if not any(is_index(path) for path in request.paths):
+    if not any(map(is_index, local_paths(request.paths))):
         return None
     if len(request.paths) > 1:
         raise UsageError("An index is predicted from alone.", hint="Give it as the only PATH.")
     if request.heatmaps or request.include or request.exclude:
         raise UsageError("--heatmaps, --include and --exclude need the images, not an index.")
-    return Index.open(request.paths[0])
+    return Index.open(Path(request.paths[0]))
 
 
 def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions, ModelInfo]:
@@ -174,10 +157,3 @@ def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOpti
         heatmaps=request.heatmaps,
     )
     return prepared.recogniser, options, info
-
-
-def stop_after_lost_process(reason: str) -> None:
-    """End this process: the main thread may wait for the others forever."""
-    terminal.error(RefinerError(reason, hint="The same command resumes."))
-    sys.stderr.flush()
-    os._exit(RefinerError.exit_code)

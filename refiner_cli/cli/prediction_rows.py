@@ -113,11 +113,10 @@ def name_of(one: Composition) -> str:
 
 @dataclass
 class ProgressListener:
-    """Shows progress and notes; assumes that the other processes are equally fast."""
+    """Shows progress and notes."""
 
     progress: Callable[[int, int], None]
     total: Callable[[], int]
-    processes: int
     names_errors: bool = False  # the rows on the terminal do
     kept: int = 0
     new: int = 0
@@ -139,14 +138,14 @@ class ProgressListener:
     def show(self) -> None:
         """Images that have their row already count neither as done nor as to be done."""
         if total := self.total():
-            self.progress(self.new * self.processes, max(total - self.kept, 1))
+            self.progress(self.new, max(total - self.kept, 1))
         else:
-            self.progress(self.new * self.processes, 0)
+            self.progress(self.new, 0)
 
     @property
     def rate(self) -> float:
-        """New images per second, all processes together."""
-        return self.new * self.processes / max(time.monotonic() - self.began, 1e-9)
+        """New images per second."""
+        return self.new / max(time.monotonic() - self.began, 1e-9)
 
 
 def summarise(request: PredictRequest, made: RowCount, listener: ProgressListener) -> str:

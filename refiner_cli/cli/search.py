@@ -57,8 +57,8 @@ def search(
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
     from refiner_cli.inference.query import encode_like, encode_query, parse_query
-    from refiner_cli.inference.scan import locate
     from refiner_cli.inference.search import search_index
+    from refiner_cli.inference.sources.places import find_again
 
     opened = Index.open(index)
     loaded, _ = open_model(model or Path(opened.info.model["path"]), device)
@@ -78,9 +78,9 @@ def search(
         )  # fmt: skip
     text = str(like) if like else " ".join(str(term) for term in asked.terms)
     if gallery:
-        places = [Path(place) for place in opened.info.places]
         write_gallery(
-            gallery, f"Search: {text}", (hit.to_row() for hit in found), lambda name: locate(places, name),
+            gallery, f"Search: {text}", (hit.to_row() for hit in found),
+            find_again(opened.info.places).locate,
             workers=prepared.workers, is_ranking=True,
         )  # fmt: skip
         terminal.note(f"gallery {gallery} ({len(found)} images)")

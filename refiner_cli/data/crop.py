@@ -76,7 +76,11 @@ class Crop:
 
     def load(self, file: Path) -> Pixels:
         """Read a file as ``H x W x 3`` uint8. Raises UnreadableError."""
-        return np.asarray(self.fit(read(file, self.side)))
+        return self.frame(read(file, self.side))
+
+    def frame(self, image: Image.Image) -> Pixels:
+        """RGB of any size -> ``H x W x 3`` uint8."""
+        return np.asarray(self.fit(image))
 
 
 def centre_crop(image: Image.Image) -> Image.Image:

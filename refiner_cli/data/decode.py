@@ -8,12 +8,14 @@ and at most one RGB image of the same size.
 from __future__ import annotations
 
 import contextlib
+import math
 import stat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from PIL import ExifTags, Image
 
+from refiner_cli.data.box import Box
 from refiner_cli.data.image_file import DecodeLimits, MissingFileError, UnreadableError, open_image
 
 if TYPE_CHECKING:  # a process that only verifies images starts without NumPy
@@ -33,10 +35,18 @@ _TRANSPOSE_OF_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+}
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
-def read(file: Path, side: int | None = None, limits: DecodeLimits | None = None) -> Image.Image:
+def read(
+    file: Path, side: int | None = None, limits: DecodeLimits | None = None, box: Box | None = None
+) -> Image.Image:
     """Read an image file as upright RGB; of an animation the first frame.
 
     Args:
@@ -45,6 +55,7 @@ def read(file: Path, side: int | None = None, limits: DecodeLimits | None = None
             a quarter or an eighth of its size, which saves most of the time, as long as
             ``DRAFT_FACTOR * side`` pixels are left; a very large image of another format is reduced.
         limits: what decoding may cost; by default :func:`refiner_cli.data.image_file.default_limits`.
+        box: the part that is wanted; ``side`` counts for it. None: the complete image.
 
     Raises:
         UnreadableError: whatever is wrong with the file; MissingFileError where there is none.
@@ -58,7 +69,7 @@ def read(file: Path, side: int | None = None, limits: DecodeLimits | None = None
         if not status.st_size:
             raise UnreadableError("it is empty")
         with file.open("rb") as stream:
-            return read_stream(stream, side, limits)
+            return read_stream(stream, side, limits, box)
     except FileNotFoundError:
         raise MissingFileError("it does not exist") from None
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
@@ -66,10 +77,16 @@ def read(file: Path, side: int | None = None, limits: DecodeLimits | None = None
 
 
 def read_stream(
-    stream: IO[bytes], side: int | None = None, limits: DecodeLimits | None = None
+    stream: IO[bytes],
+    side: int | None = None,
+    limits: DecodeLimits | None = None,
+    box: Box | None = None,
 ) -> Image.Image:
     """:func:`read` from an open file that can seek."""
     with open_image(stream, limits) as image:
+        size = image.size
+        if side is not None and box is not None:
+            side = box.enlarge(side, *size)
         if side is not None:
             image.draft(None, (DRAFT_FACTOR * side, DRAFT_FACTOR * side))
         image.load()
@@ -78,7 +95,19 @@ def read_stream(
             factor = max(1, min(image.size) // (DRAFT_FACTOR * side))
         transpose = _exif_transpose(image)
         pixels = to_rgb(image, factor)
-    return pixels if transpose is None else pixels.transpose(transpose)
+    if transpose is not None:
+        pixels = pixels.transpose(transpose)
+        size = size[::-1] if transpose in _TURNED else size
+    return pixels if box is None else cut_box(pixels, box, size)
+
+
+def cut_box(pixels: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """A box of an upright image that had ``size`` pixels before it was reduced. Raises UnreadableError."""
+    left, top, right, bottom = box.region(*size)
+    x, y = pixels.width / size[0], pixels.height / size[1]
+    first = (min(int(left * x), pixels.width - 1), min(int(top * y), pixels.height - 1))
+    last = (max(first[0] + 1, math.ceil(right * x)), max(first[1] + 1, math.ceil(bottom * y)))
+    return pixels.crop((*first, min(last[0], pixels.width), min(last[1], pixels.height)))
 
 
 def _exif_transpose(image: Image.Image) -> Image.Transpose | None:

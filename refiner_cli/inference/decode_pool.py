@@ -25,6 +25,7 @@ from typing import TypeAlias
 from refiner_cli.data.crop import Crop, Pixels
 from refiner_cli.data.image_file import UnreadableError, default_limits
 from refiner_cli.data.workers import init_worker
+from refiner_cli.inference.sources.content import DecodeTask
 
 DecodeResult: TypeAlias = Pixels | str  # H x W x 3, or why there are no pixels
 START_SECONDS = 120.0  # that a process may take to start
@@ -46,9 +47,10 @@ class CannotStartError(Exception):
     """A decoding process did not come up."""
 
 
-def decode_one(file: Path, crop: Crop) -> DecodeResult:
+def decode_one(task: Path | DecodeTask, crop: Crop) -> DecodeResult:
+    """The pixels of an image file, or of an image that lies elsewhere."""
     try:
-        return crop.load(file)
+        return crop.load(task) if isinstance(task, Path) else task.load(crop)
     except UnreadableError as reason:
         return str(reason)
     except ValueError as error:  # a NUL in the name
@@ -56,13 +58,13 @@ def decode_one(file: Path, crop: Crop) -> DecodeResult:
 
 
 def serve(pipe: Connection, crop: Crop) -> None:
-    """What a decoding process does: take lists of files, return one result per file, in order."""
+    """What a decoding process does: take lists of images, return one result per image, in order."""
     init_worker()
     with contextlib.suppress(EOFError, OSError):  # the other end is gone
         pipe.send(None)
         while True:
-            for file in pipe.recv():
-                pipe.send(decode_one(file, crop))
+            for task in pipe.recv():
+                pipe.send(decode_one(task, crop))
 
 
 class DecodeProcess:
@@ -83,7 +85,7 @@ class DecodeProcess:
         self.pipe: Connection | None = None
         self.wait: Callable[[], bool] = lambda: True
 
-    def decode(self, files: Sequence[Path]) -> Iterator[DecodeResult]:
+    def decode(self, files: Sequence[Path | DecodeTask]) -> Iterator[DecodeResult]:
         """Yield the result of every file.
 
         Raises ProcessLostError at the file that it happened at, CannotStartError before the first.
@@ -175,17 +177,17 @@ class DecodePool:
         self.threads = ThreadPoolExecutor(workers, "decode")
         self.start_failures = 0
 
-    def submit(self, files: Sequence[Path]) -> Future[list[DecodeResult]]:
+    def submit(self, files: Sequence[Path | DecodeTask]) -> Future[list[DecodeResult]]:
         return self.threads.submit(self.decode, files)
 
-    def decode(self, files: Sequence[Path]) -> list[DecodeResult]:
+    def decode(self, files: Sequence[Path | DecodeTask]) -> list[DecodeResult]:
         process = self.idle.get()
         try:
             return self.decode_with(process, files)
         finally:
             self.idle.put(process)
 
-    def decode_with(self, process: DecodeProcess, files: Sequence[Path]) -> list[DecodeResult]:
+    def decode_with(self, process: DecodeProcess, files: Sequence[Path | DecodeTask]) -> list[DecodeResult]:
         results: list[DecodeResult] = []
         crashes = kills = 0  # at the next file
         while len(results) < len(files) and not self.closing.is_set():
@@ -202,7 +204,7 @@ class DecodePool:
                     crashes = kills = 0
         return results
 
-    def results(self, process: DecodeProcess, files: Sequence[Path]) -> Iterator[DecodeResult]:
+    def results(self, process: DecodeProcess, files: Sequence[Path | DecodeTask]) -> Iterator[DecodeResult]:
         if self.start_failures >= START_FAILURES:
             yield from (decode_one(file, self.crop) for file in files)
             return

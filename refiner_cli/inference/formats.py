@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, TextIO
+from typing import Any, ClassVar, TextIO
 
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.columns import (
@@ -41,9 +41,11 @@ class ImageRow:
     prediction: Prediction | None
     error: str = ""
     version: FileVersion = UNKNOWN_VERSION
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # what the source says about the image
 
     def to_json(self) -> RowDict:
         made = self.prediction
+        inputs = {"inputs": dict(self.inputs)} if self.inputs else {}
         return {
             "path": self.path,
             "status": "ok" if made else "error",
@@ -53,6 +55,7 @@ class ImageRow:
             "predictions": [dict(vars(one)) for one in made.compositions] if made else [],
             "states": [dict(vars(one)) for one in made.states] if made else [],
             "objects": [dict(vars(one)) for one in made.objects] if made else [],
+            **inputs,
         }
 
 

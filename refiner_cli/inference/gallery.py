@@ -10,9 +10,9 @@ state and object can be entered on a card; the page saves them as a table for ``
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from refiner_cli.data.crop import Crop
 from refiner_cli.inference.columns import RowDict
-from refiner_cli.inference.decoding import decode_batches, make_batches
+from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import ImageFile
 from refiner_cli.render import data_url, write_page
 
@@ -36,24 +36,23 @@ class Gallery:
 
     page: Path
     rows: Iterator[RowDict]
-    locate: Callable[[str], Path]
+    locate: Callable[[Sequence[str]], Iterator[ImageFile]]
     workers: int
     shown: int = 0
 
     def cards(self) -> Iterator[list[object]]:
         """A card per row, for the first rows: see :func:`card`."""
-        rows, names = tee(islice(self.rows, MAX_CARDS))
-        images = (ImageFile(self.locate(row["path"]), row["path"]) for row in names)
-        batches = make_batches(images, DECODED_AT_ONCE)
-        for batch, results in decode_batches(batches, THUMBNAIL, self.workers):
+        first = list(islice(self.rows, MAX_CARDS))
+        rows, images = iter(first), self.locate([row["path"] for row in first])
+        for batch, results in decode_batches(images, DECODED_AT_ONCE, THUMBNAIL, self.workers):
             for queued, result in zip(batch.wanted, results, strict=True):
                 self.shown += 1
-                file = queued.image.file
+                image = queued.image
                 if isinstance(result, str):
-                    yield card(next(rows), "", *without_photo(self.page, file))
+                    yield card(next(rows), "", *without_photo(self.page, image))
                 else:
                     picture = data_url(Image.fromarray(result), quality=THUMBNAIL_QUALITY)
-                    yield card(next(rows), picture, link(self.page, file), "")
+                    yield card(next(rows), picture, photo_link(self.page, image), "")
 
     def count_omitted(self) -> int:
         """How many rows are left after the cards."""
@@ -64,7 +63,7 @@ def write_gallery(
     file: Path,
     title: str,
     rows: Iterable[RowDict],
-    locate: Callable[[str], Path],
+    locate: Callable[[Sequence[str]], Iterator[ImageFile]],
     *,
     workers: int,
     is_ranking: bool = False,
@@ -73,7 +72,8 @@ def write_gallery(
 
     Args:
         rows: as predictions are written; ``note``, if a row has one, is shown on its card.
-        locate: the image file of a row's path; one that no longer exists is shown without a thumbnail.
+        locate: the images of some rows, by their paths; one that no longer exists is shown without a
+            thumbnail.
         workers: processes that decode.
         is_ranking: whether the order of the rows says something, so that the page starts with it.
     """
@@ -82,13 +82,20 @@ def write_gallery(
     return gallery.shown
 
 
-def without_photo(page: Path, file: Path) -> tuple[str, str]:
-    """Link to an image file without a thumbnail, and what its card says instead."""
+def without_photo(page: Path, image: ImageFile) -> tuple[str, str]:
+    """Link to an image without a thumbnail, and what its card says instead."""
+    if image.content is not None:
+        return "", "cannot be read"
     try:
-        exists = file.exists()
+        exists = image.file.exists()
     except (OSError, ValueError):  # a name that no file can have
         exists = False
-    return (link(page, file), "cannot be read") if exists else ("", "the file is gone")
+    return (link(page, image.file), "cannot be read") if exists else ("", "the file is gone")
+
+
+def photo_link(page: Path, image: ImageFile) -> str:
+    """The link to an image that is a file; "" for one in an archive or elsewhere."""
+    return link(page, image.file) if image.content is None else ""
 
 
 def link(page: Path, file: Path) -> str:

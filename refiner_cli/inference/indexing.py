@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from refiner_cli.core.models.base import ImageVectors, Model
-from refiner_cli.core.runtime.distributed import DistributedContext
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
-from refiner_cli.inference.decoding import QueuedImage, make_batches
+from refiner_cli.inference.decoding import QueuedImage, Wanted
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import PART_SIZE, Index, IndexRow, is_index
 from refiner_cli.inference.index_update import Encoded, IndexChanges, IndexUpdate
 from refiner_cli.inference.predict import compute_batches, unreadable_sentence
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
-
-Wanted = Callable[[ImageFile, FileVersion], bool]
 
 
 def check_indexable(model: Model) -> None:
@@ -93,13 +90,14 @@ def index_images(
         ModelFileError: a part is missing or damaged.
     """
     update = IndexUpdate(index, progress)
-    batches = make_batches(images, batch, update.wanted)
     roles = index.info.roles
 
     def compute(part: Tensor) -> list[dict[str, Tensor]]:
         return split_vectors(recogniser.encode(part), roles)
 
-    for queued, pixels, vectors in compute_batches(recogniser, batches, compute, workers=workers, log=log):
+    for queued, pixels, vectors in compute_batches(
+        recogniser, images, compute, batch=batch, workers=workers, wanted=update.wanted, log=log
+    ):
         update.take(encoded_image(queued, pixels, vectors, index))
     return update.finish()
 
@@ -123,12 +121,10 @@ def split_vectors(vectors: ImageVectors, roles: Sequence[str]) -> list[dict[str,
 
 
 def predict_index(
-    recogniser: Recogniser, index: Index, wanted: Wanted, top_k: int, batch: int, ranks: DistributedContext
+    recogniser: Recogniser, index: Index, wanted: Wanted, top_k: int, batch: int
 ) -> Iterator[ImageRow]:
-    """The rows of an index's wanted images, from their vectors alone; each process takes its parts."""
-    for number, part in enumerate(index.info.parts):
-        if number % ranks.world_size != ranks.rank:
-            continue
+    """The rows of an index's wanted images, from their vectors alone."""
+    for part in index.info.parts:
         rows, vectors = index.rows(part), index.vectors(part)
         chosen = [
             place

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from refiner_cli.core.runtime.distributed import DistributedContext
-from refiner_cli.inference.decoding import make_batches
+from refiner_cli.inference.decoding import Wanted
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import Index
 from refiner_cli.inference.index_update import IndexUpdate
-from refiner_cli.inference.indexing import Wanted, encoded_image, split_vectors
+from refiner_cli.inference.indexing import encoded_image, split_vectors
 from refiner_cli.inference.output import Header, IsGone
 from refiner_cli.inference.predict import compute_batches, image_row
 from refiner_cli.inference.recogniser import Prediction
@@ -33,8 +32,8 @@ class KeepingSource:
     index: Index
 
     @property
-    def places(self) -> Sequence[Path]:
-        return self.images.places
+    def folder(self) -> Path | None:
+        return self.images.folder
 
     def header(self) -> Header:
         return self.images.header()
@@ -42,9 +41,10 @@ class KeepingSource:
     def gone(self) -> IsGone | None:
         return self.images.gone()
 
-    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
-        """Yield the rows of the wanted images. ``ranks`` is one process: only one can write an index."""
-        del ranks
+    def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
+        return self.images.locate(names)
+
+    def rows(self, wanted: Wanted, batch: int) -> Iterator[ImageRow]:
         recogniser, options = self.images.recogniser, self.images.options
         update, needs = IndexUpdate(self.index), Needs(wanted)
 
@@ -53,10 +53,10 @@ class KeepingSource:
             made = recogniser.predict_vectors(vectors, top_k=options.top_k)
             return list(zip(made, split_vectors(vectors, self.index.info.roles), strict=True))
 
-        batches = make_batches(self.images.images, batch, lambda *image: needs.note(update, *image))
         for queued, pixels, made in compute_batches(
-            recogniser, batches, compute, workers=options.workers, log=self.images.log
-        ):
+            recogniser, self.images.images, compute, batch=batch, workers=options.workers,
+            wanted=lambda *image: needs.note(update, *image), log=self.images.log,
+        ):  # fmt: skip
             row, vectors = needs.take(queued.image)
             if vectors:
                 update.take(encoded_image(queued, pixels, made[1] if made else None, self.index))

@@ -4,8 +4,8 @@
 
     out.jsonl                     rows, appended and flushed as they come
     out.jsonl.run.json            what they were made with, and whether they are complete
-    out.csv.rows-0001-0.jsonl     rows of an unfinished run (0001) for other formats, and for each of
-                                  several processes (0); merged into the output at the end, then removed
+    out.csv.rows-0001.jsonl       rows of an unfinished run (0001) for other formats; merged into the output
+                                  at the end, then removed
     .out.jsonl.lock               held while a process writes; it stays, as removing it would let two in
 
 A row counts once its line is complete; what a kill leaves of a line is cut off. Of two rows with one path
@@ -58,22 +58,21 @@ class Output:
     Args:
         file: where the result goes; its suffix names the format.
         top_k: guesses per row.
-        rank: which of the processes this is, of ``world``.
         wide: write all columns of a CSV file.
     """
 
-    def __init__(self, file: Path, top_k: int, rank: int = 0, world: int = 1, *, wide: bool = False) -> None:
+    def __init__(self, file: Path, top_k: int, *, wide: bool = False) -> None:
         self.file, self.top_k, self.format = file, top_k, format_of(file, wide=wide)
-        self.rank, self.world, self.run = rank, world, 1
+        self.run = 1
         self.sidecar = file.with_name(file.name + ".run.json")
         self.lock = file.with_name(f".{file.name}.lock")
 
     @property
     def journal(self) -> Path:
-        """Where this process appends its rows."""
-        if self.format.suffix == ".jsonl" and self.world == 1 and not self.journals():
+        """Where rows are appended."""
+        if self.format.suffix == ".jsonl" and not self.journals():
             return self.file
-        return self.file.with_name(f"{self.file.name}.rows-{self.run:04d}-{self.rank}.jsonl")
+        return self.file.with_name(f"{self.file.name}.rows-{self.run:04d}.jsonl")
 
     def journals(self) -> list[Path]:
         """Rows that still have to be merged, oldest first."""

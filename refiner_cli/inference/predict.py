@@ -1,4 +1,4 @@
-"""Files in, rows out: one row per image, whatever its file is like, in constant memory."""
+"""Images in, rows out: one row per image, whatever it is like, in constant memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refiner_cli.data.safe_paths import path_inside
 from refiner_cli.errors import RefinerError
 from refiner_cli.inference.attention_maps import draw_attention_map
 from refiner_cli.inference.decode_pool import DecodeResult
-from refiner_cli.inference.decoding import Batch, QueuedImage, decode_batches, ignore_log, make_batches
+from refiner_cli.inference.decoding import Batch, QueuedImage, Wanted, decode_batches, ignore_log, want_all
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import ImageFile, row_name
@@ -27,24 +27,20 @@ _T = TypeVar("_T")
 
 
 def predict_files(
-    recogniser: Recogniser, images: Iterable[ImageFile], *, top_k: int, batch: int, workers: int
-) -> Iterator[ImageRow]:
-    """Yield a row for every file, in order; one that cannot be read gives a row that says why."""
-    return predict_batches(recogniser, make_batches(images, batch), top_k=top_k, workers=workers)
-
-
-def predict_batches(
     recogniser: Recogniser,
-    batches: Iterable[Batch],
+    images: Iterable[ImageFile],
     *,
     top_k: int,
+    batch: int,
     workers: int,
+    wanted: Wanted = want_all,
     heatmaps: Path | None = None,
     log: Log = ignore_log,
 ) -> Iterator[ImageRow]:
-    """Yield a row for every wanted file of the batches, in order.
+    """Yield a row for every wanted image, in order; one that cannot be read gives a row that says why.
 
     Args:
+        wanted: asked about every image, in order.
         workers: processes that decode; 0: this one does.
         heatmaps: a folder for an attention map of every image, drawn before its row is yielded.
         log: receives a line when memory runs out, or when a map cannot be written.
@@ -55,7 +51,9 @@ def predict_batches(
         maps = recogniser.query_attention(images).cpu() if heatmaps else [None] * len(made)
         return list(zip(made, maps, strict=True))
 
-    for queued, pixels, made in compute_batches(recogniser, batches, compute, workers=workers, log=log):
+    for queued, pixels, made in compute_batches(
+        recogniser, images, compute, batch=batch, workers=workers, wanted=wanted, log=log
+    ):
         if made is not None and heatmaps and not isinstance(pixels, str):
             write_attention_map(heatmaps, queued, pixels, made[1], log)
         yield image_row(queued, pixels, made[0] if made else None)
@@ -63,13 +61,15 @@ def predict_batches(
 
 def compute_batches(
     recogniser: Recogniser,
-    batches: Iterable[Batch],
+    images: Iterable[ImageFile],
     compute: Callable[[Tensor], list[_T]],
     *,
+    batch: int,
     workers: int,
+    wanted: Wanted,
     log: Log,
 ) -> Iterator[tuple[QueuedImage, DecodeResult, _T | None]]:
-    """Decode the wanted files of the batches and compute something of each, in order.
+    """Decode the wanted images, a batch after the other, and compute something of each, in order.
 
     Args:
         compute: of preprocessed images ``B x 3 x H x W`` on the model's device, one result per image.
@@ -78,23 +78,21 @@ def compute_batches(
         The file, its pixels ``H x W x 3`` or why there are none, and its result, None without pixels.
     """
     oom_retry = OomRetry(log)
-    for batch, results in decode_batches(batches, recogniser.preprocess.crop, workers, log):
+    for group, results in decode_batches(images, batch, recogniser.preprocess.crop, workers, log, wanted):
         made: list[_T] = []
         if any(not isinstance(result, str) for result in results):
             made = oom_retry.run(
-                compute, normalise_pixels(recogniser, stack_pixels(recogniser, batch, results))
+                compute, normalise_pixels(recogniser, stack_pixels(recogniser, group, results))
             )
-        for queued, result in zip(batch.wanted, results, strict=True):
+        for queued, result in zip(group.wanted, results, strict=True):
             yield queued, result, None if isinstance(result, str) else made[queued.place]
 
 
 def image_row(queued: QueuedImage, pixels: DecodeResult, prediction: Prediction | None) -> ImageRow:
     """The row of an image; ``pixels`` says why there is no prediction, if there is none."""
     image = queued.image
-    error = (
-        unreadable_sentence(row_name(str(image.file)), row_name(pixels)) if isinstance(pixels, str) else ""
-    )
-    return ImageRow(image.name, prediction, error, queued.version)
+    error = unreadable_sentence(image.where, row_name(pixels)) if isinstance(pixels, str) else ""
+    return ImageRow(image.name, prediction, error, queued.version, image.inputs)
 
 
 def stack_pixels(recogniser: Recogniser, batch: Batch, results: list[DecodeResult]) -> Pixels:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.data.safe_paths import path_inside
 from refiner_cli.errors import RefinerError
-from refiner_cli.inference.decoding import make_batches, want_all
+from refiner_cli.inference.decoding import Wanted, want_all
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import Index
-from refiner_cli.inference.indexing import Wanted, predict_index
+from refiner_cli.inference.indexing import predict_index
 from refiner_cli.inference.output import Header, IsGone, Output, RowCount
-from refiner_cli.inference.predict import predict_batches
+from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.scan import FileVersion, ImageFile, is_folder, locate, name_digest, origin
+from refiner_cli.inference.scan import FileVersion, ImageFile, is_folder, name_digest, origin
+from refiner_cli.inference.sources.places import Places, find_again
+from refiner_cli.inference.sources.vanished import lists_all
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,20 @@ class RowSource(Protocol):
     """Where rows come from: images that are read now, or an index."""
 
     @property
-    def places(self) -> Sequence[Path]:
-        """What the names of rows are relative to."""
+    def folder(self) -> Path | None:
+        """The folder that the names of rows are relative to, if that is one."""
 
     def header(self) -> Header:
         """What decides the rows besides model, vocabulary and options."""
 
-    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
-        """The rows of this process's share of the wanted images, encoded ``batch`` at a time."""
+    def rows(self, wanted: Wanted, batch: int) -> Iterator[ImageRow]:
+        """The rows of the wanted images, encoded ``batch`` at a time."""
 
     def gone(self) -> IsGone | None:
         """Whether an image that :meth:`rows` did not come across was deleted; None: not known."""
+
+    def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
+        """The images of some rows, by their names and in that order."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +77,27 @@ class ImageSource:
 
     recogniser: Recogniser
     images: Iterable[ImageFile]
-    places: Sequence[Path]
+    places: Places
     options: PredictOptions
     log: Callable[[str], None]
 
     def header(self) -> Header:
-        return {"places": origin(self.places)}
+        return {"places": self.places.origin()}
 
-    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
-        batches = (group for group in make_batches(self.images, batch, wanted)
-                   if group.number % ranks.world_size == ranks.rank)  # fmt: skip
-        return predict_batches(self.recogniser, batches, top_k=self.options.top_k,
-                               workers=self.options.workers, heatmaps=self.options.heatmaps,
-                               log=self.log)  # fmt: skip
+    @property
+    def folder(self) -> Path | None:
+        return self.places.folder
+
+    def rows(self, wanted: Wanted, batch: int) -> Iterator[ImageRow]:
+        return predict_files(self.recogniser, self.images, top_k=self.options.top_k, batch=batch,
+                             workers=self.options.workers, wanted=wanted, heatmaps=self.options.heatmaps,
+                             log=self.log)  # fmt: skip
 
     def gone(self) -> IsGone | None:
-        return gone_test(self.places)
+        return self.places.gone()
 
-
-def lists_all(name: str) -> bool:  # noqa: ARG001 - the answer is the same for all names
-    """Of an index: an image that it does not list is gone."""
-    return True
+    def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
+        return self.places.locate(names)
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,18 @@ class IndexSource:
     def header(self) -> Header:
         return {"places": [*origin(self.places), "index"]}
 
-    def rows(self, wanted: Wanted, batch: int, ranks: DistributedContext) -> Iterator[ImageRow]:
-        return predict_index(self.recogniser, self.index, wanted, self.options.top_k, batch, ranks)
+    @property
+    def folder(self) -> Path | None:
+        return self.places[0] if len(self.places) == 1 and is_folder(self.places[0]) else None
+
+    def rows(self, wanted: Wanted, batch: int) -> Iterator[ImageRow]:
+        return predict_index(self.recogniser, self.index, wanted, self.options.top_k, batch)
 
     def gone(self) -> IsGone | None:
         return lists_all
+
+    def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
+        return find_again(self.index.info.places).locate(names)
 
 
 def predict_to_output(
@@ -125,7 +135,6 @@ def predict_to_output(
     recogniser: Recogniser,
     options: PredictOptions,
     listener: PredictListener,
-    ranks: DistributedContext = SINGLE_PROCESS,
 ) -> RowCount:
     """Make sure that every image of the source has one row in the output, and return how many there are.
 
@@ -136,15 +145,9 @@ def predict_to_output(
     """
     header: Header = {**recogniser.fingerprint(), "top_k": options.top_k, **source.header(),
                       "batch": options.batch}  # fmt: skip
-    places = source.places
-    folder = places[0] if len(places) == 1 and is_folder(places[0]) else None
-    with output.locked() if ranks.is_main else nullcontext():
-        if ranks.is_main:
-            header = output.prepare(header, overwrite=options.overwrite, folder=folder)
-        ranks.barrier()
-        header = output.accept(header)
+    with output.locked():
+        header = output.prepare(header, overwrite=options.overwrite, folder=source.folder)
         earlier = output.earlier()
-        ranks.barrier()  # nobody writes while another still reads
         found: set[bytes] = set()
         maps_only: set[bytes] = set()  # images whose row stays, but whose attention map is missing
 
@@ -160,7 +163,7 @@ def predict_to_output(
             return False
 
         def new_rows() -> Iterator[ImageRow]:
-            for row in source.rows(wanted, header["batch"], ranks):
+            for row in source.rows(wanted, header["batch"]):
                 if name_digest(row.path) in maps_only:
                     listener.row_kept()
                 else:
@@ -168,19 +171,14 @@ def predict_to_output(
 
         with output.writing() as journal:
             write_rows(new_rows(), journal, listener, stop_at_error=options.stop_at_error)
-        ranks.barrier()
-        count = RowCount(0, 0)
-        if ranks.is_main:
-            count = output.finish(header, found, earlier, source.gone())
-        ranks.barrier()
-    return count
+        return output.finish(header, found, earlier, source.gone())
 
 
 def predict_to_writer(
     writer: RowWriter, source: RowSource, options: PredictOptions, listener: PredictListener
 ) -> RowCount:
     """Write the rows somewhere as they come. Raises RefinerError as :func:`predict_to_output`."""
-    rows = source.rows(want_all, options.batch, SINGLE_PROCESS)
+    rows = source.rows(want_all, options.batch)
     return write_rows(rows, writer, listener, stop_at_error=options.stop_at_error)
 
 
@@ -198,25 +196,6 @@ def write_rows(
         images += 1
         listener.row_written(row)
     return RowCount(images, errors)
-
-
-def gone_test(places: Sequence[Path]) -> IsGone | None:
-    """Whether the image of a row was deleted; None for lists of files, which need not name all images."""
-    if not places or not all(map(is_folder, places)):
-        return None
-
-    def is_gone(name: str) -> bool:
-        if name.endswith("/"):  # a folder that could not be opened, and now can
-            return True
-        try:
-            locate(places, name).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except (OSError, ValueError):  # out of reach, not gone
-            return False
-        return False
-
-    return is_gone
 
 
 def lacks_map(folder: Path, name: str) -> bool:

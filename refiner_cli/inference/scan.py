@@ -13,26 +13,21 @@ import datetime as dt
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+from refiner_cli.data.box import Box
 from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.data.safe_paths import OUTPUT_MARKER, is_foreign
 from refiner_cli.errors import UsageError
+from refiner_cli.inference.sources.content import Content, DecodeTask
 
 # A backslash that starts what could be read as an escape; names hold the escape of the backslash instead.
 _LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One image file and the name it goes by: its path relative to the given folder, with slashes."""
-
-    file: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,44 @@ class FileVersion:
 
 
 UNKNOWN_VERSION = FileVersion()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image and the name it goes by: its path relative to the given place, with slashes.
+
+    Attributes:
+        file: where it lies; of a member of an archive, the archive's path and the member's name.
+        content: how its bytes are read; None: as the file that it is.
+        version: None: that of the file.
+        box: the part that is recognised; None: all of it.
+        inputs: what its source says about it: the other columns of a table, the box of a detector.
+        shown: what a message calls it; "": the path of ``file``.
+    """
+
+    file: Path
+    name: str
+    content: Content | None = None
+    version: FileVersion | None = None
+    box: Box | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    shown: str = ""
+
+    @property
+    def where(self) -> str:
+        """What a message calls it."""
+        return self.shown or row_name(str(self.file))
+
+    @property
+    def task(self) -> Path | DecodeTask:
+        """What a decoding process gets."""
+        if self.content is None and self.box is None:
+            return self.file
+        return DecodeTask(self.content or self.file, self.box)
+
+    def seen_as(self) -> FileVersion:
+        """Its size and when it was modified, as they are now."""
+        return FileVersion.of(self.file) if self.version is None else self.version
 
 
 @dataclass(frozen=True)
@@ -115,10 +148,10 @@ def scan(places: Sequence[Path], chosen: PathFilter = NO_FILTER) -> Iterator[Ima
     return list_files(places, chosen)
 
 
-def list_files(places: Iterable[Path], chosen: PathFilter = NO_FILTER) -> Iterator[ImageFile]:
+def list_files(places: Iterable[Path | str], chosen: PathFilter = NO_FILTER) -> Iterator[ImageFile]:
     """:func:`scan` for a list, which may be read while it is written; a missing file is yielded as well."""
     names: set[bytes] = set()
-    for place in places:
+    for place in map(Path, places):
         if is_folder(place):
             images = walk(place, f"{place.as_posix().rstrip('/')}/", chosen)
         else:
@@ -130,19 +163,24 @@ def list_files(places: Iterable[Path], chosen: PathFilter = NO_FILTER) -> Iterat
                 yield image
 
 
-def read_list(lines: Iterable[bytes]) -> Iterator[Path]:
+def read_list(lines: Iterable[bytes], *, null: bool = False) -> Iterator[str]:
     """The paths of a list with one per line, as bytes: a path need not be text.
 
     Empty lines and a byte order mark do not count. Lines may end as on Windows, too.
+
+    Args:
+        null: whether the list was separated by NUL characters, so that a path may hold the ends of lines.
     """
     for number, content in enumerate(lines):
-        line = content.removesuffix(b"\n")
-        if number == 0:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if line.endswith(b"\r") and not os.path.lexists(line):
-            line = line[:-1]
+        line = content
+        if not null:
+            line = line.removesuffix(b"\n")
+            if number == 0:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.endswith(b"\r") and not os.path.lexists(line):
+                line = line[:-1]
         if line:
-            yield Path(os.fsdecode(line))
+            yield os.fsdecode(line)
 
 
 def origin(places: Sequence[Path]) -> list[str]:

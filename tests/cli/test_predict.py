@@ -192,23 +192,6 @@ def test_kill_9_costs_no_row_and_repeats_none(
     assert sorted(torn.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-def test_two_processes_share_the_work_and_leave_one_result(
-    cli: Cli, small_export: Path, many: Path, tmp_path: Path
-) -> None:
-    cli("-q", "predict", small_export, many, "-o", tmp_path / "one.jsonl", "--device", "cpu")
-    out = tmp_path / "two.jsonl"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               "refiner_cli", "-q", "predict", small_export, many, "-o", out, "--device", "cpu"]  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
-    one = (tmp_path / "one.jsonl").read_bytes()
-    assert sorted(out.read_bytes().splitlines()) == sorted(one.splitlines()), done.stderr
-    assert {file.name for file in tmp_path.iterdir() if "two" in file.name} == {
-        ".two.jsonl.lock",
-        "two.jsonl",
-        "two.jsonl.run.json",
-    }
-
-
 def test_throughput_is_measured_against_a_bare_loop(small_export: Path, many: Path) -> None:
     files = sorted(many.glob("0*.jpg"))[:40]
     found = measure_throughput(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from refiner_cli.data.crop import Crop
 from refiner_cli.inference.decode_pool import DecodeResult
-from refiner_cli.inference.decoding import decode_batches, make_batches
+from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import ImageFile
 
 CROP = Crop(8, 8)
@@ -40,7 +40,8 @@ def photos(folder: Path, count: int) -> list[ImageFile]:
 
 def test_groups_keep_size_and_places_whatever_is_done(tmp_path: Path) -> None:
     found = [ImageFile(tmp_path / str(i), str(i)) for i in range(11)]
-    some = list(make_batches(found, 4, lambda one, _: one.name in {"2", "9", "10"}))
+    decoded = decode_batches(found, 4, CROP, 0, wanted=lambda one, _: one.name in {"2", "9", "10"})
+    some = [group for group, _ in decoded]
     assert [(g.number, g.size, [one.place for one in g.wanted]) for g in some] == [
         (0, 4, [2]),
         (2, 3, [1, 2]),
@@ -51,7 +52,7 @@ def test_groups_keep_size_and_places_whatever_is_done(tmp_path: Path) -> None:
 def test_outcomes_come_in_order_with_reasons_in_their_places(tmp_path: Path, workers: int) -> None:
     found = photos(tmp_path, 50)
     seen = 0
-    for group, outcomes in decode_batches(make_batches(found, 12), CROP, workers):
+    for group, outcomes in decode_batches(found, 12, CROP, workers):
         for queued, outcome in zip(group.wanted, outcomes, strict=True):
             number = int(queued.image.file.stem)
             assert number == seen
@@ -72,7 +73,7 @@ def test_files_are_found_only_as_far_ahead_as_the_processes_need(tmp_path: Path)
             asked += 1
             yield one
 
-    stream = decode_batches(make_batches(endless(), 8), CROP, 1)  # type: ignore[arg-type]
+    stream = decode_batches(endless(), 8, CROP, 1)  # type: ignore[arg-type]
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert asked <= 64
@@ -83,6 +84,6 @@ def test_a_file_that_kills_its_decoder_costs_no_other_image(tmp_path: Path) -> N
     deadly = tmp_path / "deadly.png"
     deadly.touch()
     found.insert(1, ImageFile(deadly, "deadly"))
-    ((_, outcomes),) = decode_batches(make_batches(found, 8), Deadly(8, 8), 1)
+    ((_, outcomes),) = decode_batches(found, 8, Deadly(8, 8), 1)
     assert outcomes[1] == "the process that decoded it died (exit code 1)"
     assert not any(isinstance(outcome, str) for outcome in (outcomes[0], outcomes[2], outcomes[3]))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin
@@ -16,6 +17,7 @@ from refiner_cli.data.create.tables import read_table
 from refiner_cli.inference import gallery
 from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.gallery import link, write_gallery
+from refiner_cli.inference.scan import ImageFile
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NAMES = ["a.jpg", "two words & 100%.jpg", "javascript:alert(1).jpg", "</script><b>.jpg", "sub/ä #1?.jpg"]
@@ -40,6 +42,10 @@ def output(tmp_path: Path) -> Path:
     return file
 
 
+def locate_in(folder: Path) -> Callable[[Sequence[str]], Iterator[ImageFile]]:
+    return lambda names: (ImageFile(folder / name, name) for name in names)
+
+
 def cards(page: Path) -> list[Any]:
     text = page.read_text("utf-8")
     found: list[Any] = json.loads(text.partition("const rows = ")[2].partition(";\nconst")[0])
@@ -48,10 +54,7 @@ def cards(page: Path) -> list[Any]:
 
 def test_a_card_links_to_its_photo_and_says_if_that_is_gone(output: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "page.html"
-    assert (
-        write_gallery(page, "Rows", read_rows(output), lambda name: tmp_path / "photos" / name, workers=0)
-        == 7
-    )
+    assert write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0) == 7
     for path, _, picture, predictions, photo, missing, _ in cards(page):
         if path == "gone.jpg":
             assert (picture, photo, missing) == ("", "", "the file is gone")
@@ -76,10 +79,7 @@ def test_images_beyond_the_limit_are_counted(
 ) -> None:
     monkeypatch.setattr(gallery, "MAX_CARDS", 2)
     page = tmp_path / "page.html"
-    assert (
-        write_gallery(page, "Rows", read_rows(output), lambda name: tmp_path / "photos" / name, workers=0)
-        == 2
-    )
+    assert write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0) == 2
     assert len(cards(page)) == 2
     assert "5 more images are not shown" in page.read_text("utf-8")
 
@@ -102,7 +102,7 @@ def test_corrections_are_saved_as_a_table_for_dataset_create(output: Path, tmp_p
     if browser is None:
         pytest.skip("no Chromium is installed")
     page = tmp_path / "pages" / "page.html"
-    write_gallery(page, "Rows", read_rows(output), lambda name: tmp_path / "photos" / name, workers=0)
+    write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0)
     page.write_text(page.read_text("utf-8") + f"<script>{ENTER}</script>", "utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     dom = subprocess.run(

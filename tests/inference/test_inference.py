@@ -15,8 +15,7 @@ import refiner_cli
 from refiner_cli.core.models.base import Calibration
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import DatasetError, RefinerError, UsageError
-from refiner_cli.inference.decoding import make_batches
-from refiner_cli.inference.predict import predict_batches
+from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import ImageFile
 from refiner_cli.inference.vocabulary import choose_space
@@ -128,8 +127,7 @@ def test_running_out_of_memory_on_any_device_halves_the_batch(
     assert max(sizes[2:]) == 2
     said: list[str] = []
     files = [ImageFile(file, file.name) for file in some_images]
-    batches = make_batches(files, len(files))
-    rows = list(predict_batches(recogniser, batches, top_k=5, workers=0, log=said.append))
+    rows = list(predict_files(recogniser, files, top_k=5, batch=len(files), workers=0, log=said.append))
     assert any("out of memory" in text for text in said)
     for found in (made, [row.prediction for row in rows]):
         for one, other in zip(found, expected, strict=True):

@@ -147,19 +147,22 @@ def test_a_file_of_unknown_origin_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == "mine\n"
 
 
-def test_journals_of_several_processes_become_one_and_none_counts_twice(tmp_path: Path) -> None:
-    team = [Output(tmp_path / "out.jsonl", 2, rank, 2) for rank in (0, 1)]
-    team[0].prepare(HEADER, overwrite=False)
-    write(team[0], row("a.jpg"))
-    write(team[1], row("b.jpg", "torn"))
-    journal = team[1].journal.read_bytes()
-    assert set(team[0].earlier().versions) == {name_digest("a.jpg"), name_digest("b.jpg")}
-    assert team[0].finish(HEADER) == RowCount(2, 1)
-    team[1].journal.write_bytes(journal)  # as if killed before it was removed
-    alone = Output(tmp_path / "out.jsonl", 2)
-    alone.prepare(HEADER, overwrite=False)
-    assert alone.finish(HEADER) == RowCount(2, 1)
-    assert not alone.journals()
+def test_journals_of_killed_runs_become_one_and_no_row_counts_twice(tmp_path: Path) -> None:
+    first = Output(tmp_path / "out.csv", 2)
+    first.prepare(HEADER, overwrite=False)
+    write(first, row("a.jpg"))
+    second = Output(tmp_path / "out.csv", 2)
+    second.prepare(HEADER, overwrite=False)
+    write(second, row("b.jpg", "torn"))
+    assert len(second.journals()) == 2
+    journal = second.journal.read_bytes()
+    assert set(second.earlier().versions) == {name_digest("a.jpg"), name_digest("b.jpg")}
+    assert second.finish(HEADER) == RowCount(2, 1)
+    second.journal.write_bytes(journal)  # as if killed before it was removed
+    again = Output(tmp_path / "out.csv", 2)
+    again.prepare(HEADER, overwrite=False)
+    assert again.finish(HEADER) == RowCount(2, 1)
+    assert not again.journals()
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:

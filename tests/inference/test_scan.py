@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refiner_cli.data.crop import Crop
 from refiner_cli.data.safe_paths import OUTPUT_MARKER
 from refiner_cli.errors import UsageError
-from refiner_cli.inference.decoding import decode_batches, make_batches
+from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import (
     FileVersion,
     PathFilter,
@@ -169,8 +169,7 @@ def test_no_line_of_a_list_ends_the_list(tmp_path: Path, monkeypatch: pytest.Mon
     found = list(list_files(read_list(lines)))
     assert [one.name for one in found][:3] == ["a.jpg", "x\0y.jpg", "caf\\xe9.jpg"]
     assert [one.name for one in found][4:] == ["gone.jpg", "b.jpg"]
-    batches = list(make_batches(found, 8))
-    ((_, results),) = decode_batches(batches, Crop(8, 8), 0)
+    ((_, results),) = decode_batches(found, 8, Crop(8, 8), 0)
     assert all(isinstance(result, str) for result in results)
 
 

@@ -72,8 +72,11 @@ class ContentRange:
         return cls(*(int(number) if number else None for number in found.groups())) if found else None
 
 
-def client() -> httpx.Client:
+def client(*, keep_alive: int = 0) -> httpx.Client:
     """A client with the proxies and certificates of the environment, and a limit for every wait.
+
+    Args:
+        keep_alive: idle connections that are kept; 0: every request has its own.
 
     Raises:
         EnvironmentLacksError: a SOCKS proxy is set, and the package for it is not installed.
@@ -82,7 +85,7 @@ def client() -> httpx.Client:
     try:
         return httpx.Client(
             timeout=httpx.Timeout(30.0, connect=15.0),
-            limits=httpx.Limits(max_keepalive_connections=0),  # so that every request has its own connection
+            limits=httpx.Limits(max_keepalive_connections=keep_alive),
             headers={"User-Agent": f"refiner/{__version__}", "Accept-Encoding": "identity"},
         )
     except ImportError:

@@ -90,7 +90,7 @@ class TarArchive(Archive):
             gzipped = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
             source = _CountedStream(gzip.GzipFile(fileobj=stream) if gzipped else stream, self)
-            with tarfile.open(fileobj=source, mode="r|", tarinfo=_LimitedTarInfo) as tar:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=source, mode="r|", tarinfo=LimitedTarInfo) as tar:  # type: ignore[call-overload]
                 while info := tar.next():
                     tar.members.clear()  # tarfile keeps every header that it has read
                     if info.sparse is not None or info.size < 0:
@@ -100,12 +100,16 @@ class TarArchive(Archive):
                 pass
 
 
-class _LimitedTarInfo(tarfile.TarInfo):
+class LimitedTarInfo(tarfile.TarInfo):
     """A header that does not make tarfile read an extended header of any size into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        info = super().frombuf(buf, encoding, errors)
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            # tarfile takes one behind the first member for the end, and the rest would be lost in silence.
+            raise tarfile.ReadError(str(error)) from None
         if info.type in _EXTENDED and not 0 <= info.size <= _MAX_HEADER:
             raise tarfile.ReadError(f"an extended header claims {format_size(info.size)}")
         if info.type == tarfile.GNUTYPE_SPARSE:

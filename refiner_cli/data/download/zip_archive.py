@@ -26,7 +26,7 @@ class ZipArchive(Archive):
         super().__init__(path)
         self._infos: dict[str, zipfile.ZipInfo] = {}
         with os_errors_as(f"reading {path}"):
-            self._stream = _LimitedReads(io.FileIO(path))
+            self._stream = LimitedReads(io.FileIO(path))
             try:
                 with self._reading():
                     self._zip = zipfile.ZipFile(self._stream)
@@ -101,7 +101,7 @@ class ZipArchive(Archive):
         return info
 
 
-class _LimitedReads(io.BufferedReader):
+class LimitedReads(io.BufferedReader):
     """A file that refuses to be read in huge pieces; zipfile reads a directory of any size at once."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:

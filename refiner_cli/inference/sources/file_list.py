@@ -1,0 +1,40 @@
+"""A list of paths and addresses on standard input: one a line, or separated by NUL characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO
+
+from refiner_cli.inference.scan import ImageFile, PathFilter, list_files, read_list
+from refiner_cli.inference.sources.source import PlaceSource
+from refiner_cli.inference.sources.table import resolve_image
+
+LIST_BLOCK = 1 << 16  # bytes
+
+
+class FileList(PlaceSource):
+    """The files, folders and addresses of a list; it can be read once."""
+
+    is_container = False
+    numbers_doubles = False
+
+    def __init__(self, stream: IO[bytes], chosen: PathFilter, *, null: bool) -> None:
+        super().__init__("-")
+        self.stream, self.chosen, self.null = stream, chosen, null
+
+    def images(self) -> Iterator[ImageFile]:
+        lines = split_at_null(self.stream) if self.null else self.stream
+        for path in read_list(lines, null=self.null):
+            if "://" in path:
+                yield resolve_image("", path, {})
+            else:
+                yield from list_files([path], self.chosen)
+
+
+def split_at_null(stream: IO[bytes]) -> Iterator[bytes]:
+    """The parts of a stream between NUL characters."""
+    rest = b""
+    while block := stream.read(LIST_BLOCK):
+        *parts, rest = (rest + block).split(b"\0")
+        yield from parts
+    yield rest

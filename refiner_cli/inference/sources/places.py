@@ -1,0 +1,214 @@
+"""The places that a command is given, each as the source that it looks like; their images under one roof.
+
+A folder, archive or table that is the only place gives names relative to it. With several places a name
+starts with its place, so that no two images share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.inference.scan import (
+    NO_FILTER,
+    ImageFile,
+    PathFilter,
+    count_in_background,
+    is_folder,
+    locate,
+    row_name,
+)
+from refiner_cli.inference.sources.braces import expand_braces
+from refiner_cli.inference.sources.bucket import (
+    BucketFile,
+    BucketFolder,
+    BucketImage,
+    expand_pattern,
+    is_bucket_folder,
+)
+from refiner_cli.inference.sources.content import Failed, Loaded
+from refiner_cli.inference.sources.file_list import FileList
+from refiner_cli.inference.sources.folder import FileSource, FolderSource
+from refiner_cli.inference.sources.image_table import ImageTable, image_column
+from refiner_cli.inference.sources.source import DAMAGES, PlaceSource, with_unique_names
+from refiner_cli.inference.sources.store import LocalFile, Store
+from refiner_cli.inference.sources.table import LIST_SUFFIXES, TableSource
+from refiner_cli.inference.sources.tar import TAR_SUFFIXES, TarSource
+from refiner_cli.inference.sources.vanished import gone_test, lists_all
+from refiner_cli.inference.sources.web import WebFile, WebImage
+from refiner_cli.inference.sources.zip import ZipSource
+
+STDIN_PLACE = "-"
+
+
+@dataclass
+class Places:
+    """Every image of some sources."""
+
+    sources: Sequence[PlaceSource]
+
+    @property
+    def single(self) -> PlaceSource | None:
+        """The one source that names are relative to, if there is one."""
+        only = self.sources[0] if len(self.sources) == 1 else None
+        return only if only and only.is_container else None
+
+    def images(self) -> Iterator[ImageFile]:
+        """Every image, in a fixed order, each under a name of its own."""
+        shared: set[bytes] = set()
+        for source in self.sources:
+            taken = set() if source.numbers_doubles else shared
+            yield from with_unique_names(self.named(source), number=source.numbers_doubles, taken=taken)
+
+    def named(self, source: PlaceSource) -> Iterator[ImageFile]:
+        """The images of one source under their names here, which need not be unique."""
+        own = row_name(source.place.rstrip("/"))
+        prefix = f"{own}/" if source.is_container and not self.single else ""
+        for image in source.images():
+            name = f"{prefix}{image.name}" if image.name else own
+            yield image if name == image.name else replace(image, name=name)
+
+    def origin(self) -> list[str]:
+        """What the names are relative to: two runs with different origins share no output."""
+        if self.single:
+            return [self.single.identity]
+        return [
+            f"{row_name(source.place)} = {source.identity}" for source in self.sources if source.is_container
+        ]
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that all names are relative to."""
+        return self.single.folder if self.single else None
+
+    def gone(self) -> Callable[[str], bool] | None:
+        """Whether an image that the last pass did not come across was deleted; None: not known."""
+        if all(source.folder for source in self.sources):
+            return gone_test([source.folder for source in self.sources if source.folder])
+        return lists_all if all(source.complete for source in self.sources) else None
+
+    def count(self) -> Callable[[], int]:
+        """How many images there are, as soon as that is known cheaply; 0 until then."""
+        if any(source.folder is None and source.is_container for source in self.sources):
+            return lambda: 0
+        return count_in_background(self.images())
+
+    def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
+        """The images that go by some names, in that order; without content where it cannot be read again."""
+        if all(source.folder or not source.is_container for source in self.sources):
+            folders = [source.folder for source in self.sources if source.folder]
+            yield from (ImageFile(locate(folders, name), name) for name in names)
+            return
+        wanted = set(names)
+        again = Failed("it can only be read together with its archive")
+        found = {image.name: replace(image, content=again) if isinstance(image.content, Loaded) else image
+                 for image in self.images() if image.name in wanted}  # fmt: skip
+        lost = Failed("its source does not have it any more")
+        yield from (found.get(name) or ImageFile(Path(name), name, lost) for name in names)
+
+
+def find_places(
+    given: Sequence[str],
+    chosen: PathFilter = NO_FILTER,
+    stdin: IO[bytes] | None = None,
+    *,
+    null: bool = False,
+) -> Places:
+    """The sources that some places look like.
+
+    Args:
+        given: paths, addresses, patterns with braces, or "-" alone.
+        stdin: where "-" reads its list.
+        null: whether that list is separated by NUL characters instead of lines.
+
+    Raises:
+        UsageError: a place does not exist, or a pattern names nothing.
+        FetchError: a remote place cannot be looked at.
+        EnvironmentLacksError: a package for its scheme is missing.
+    """
+    if STDIN_PLACE in given:
+        if len(given) > 1:
+            raise UsageError("A list on stdin is read alone.", hint="Give - as the only PATH.")
+        if stdin is None:
+            raise UsageError("The list of images is read from stdin, which is closed.")
+        return Places([FileList(stdin, chosen, null=null)])
+    places: list[str] = []
+    for text in given:
+        places += [text] if "://" not in text and path_exists(text) else expand_all(text)
+    return Places([find_source(place, chosen) for place in dict.fromkeys(places)])
+
+
+def find_again(kept: Sequence[str]) -> Places:
+    """The sources that an index was made of; without those that are gone or out of reach."""
+    sources: list[PlaceSource] = []
+    for text in kept:
+        with suppress(RefinerError):
+            sources += find_places([text]).sources
+    return Places(sources)
+
+
+def expand_all(text: str) -> list[str]:
+    """The places that a text with braces or ``*`` means."""
+    expanded = expand_braces(text)
+    remote = [one for one in expanded if "://" in one and "*" in one and not is_web(one)]
+    return [place for one in expanded for place in (expand_pattern(one) if one in remote else [one])]
+
+
+def is_web(place: str) -> bool:
+    return place.lower().startswith(("http://", "https://"))
+
+
+def find_source(place: str, chosen: PathFilter) -> PlaceSource:
+    """The source that one place looks like."""
+    if is_web(place):
+        path = urlsplit(place).path.lower()
+        return find_file(place, path, WebFile(place), chosen) or WebImage(place)
+    if "://" in place:
+        found = find_file(place, place.lower(), BucketFile(place), chosen)
+        if found:
+            return found
+        return (
+            BucketFolder(place, chosen)
+            if place.endswith("/") or is_bucket_folder(place)
+            else BucketImage(place)
+        )
+    place = Path(place).as_posix()
+    if is_folder(Path(place)):
+        return FolderSource(place, chosen)
+    if not path_exists(place):
+        raise UsageError(f"There is no file or folder {row_name(place)}.")
+    return find_file(place, place.lower(), LocalFile(Path(place)), chosen) or FileSource(place)
+
+
+def path_exists(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def find_file(place: str, name: str, store: Store, chosen: PathFilter) -> PlaceSource | None:
+    """The archive or table that a file is, by its name; None for any other file."""
+    if name.endswith(TAR_SUFFIXES):
+        return TarSource(place, store, chosen)
+    if name.endswith(".zip"):
+        return ZipSource(place, store, chosen)
+    if name.endswith(".parquet") and holds_images(store):
+        return ImageTable(place, store)
+    return TableSource(place, store) if name.endswith(LIST_SUFFIXES) else None
+
+
+def holds_images(store: Store) -> bool:
+    """Whether a Parquet file has a column of images; False for one that cannot be read."""
+    import pyarrow.parquet as pq
+
+    try:
+        with store.open_seekable() as stream:
+            return image_column(pq.read_schema(stream)) is not None
+    except DAMAGES:
+        return False

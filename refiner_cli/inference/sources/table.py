@@ -1,0 +1,115 @@
+"""Tables that list images: CSV, JSON lines or Parquet with a column of paths or addresses.
+
+The other columns are carried into the rows. A relative path is relative to the table's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pyarrow.parquet as pq
+
+from refiner_cli.data.image_file import UnreadableError
+from refiner_cli.inference.scan import ImageFile, row_name
+from refiner_cli.inference.sources.bucket import bucket_image
+from refiner_cli.inference.sources.source import DAMAGES, PlaceSource
+from refiner_cli.inference.sources.store import Store
+from refiner_cli.inference.sources.web import web_image
+
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path",
+    "url", "image_url",
+)  # fmt: skip
+ROWS_AT_ONCE = 1024
+LONGEST_LINE = 1 << 24  # characters
+
+
+class TableSource(PlaceSource):
+    """The images that a table lists."""
+
+    def __init__(self, place: str, store: Store) -> None:
+        super().__init__(place)
+        self.store = store
+
+    def images(self) -> Iterator[ImageFile]:
+        self.complete = True
+        column = None
+        try:
+            for number, row in enumerate(self.rows(), 1):
+                column = column or path_column(row)
+                path = row.get(column)
+                if isinstance(path, str) and path:
+                    inputs = {key: json_value(value) for key, value in row.items() if key != column}
+                    yield resolve_image(self.place, path, inputs)
+                else:
+                    yield self.failed(f"row {number}", f"its column {column!r} names no file")
+        except DAMAGES as error:
+            yield self.damaged(error)
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        suffix = Path(self.place).suffix.lower()
+        if suffix == ".parquet":
+            with self.store.open_seekable() as stream, pq.ParquetFile(stream) as table:
+                for batch in table.iter_batches(ROWS_AT_ONCE):
+                    yield from batch.to_pylist()
+            return
+        with self.store.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+            if suffix in {".csv", ".tsv"}:
+                yield from csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
+            else:
+                yield from json_rows(text)
+
+
+def json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """The objects of a file of JSON lines. Raises UnreadableError."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(f"its line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UnreadableError(f"its line {number} is not an object")
+        yield row
+
+
+def path_column(row: Mapping[str, Any]) -> str:
+    """The column that names the images. Raises UnreadableError if there is none."""
+    by_name = {str(name).strip().lower(): str(name) for name in row if name is not None}
+    found = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
+    if found is None:
+        raise UnreadableError(
+            f"it has no column of paths, such as 'path'; its columns are {', '.join(by_name) or 'none'}"
+        )
+    return found
+
+
+def json_value(value: Any) -> Any:
+    """A value of a table as JSON has it."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [json_value(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): json_value(one) for key, one in value.items()}
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def resolve_image(place: str, path: str, inputs: Mapping[str, Any]) -> ImageFile:
+    """The image that a table at ``place`` calls ``path``."""
+    address = path if "://" in path else urljoin(place, path) if "://" in place else ""
+    if address.startswith(("http://", "https://")):
+        found = web_image(address, row_name(path))
+    elif address:
+        found = bucket_image(address, path)
+    else:
+        found = ImageFile(Path(place).parent / path, row_name(path))
+    return ImageFile(found.file, found.name, found.content, found.version, inputs=inputs, shown=found.shown)
