@@ -14,6 +14,7 @@ PACKAGE = "refiner_cli"
 # From the top to the ground. A module may import from its own room and from rooms further down.
 ROOMS = [
     "cli",
+    "reproduction",
     "experiments",
     "bench",
     "demo",

@@ -21,6 +21,7 @@ from refiner_cli.cli import (
     index,
     info,
     predict,
+    reproduce,
     search,
     train,
 )
@@ -59,6 +60,7 @@ COMMANDS = (
     demo.demo,
     download.download,
     train.train,
+    reproduce.reproduce,
     eval.evaluate,
     compare.compare,
     predict.predict,

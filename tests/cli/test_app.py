@@ -15,7 +15,7 @@ from tests.conftest import Cli
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "demo", "download", "dataset", "train", "eval", "compare", "predict", "export", "config", "info",
-    "doctor", "bench", "guide",
+    "doctor", "bench", "guide", "reproduce",
 )  # fmt: skip
 
 

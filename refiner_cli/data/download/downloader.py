@@ -138,6 +138,12 @@ class Downloader:
                 file.unlink()
         return removed
 
+    def pins(self, datasets: Sequence[Dataset]) -> dict[str, dict[str, str]]:
+        """Hash, address and time of the first download of every archive of these datasets that has one."""
+        lockfile = self._lockfile()
+        files = sorted({source.file for dataset in datasets for source in dataset.sources})
+        return {file: pin for file in files if (pin := lockfile.pin(file)) is not None}
+
     # --- preparing and publishing ----------------------------------------------------------------
 
     def _build(self, dataset: Dataset, by_hand: ManualArchives) -> Downloaded:

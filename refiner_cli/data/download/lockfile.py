@@ -87,6 +87,11 @@ class Lockfile:
         """Whether an archive was downloaded earlier."""
         return archive in self._read().archives
 
+    def pin(self, archive: str) -> dict[str, str] | None:
+        """Hash, address and time of an archive's first download, if there was one."""
+        pin = self._read().archives.get(archive)
+        return pin.model_dump() if pin else None
+
     def forget(self, archive: str) -> None:
         """Remove a pin, because the file it was taken from turned out to be damaged."""
         self._change(lambda archives: archives.pop(archive, None))
