@@ -150,7 +150,7 @@ def report_of(
     datasets: Sequence[Dataset],
 ) -> dict[str, Any]:
     """Everything that was found, and what it depends on."""
-    from refiner_cli.reproduction.table import SCHEMA, summarise
+    from refiner_cli.reproduction.table import SCHEMA, summary_rows
     from refiner_cli.training.setup import environment
 
     settings = results[0]["determinants"]["settings"]
@@ -161,7 +161,7 @@ def report_of(
         "feasibility": request.feasibility,
         "backbone": f"{settings['backbone']} ({settings['pretrained']}), {results[0]['backbone']}",
         "vectors": vectors.name if vectors else "text tower",
-        "summary": summarise(results, request.benchmark, request.feasibility),
+        "summary": summary_rows(results, request.benchmark, request.feasibility),
         "runs": list(results),
         "dataset": {
             "path": str(benchmark.root.resolve()),

@@ -12,7 +12,7 @@ from refiner_cli.reproduction.published import PUBLISHED, published_row
 SCHEMA = "refiner.reproduce/1"
 
 
-def summarise(results: Sequence[dict[str, Any]], benchmark: str, feasibility: str) -> list[dict[str, Any]]:
+def summary_rows(results: Sequence[dict[str, Any]], benchmark: str, feasibility: str) -> list[dict[str, Any]]:
     """One row per method, world and protocol: mean and deviation over the seeds, and the published figures.
 
     The published open world is masked, so its figures stand beside the masked world; the deviation divides
