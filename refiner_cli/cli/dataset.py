@@ -39,7 +39,8 @@ def create(
         typer.Argument(
             metavar="FOLDER",
             help="A folder of state_object/ or state/object/ folders, optionally below train/, val/ and "
-            "test/; or a CSV, TSV or JSON-lines file with path, state, object and, optionally, split.",
+            "test/; a CSV, TSV or JSON-lines file with path, state, object and, optionally, split; or a JSON "
+            "export of Label Studio.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to create.")],
@@ -49,6 +50,12 @@ def create(
     unseen_pairs: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Exactly these pairs instead, one 'state object' per line."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The folder that paths in a file are relative to.  [the file's own]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which pairs and images are held out.")] = 0,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking them.")] = False,
@@ -72,7 +79,7 @@ def create(
     from refiner_cli.data.create.sources import read_photos
     from refiner_cli.machine import cores
 
-    found = read_photos(source)
+    found = read_photos(source, images)
     for note in found.notes:
         terminal.note(note)
     pairs = [photo.pair for photo in found.photos]

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 LONGEST_NAME = 255  # bytes of one part of a path, on most file systems
+_USUAL_NAME = 240  # bytes; leaves room for a number
 OUTPUT_MARKER = ".refiner-output"  # a file in a folder of images that refiner made
 
 # Thumbnails, metadata and deleted files that NAS systems, macOS, Windows and Linux keep among photos.
@@ -50,6 +51,27 @@ def portable(name: str, *, windows: bool = os.name == "nt") -> str:
         if _WINDOWS_DEVICES.fullmatch(part) or _WINDOWS_FORBIDDEN.search(part) or part.endswith((".", " ")):
             raise ValueError(f"{part!r} cannot be a file name on Windows")
     return path
+
+
+def portable_name(name: str, *, hidden: bool = True) -> str:
+    """A name for a file or folder that every system accepts, as close to the given one as possible.
+
+    It has no separator, so it names nothing outside its folder. Bytes that are not UTF-8 become ``_xff``; a
+    very long name is cut, and keeps its suffix.
+
+    Args:
+        hidden: whether scans may take it for another program's (:func:`is_foreign`).
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    text = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", text).rstrip(". ") or "_"
+    if _WINDOWS_DEVICES.fullmatch(text) or (not hidden and is_foreign(text, folder=True)):
+        text = f"_{text}"
+    if len(text.encode()) <= _USUAL_NAME:
+        return text
+    stem, dot, suffix = text.rpartition(".")
+    ending = dot + suffix if stem and len(suffix) < 8 else ""
+    start = text.encode()[: _USUAL_NAME - len(ending.encode())].decode("utf-8", "ignore")
+    return start.rstrip(". ") + ending
 
 
 def path_inside(folder: Path, name: str, suffix: str = "") -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,11 +33,11 @@ from refiner_cli.data.download.verify import Verification, verify
 from refiner_cli.data.integrity import UnreadableImage, find_unreadable
 from refiner_cli.data.labels import Pair
 from refiner_cli.data.progress import Progress, Report, StoppedError
+from refiner_cli.data.safe_paths import portable_name
 from refiner_cli.errors import DatasetError
 from refiner_cli.files import atomic_folder
 
 Placing = Literal["link", "copy"]
-_MAX_NAME_BYTES = 240  # bytes of a file name; file systems allow 255, and a number may be added
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _write(
     for split, part in parts.items():
         found: list[Sample] = []
         for photo, pair in sorted(part, key=lambda item: (item[1], item[0].file)):
-            path = _free(f"{_portable('_'.join(pair))}/{_portable(photo.file.name)}", taken)
+            path = _free(f"{portable_name('_'.join(pair))}/{portable_name(photo.file.name)}", taken)
             linked += _place(photo.file, work / IMAGES / path, placing)
             found.append(Sample(path, pair))
             done += 1
@@ -209,21 +208,6 @@ def _place(file: Path, target: Path, placing: Placing) -> bool:
             return True
     shutil.copyfile(file, target)
     return False
-
-
-def _portable(name: str) -> str:
-    """A file name that every system accepts, as close to the given one as possible.
-
-    Bytes that are not UTF-8 become ``_xff``; a very long name is cut, and keeps its suffix.
-    """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    text = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", text).rstrip(". ") or "_"
-    if len(text.encode()) <= _MAX_NAME_BYTES:
-        return text
-    stem, dot, suffix = text.rpartition(".")
-    ending = dot + suffix if stem and len(suffix) < 8 else ""
-    start = text.encode()[: _MAX_NAME_BYTES - len(ending.encode())].decode("utf-8", "ignore")
-    return start.rstrip(". ") + ending
 
 
 def _free(path: str, taken: set[str]) -> str:

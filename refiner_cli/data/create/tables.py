@@ -24,10 +24,13 @@ _DELIMITERS = (",", ";", "\t")
 Record = tuple[int, dict[str, Any]]  # line number, values by column
 
 
-def read_table(source: Path) -> PhotoCollection:
-    """Read a table of photos; paths are relative to its folder. Other columns are ignored.
+def read_table(source: Path, images: Path | None = None) -> PhotoCollection:
+    """Read a table of photos; other columns are ignored.
 
     Comma, semicolon and tab are told apart by the header, whose case does not matter.
+
+    Args:
+        images: the folder that paths are relative to; None: that of the table.
 
     Raises:
         DatasetError: it cannot be read or understood; names the line.
@@ -37,7 +40,7 @@ def read_table(source: Path) -> PhotoCollection:
     records = _csv_records(source, text) if is_csv else _json_records(source, text)
     photos, ignored = [], dict[str, None]()
     for number, record in records:
-        photos.append(_photo(source, number, record))
+        photos.append(_photo(source, number, record, images or source.parent))
         ignored.update(dict.fromkeys(column for column in record if column not in TABLE_COLUMNS))
     if not photos:
         raise DatasetError(f"{source} lists no images.")
@@ -50,7 +53,7 @@ def read_table(source: Path) -> PhotoCollection:
     return PhotoCollection(tuple(photos), notes=notes)
 
 
-def _photo(source: Path, number: int, record: dict[str, Any]) -> Photo:
+def _photo(source: Path, number: int, record: dict[str, Any], images: Path) -> Photo:
     where = f"{source}, line {number}"
     values = {column: str(record.get(column) or "").strip() for column in TABLE_COLUMNS}
     if empty := [column for column in _REQUIRED if not values[column]]:
@@ -66,7 +69,7 @@ def _photo(source: Path, number: int, record: dict[str, Any]) -> Photo:
     require_unicode(" ".join(pair), where)
     if not all(pair):
         raise DatasetError(f"{where}: a state and an object need a letter or a digit.")
-    return Photo(source.parent / values["path"], pair, split)
+    return Photo(images / values["path"], pair, split)
 
 
 def _csv_records(source: Path, text: str) -> Iterator[Record]:

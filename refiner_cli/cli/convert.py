@@ -1,0 +1,97 @@
+"""``refiner convert``: predictions into the formats of labelling tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
+from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.errors import UsageError
+
+Format = Literal["label-studio", "fiftyone", "image-folder", "csv", "cleanlab"]
+
+
+def convert(
+    answers: Annotated[
+        Path,
+        typer.Argument(metavar="ANSWERS", help="What 'refiner predict -o' or 'refiner suggest -o' wrote."),
+    ],
+    to: Annotated[Format, typer.Option(help="The format.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", help="A new folder; of csv and cleanlab a new file.")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The folder of the photos, if it is not where it was predicted from."
+        ),
+    ] = None,
+    min_probability: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out images whose best pair has less.")
+    ] = 0.0,
+    states: Annotated[
+        Path | None, typer.Option(help="Text file of states that a labeller may choose as well.")
+    ] = None,
+    objects: Annotated[Path | None, typer.Option(help="Text file of objects, likewise.")] = None,
+    url_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Label Studio: photos are served at this address and their path."),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="image-folder: copy photos instead of linking.")
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="cleanlab: the labels to check, anything that 'refiner dataset create' reads.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert predictions for Label Studio, FiftyOne, cleanlab, or 'refiner dataset create'."""
+    from refiner_cli.data.create.sources import read_photos
+    from refiner_cli.data.lists import read_names
+    from refiner_cli.inference.convert.answers import Answers, noted_places
+    from refiner_cli.inference.convert.conversion import (
+        WRITERS,
+        check_target,
+        convert_answers,
+        count_reasons,
+        labels_by_file,
+    )
+    from refiner_cli.inference.convert.writer import ConvertOptions
+    from refiner_cli.inference.scan import row_name
+
+    writer = WRITERS[to]
+    places = [row_name(str(images.absolute()))] if images else noted_places(answers)
+    found = Answers(answers, places, min_probability)
+    check_target(writer, out, found)
+    check_output_folder("-o", out.parent)
+    if writer.needs_labels != (labels is not None):
+        raise UsageError(
+            f"--to {to} needs --labels SOURCE." if writer.needs_labels else f"--to {to} takes no --labels.",
+            hint="It is a folder of state/object/ folders, a table, or a Label Studio export.",
+        )
+    options = ConvertOptions(
+        read_names(states, "state", (), terminal.note) if states else (),
+        read_names(objects, "object", (), terminal.note) if objects else (),
+        url_prefix,
+        copy,
+        labels_by_file(read_photos(labels)) if labels else {},
+    )
+    made = convert_answers(found, writer, out, options)
+    if as_json:
+        terminal.json(
+            {"schema": "refiner.convert/1", "to": to, "out": str(out), "images": made.images,
+             "left_out": dict(found.left_out)}
+        )  # fmt: skip
+    else:
+        terminal.note(f"{made.images} images in {out}{count_reasons(found)}")
+        for note in made.notes:
+            terminal.note(note.replace("{out}", str(out)))
+    if sum(found.left_out.values()) > found.left_out["below --min-probability"]:
+        raise typer.Exit(PARTLY_DONE)

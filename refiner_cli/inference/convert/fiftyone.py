@@ -1,0 +1,66 @@
+"""FiftyOne: a folder that ``fiftyone.types.FiftyOneDataset`` imports, ``metadata.json`` and ``samples.json``.
+
+Every field is a label of its own, so that the App filters by state and by object. Without a ``version`` in
+its metadata FiftyOne reads the samples one by one and creates its own document of the dataset.
+https://docs.voxel51.com/user_guide/import_datasets.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from refiner_cli.inference.convert.answers import Answers, NameGuess
+from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions, write_json_array
+
+
+class FiftyOneWriter(AnswerWriter):
+    """Fields ``state``, ``object``, ``pair`` of the best pair; ``states``, ``objects``, ``pairs`` of all."""
+
+    def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
+        del options
+        with (target / "samples.json").open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write('{"samples": ')
+            images = write_json_array(stream, samples(answers))
+            stream.write("}\n")
+        metadata = {"media_type": "image", "info": {"source": f"refiner, {answers.file.name}"}}
+        (target / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
+        step = 'fiftyone.Dataset.from_dir("{out}", dataset_type=fiftyone.types.FiftyOneDataset)'
+        return Converted(images, ("next, in Python: " + step,))
+
+
+def samples(answers: Answers) -> Iterator[dict[str, Any]]:
+    """The samples, as ``fiftyone.Sample.from_dict`` reads them."""
+    for answer in answers:
+        path = answer.text_path
+        if path is None:
+            answers.left_out["name that is not text"] += 1
+            continue
+        row, best = answer.row, answer.best
+        yield {
+            "filepath": path,
+            "tags": ["seen pair" if best.seen else "unseen pair"],
+            "state": classification(best.state, share(row.states, best.state)),
+            "object": classification(best.object, share(row.objects, best.object)),
+            "pair": classification(f"{best.state} {best.object}", best.probability),
+            "states": classifications((one.name, one.probability) for one in row.states),
+            "objects": classifications((one.name, one.probability) for one in row.objects),
+            "pairs": classifications(
+                (f"{one.state} {one.object}", one.probability) for one in row.predictions
+            ),
+        }
+
+
+def share(ranked: Iterable[NameGuess], name: str) -> float | None:
+    """The probability of a name on its own, if the row lists it."""
+    return next((one.probability for one in ranked if one.name == name), None)
+
+
+def classification(label: str, confidence: float | None) -> dict[str, Any]:
+    return {"_cls": "Classification", "tags": [], "label": label, "confidence": confidence}
+
+
+def classifications(labels: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    return {"_cls": "Classifications", "classifications": [classification(*label) for label in labels]}

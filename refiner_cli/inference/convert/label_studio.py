@@ -1,0 +1,106 @@
+"""Label Studio: tasks with pre-annotations, and the labelling configuration that they fit.
+
+State and object are two groups of choices. https://labelstud.io/guide/predictions
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from refiner_cli.inference.convert.answers import Answer, Answers
+from refiner_cli.inference.convert.writer import (
+    AnswerWriter,
+    Converted,
+    ConvertOptions,
+    all_names,
+    write_json_array,
+)
+from refiner_cli.inference.scan import row_path
+
+TASKS, CONFIG = "tasks.json", "labelling.xml"
+LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of a file below its document root
+MANY_NAMES = 20  # choices that are still shown side by side
+
+
+class LabelStudioWriter(AnswerWriter):
+    """A folder with ``tasks.json`` and ``labelling.xml``."""
+
+    def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
+        states, objects = all_names(answers, options)
+        (target / CONFIG).write_text(labelling_config(states, objects), "utf-8")
+        root = document_root(answers.places)
+        tasks = (task(answer, image_url(answer, root, options.url_prefix)) for answer in answers)
+        with (target / TASKS).open("w", encoding="utf-8", newline="\n") as stream:
+            images = write_json_array(stream, tasks)
+        steps = [
+            f"next: paste {CONFIG} as the labelling interface of a Label Studio project, and import {TASKS}"
+        ]
+        if options.url_prefix is None:
+            steps.append(
+                "Label Studio finds the photos if it runs with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true "
+                f"and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and they are added as local storage"
+            )
+        return Converted(images, tuple(steps))
+
+
+def labelling_config(states: Sequence[str], objects: Sequence[str]) -> str:
+    """The labelling interface: the image, one choice of a state and one of an object."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    for name, values in (("state", states), ("object", objects)):
+        ET.SubElement(view, "Header", value=name.capitalize())
+        choices = ET.SubElement(view, "Choices", name=name, toName="image", choice="single")
+        choices.set(*(("layout", "select") if len(values) > MANY_NAMES else ("showInline", "true")))
+        for value in values:
+            ET.SubElement(choices, "Choice", value=value)
+    ET.indent(view)
+    return ET.tostring(view, encoding="unicode") + "\n"
+
+
+def document_root(places: Sequence[str]) -> Path:
+    """The folder that Label Studio has to serve: the one that the photo folders lie in.
+
+    Label Studio takes a folder of photos as local storage only below its document root, not the root itself.
+    """
+    folders = [Path(row_path(place).rpartition(" = ")[2]) for place in places] or [Path.cwd()]
+    return Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
+
+
+def image_url(answer: Answer, root: Path, prefix: str | None) -> str:
+    """Where Label Studio gets a photo."""
+    if prefix is not None:
+        return prefix + quote(os.fsencode(row_path(answer.row.path)))
+    file = answer.file.absolute()
+    below = file.relative_to(root) if file.is_relative_to(root) else file.relative_to(file.anchor)
+    return LOCAL_FILES + quote(os.fsencode(below.as_posix()))
+
+
+def task(answer: Answer, url: str) -> dict[str, Any]:
+    """A photo with the best pair as its pre-annotation; ``path`` is for ``refiner dataset create``."""
+    path = answer.text_path
+    return {
+        "data": {"image": url, **({"path": path} if path else {})},
+        "predictions": [
+            {
+                "model_version": "refiner",
+                "score": min(1.0, answer.best.probability),
+                "result": list(results(answer)),
+            }
+        ],
+    }
+
+
+def results(answer: Answer) -> Iterator[dict[str, Any]]:
+    for name in ("state", "object"):
+        yield {
+            "id": name,
+            "from_name": name,
+            "to_name": "image",
+            "type": "choices",
+            "value": {"choices": [getattr(answer.best, name)]},
+        }
