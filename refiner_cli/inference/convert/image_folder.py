@@ -20,7 +20,7 @@ class ImageFolderWriter(AnswerWriter):
             if not answer.file.is_file():
                 answers.left_out["the photo is gone"] += 1
                 continue
-            copied += place(answer.file.absolute(), new_path(target, answer), copy=options.copy)
+            copied += link_or_copy(answer.file.absolute(), new_path(target, answer), copy=options.copy)
             images += 1
         step = "next: move wrong ones to another folder, then: refiner dataset create {out} --out DIR"
         return Converted(images, (f"{images - copied} photos linked, {copied} copied", step))
@@ -46,7 +46,7 @@ def folder_name(name: str) -> str:
     return portable_name(name, hidden=False)
 
 
-def place(file: Path, target: Path, *, copy: bool) -> bool:
+def link_or_copy(file: Path, target: Path, *, copy: bool) -> bool:
     """Link a photo, or copy it; returns whether it was copied."""
     if not copy:
         try:
