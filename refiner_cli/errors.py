@@ -6,6 +6,7 @@
     ├── UsageError               2  wrong usage
     ├── ConfigError              3  a configuration key or value
     ├── DatasetError             3  a dataset or one of its files
+    │   └── UnreadableImageError  one of its images
     ├── ModelFileError           3  a run, an exported model, or one of its files
     ├── ScoresError              3  a file of scores
     ├── FetchError               4  a download, or its verification
@@ -42,6 +43,10 @@ class ConfigError(RefinerError):
 
 class DatasetError(RefinerError):
     exit_code = 3
+
+
+class UnreadableImageError(DatasetError):
+    """Needs all images, and one cannot be decoded."""
 
 
 class ModelFileError(RefinerError):

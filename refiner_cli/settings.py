@@ -99,6 +99,20 @@ def chosen_method(layers: Sequence[Layer]) -> str:
     return next((str(values["method"]) for _, values in reversed(layers) if "method" in values), "refiner")
 
 
+def explicit_values(layers: Iterable[Layer]) -> dict[str, tuple[Any, str]]:
+    """Value and source of every key that some layers give, later ones winning; without defaults.
+
+    A key of any method is known. Raises ConfigError for an unknown one.
+    """
+    fields = {key: field for name in method_names() for key, field in known_fields(name).items()}
+    found: dict[str, tuple[Any, str]] = {}
+    for source, values in layers:
+        for key, value in flatten(values):
+            check_key(key, source, "refiner", fields)
+            found[key] = (parse_text(value, fields[key]) if isinstance(value, str) else value, source)
+    return found
+
+
 def parse_text(text: str, field: Any) -> Any:
     """A value given as text (environment, ``--set``), as the field wants it.
 

@@ -98,6 +98,20 @@ def check_start(start: Layer, config: Config, sources: Mapping[str, str]) -> Non
         )
 
 
+def asked_settings(
+    file: str | None, assignments: Iterable[str], flags: Mapping[str, Any]
+) -> dict[str, tuple[Any, str]]:
+    """Value and source of every setting that is given explicitly, by key; the same arguments as above.
+
+    Raises ConfigError for an unknown key.
+    """
+    from refiner_cli.settings import explicit_values, from_assignments
+
+    layers: list[Layer] = [read_settings(file)] if file else []
+    layers += [(f"--{flag}", {FLAG_KEYS[flag]: value}) for flag, value in flags.items() if value is not None]
+    return explicit_values([*layers, from_assignments(assignments)])
+
+
 def read_settings(text: str) -> Layer:
     """The layer of ``--config``: a file if there is one of that name, else a recipe."""
     from refiner_cli.recipes import recipe_for

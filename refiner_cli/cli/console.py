@@ -8,6 +8,7 @@ to be coloured is a :class:`rich.text.Text`.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -55,6 +56,11 @@ class Terminal:
         """Print a line about progress or circumstances, unless ``--quiet``."""
         if not self.quiet:
             self.err.print(text)
+
+    def next(self, *words: object, why: str = "") -> None:
+        """Print the one command that most people want now; ``why`` ends the line."""
+        command = shlex.join(map(str, words))
+        self.note(f"next: {command}{f', {why}' if why else ''}")
 
     def data(self, text: str) -> None:
         """Print a line of the result."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
@@ -100,7 +99,7 @@ def create(
         terminal.json(creation_json(out, found, created))
     else:
         terminal.data(str(out))
-        terminal.note(f"next: refiner train {shlex.quote(str(out))}")
+        terminal.next("refiner", "train", out)
     if created.left_out or found.unlabelled:
         raise typer.Exit(PARTLY_DONE)
 

@@ -9,7 +9,7 @@ import typer
 
 from refiner_cli.cli.common import Device
 from refiner_cli.cli.console import Json, new_table, terminal
-from refiner_cli.cli.training import fit_with_progress
+from refiner_cli.cli.training_view import fit_with_progress
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 

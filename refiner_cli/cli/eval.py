@@ -126,6 +126,10 @@ def evaluate(
         facts |= {"date": f"{dt.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}", "command": command_line()}
         write_report(report, result, benchmark.images if benchmark else None, facts)
         terminal.note(f"report: {report}")
+    if model and not as_json:
+        terminal.next(
+            "refiner", "predict", model, "PHOTOS", "-o", "rows.csv", why="to recognise your own photos"
+        )
 
 
 def describe_inputs(path: Path, model: Model, info: ModelInfo, benchmark: Benchmark) -> dict[str, str]:

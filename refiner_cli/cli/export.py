@@ -13,6 +13,7 @@ import typer
 
 from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def export(
 
     if folder is not None:
         require_absent(folder)
+        check_output_folder("DIR", folder)
     figures = read_evaluation(evaluation) if evaluation else None
     name = HubName.parse(push) if push else None
     model, info = open_model(run, "cpu")
@@ -89,6 +91,7 @@ def export(
         terminal.data(f"{folder} ({size / 1e6:.1f} MB)")
     if name:
         terminal.data(f"{name}@{result['commit']}")
+    terminal.next("refiner", "predict", folder or f"hf-hub:{name}", "PHOTOS", "-o", "rows.csv")
 
 
 def card_facts(info: ModelInfo, place: str, figures: dict[str, Any] | None) -> CardFacts:

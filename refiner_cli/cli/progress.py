@@ -56,7 +56,8 @@ def show_progress(console: Console, note: Callable[[str], None], *, quiet: bool)
 
 class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(describe_progress(task.fields["stage"], task.completed, task.total, task.speed))
+        text = describe_progress(task.fields["stage"], task.completed, task.total, task.speed)
+        return Text(f"{text}, {task.fields['detail']}" if task.fields["detail"] else text)
 
 
 @dataclass
@@ -75,9 +76,11 @@ class _Bars:
         if key not in self.tasks:
             title = _VERBS[event.stage] + event.name
             self.tasks[key] = self.bars.add_task(
-                title, total=event.total, completed=event.done, stage=event.stage
+                title, total=event.total, completed=event.done, stage=event.stage, detail=event.detail
             )
-        self.bars.update(self.tasks[key], completed=event.done, total=event.total)
+        self.bars.update(self.tasks[key], completed=event.done, total=event.total, detail=event.detail)
+        if event.total and event.done >= event.total:  # done: others need the room
+            self.bars.remove_task(self.tasks.pop(key))
 
 
 @dataclass
@@ -100,4 +103,5 @@ class _Lines:
             passed = time.monotonic() - start
             rate = (event.done - before) / passed if passed > 0 else None
             text = describe_progress(event.stage, event.done, event.total, rate)
+            text += f", {event.detail}" if event.detail else ""
             self.note(f"{_VERBS[event.stage]}{event.name}: {text}")

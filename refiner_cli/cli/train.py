@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from refiner_cli.cli.configure import configure
-from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.configure import asked_settings, configure
+from refiner_cli.cli.console import Json
+from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.cli.train_request import TrainRequest, resumption
 from refiner_cli.errors import UsageError
 
 DatasetName = Annotated[
@@ -61,7 +64,22 @@ def train(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.  [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.  [runs/DATASET-METHOD-TIME]")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run in --out; DATASET only if the dataset was moved.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in --out; with --epochs, a finished run gets more of them."
+        ),
+    ] = False,
+    moved: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="DATASET", help="With --resume: where the dataset is now."),
+    ] = None,
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="At an unreadable image: stop, or check all first, name those and do without."),
+    ] = "fail",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show settings, device, memory plan, steps and stops; write nothing."),
     ] = False,
     seeds: Annotated[
         int,
@@ -80,18 +98,26 @@ def train(
     flags = {"method": method, "backbone": backbone, "pretrained": pretrained, "init": init, "seed": seed,
              "device": device, "precision": precision, "epochs": epochs, "batch-size": batch_size, "lr": lr,
              "workers": workers}  # fmt: skip
-    if resume and out is None:
-        raise UsageError("--resume needs the run: --out RUN.")
-    if not resume and dataset is None:
-        raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
+    skip = on_error == "skip"
     if resume:
-        ignored = [f"--{name}" for name, value in flags.items() if value is not None]
-        ignored += [f"--{name}" for name, value in (("config", config), ("set", assign)) if value]
-        if ignored:
-            terminal.note(f"A resumed run keeps its settings: {', '.join(ignored)} ignored.")
-    settings = configure(dataset, config, assign or [], flags)[0] if dataset and not resume else None
-    from refiner_cli.cli.training import TrainRequest, run_training
+        request = resumption(dataset, moved, out, seeds, skip=skip, dry_run=dry_run)
+        request = replace(request, asked=asked_settings(config, assign or [], flags))
+    else:
+        if moved:
+            raise UsageError("--dataset needs --resume.", hint=f"Write: refiner train {moved}")
+        if dataset is None:
+            raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
+        settings, sources = configure(dataset, config, assign or [], flags)
+        request = TrainRequest(dataset, settings, out, seeds, skip)
+        if out:
+            check_output_folder("--out", out)
+        if dry_run:
+            from refiner_cli.cli.train_plan import show_train_plan
 
-    code = run_training(TrainRequest(dataset or "", settings, out, 1 if resume else seeds), as_json=as_json)
+            show_train_plan(request, settings, sources, as_json=as_json)
+            return
+    from refiner_cli.cli.training import run_training
+
+    code = run_training(request, as_json=as_json)
     if code:
         raise typer.Exit(code)

@@ -5,36 +5,26 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from refiner_cli.cli.console import new_table, terminal
+from refiner_cli.cli.console import PARTLY_DONE, terminal
 from refiner_cli.cli.signals import StopRequest, stop_on_signal
-from refiner_cli.errors import DatasetError, RefinerError, UsageError
-from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
+from refiner_cli.cli.train_request import TrainRequest
+from refiner_cli.cli.training_view import fit_with_progress, show_training
+from refiner_cli.errors import DatasetError, RefinerError, UnreadableImageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from refiner_cli.config import Config
     from refiner_cli.core.runtime.distributed import DistributedContext
-    from refiner_cli.training.events import Event
+    from refiner_cli.data.benchmark import Benchmark
     from refiner_cli.training.run_dir import Run
+    from refiner_cli.training.seeds import SeedRuns
     from refiner_cli.training.trainer import Trainer
 
 MAX_SEED = 2**63 - 1
-DATA_BOUND = 0.2  # share of the time spent waiting for data from which on a hint is printed
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """One ``refiner train`` command."""
-
-    dataset: str  # with --resume: where the dataset is now, or "": where it was
-    config: Config | None  # None: resume what lies in ``out``
-    out: Path | None
-    seeds: int
 
 
 def run_training(request: TrainRequest, *, as_json: bool) -> int:
@@ -49,7 +39,9 @@ def run_training(request: TrainRequest, *, as_json: bool) -> int:
         result = train_all(request, ranks, stop)
         if ranks.is_main:
             (terminal.json if as_json else show_training)(result)
-        return stop.exit_code if result["interrupted"] else 0
+        if result["interrupted"]:
+            return stop.exit_code
+        return PARTLY_DONE if any(run.get("skipped_images") for run in result.get("runs", [result])) else 0
 
 
 def on_gpu(request: TrainRequest) -> bool:
@@ -78,12 +70,14 @@ def train_all(request: TrainRequest, ranks: DistributedContext, stop: StopReques
     from refiner_cli.training.seeds import SEEDS_FILE
 
     out = request.out or Path(ranks.broadcast(str(default_folder(request))))
-    if request.seeds > 1 or (request.config is None and (out / SEEDS_FILE).is_file()):
+    if (request.config and request.seeds > 1) or (request.config is None and (out / SEEDS_FILE).is_file()):
         return train_seeds(request, out, ranks, stop)
     if request.config is None:
-        result = fit_with_progress(resumed_trainer(request.dataset, out, ranks), stop)
+        if request.seeds > 1:
+            raise UsageError(f"{out} is not a folder of several seeds.", hint="Leave --seeds out.")
+        result = fit_with_progress(resumed_trainer(request, out, ranks), stop)
     else:
-        result = new_training(request.dataset, request.config, out, ranks, stop)
+        result = new_training(request, request.config, out, ranks, stop)
     return {"schema": "refiner.train/1", **result}
 
 
@@ -94,7 +88,7 @@ def train_seeds(
     from refiner_cli.training.run_dir import Run, is_run
     from refiner_cli.training.seeds import SeedRuns
 
-    config, dataset = request.config, request.dataset
+    config = request.config
     if config is not None:
         if config.seed + request.seeds - 1 > MAX_SEED:
             raise UsageError(f"--seeds {request.seeds} from seed {config.seed} on exceed {MAX_SEED}.")
@@ -102,20 +96,27 @@ def train_seeds(
             SeedRuns.create(out, range(config.seed, config.seed + request.seeds))
         ranks.barrier()
     several = SeedRuns.open(out)
+    if config is None:
+        request = resume_seeds(request, several)
     runs: list[dict[str, Any]] = []
     for seed in several.seeds:
         folder = several.run(seed)
         terminal.note(f"seed {seed}, {len(runs) + 1} of {len(several.seeds)}")
         if is_run(folder):
-            runs.append(fit_with_progress(resumed_trainer(request.dataset, folder, ranks), stop))
+            runs.append(fit_with_progress(resumed_trainer(request, folder, ranks), stop))
         else:
             if config is None:
                 first = Run.open(several.run(several.seeds[0]))
-                config, dataset = first.config, request.dataset or first.dataset.path
+                config = first.config
+                request = replace(
+                    request,
+                    dataset=request.dataset or first.dataset.path,
+                    skip_unreadable=request.skip_unreadable or bool(first.skipped),
+                )
             try:
                 seeded = config.model_copy(update={"seed": seed})
                 before = several.run(several.seeds[0])  # it keeps what its training started from
-                runs.append(new_training(dataset, seeded, folder, ranks, stop, before))
+                runs.append(new_training(request, seeded, folder, ranks, stop, before))
             except BaseException:
                 if ranks.is_main:
                     several.abandon()
@@ -131,6 +132,18 @@ def train_seeds(
     return result
 
 
+def resume_seeds(request: TrainRequest, several: SeedRuns) -> TrainRequest:
+    """The request as each run of the folder takes it. Raises UsageError for other seeds."""
+    if request.seeds not in {1, len(several.seeds)}:
+        raise UsageError(
+            f"--seeds {request.seeds} contradicts {several.folder}, which holds {len(several.seeds)} seeds.",
+            hint="Leave --seeds out.",
+        )
+    if request.asked.get("seed", (None, ""))[0] != several.seeds[0]:
+        return request
+    return replace(request, asked={key: asked for key, asked in request.asked.items() if key != "seed"})
+
+
 def default_folder(request: TrainRequest) -> Path:
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     method = request.config.method if request.config else "run"
@@ -138,7 +151,7 @@ def default_folder(request: TrainRequest) -> Path:
 
 
 def new_training(
-    dataset: str,
+    request: TrainRequest,
     config: Config,
     folder: Path,
     ranks: DistributedContext,
@@ -153,20 +166,25 @@ def new_training(
         before: the first run of several seeds.
     """
     from refiner_cli.cli.common import open_dataset
+    from refiner_cli.training.folder_lock import require_unused
     from refiner_cli.training.run_dir import DatasetRef, Run
     from refiner_cli.training.setup import build_trainer, environment
 
     if ranks.is_main:
-        benchmark = open_dataset(dataset)
+        benchmark = open_dataset(request.dataset)
+        require_unused(folder)
+        skipped = unreadable_images(benchmark) if request.skip_unreadable else []
         ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
-        run = Run.create(folder, config, ref, environment() | {"arguments": sys.argv})
+        run = Run.create(folder, config, ref, environment() | {"arguments": sys.argv}, skipped)
         copy_initial(run, before)
     ranks.barrier()
     run = Run.open(folder)
     try:
-        trainer = build_trainer(run, open_dataset(dataset), terminal.note, ranks)
+        trainer = build_trainer(run, open_dataset(request.dataset), terminal.note, ranks)
         return fit_with_progress(trainer, stop)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UnreadableImageError):
+            error.hint = "With --on-error skip, a new training does without such images."
         if ranks.is_main:
             run.abandon()
         raise
@@ -189,95 +207,38 @@ def copy_initial(run: Run, before: Path | None) -> None:
         raise
 
 
-def resumed_trainer(dataset: str, folder: Path, ranks: DistributedContext) -> Trainer:
-    """The training of an existing run, at its newest undamaged checkpoint.
+def unreadable_images(benchmark: Benchmark) -> list[str]:
+    """The training and validation images that cannot be decoded; each is named."""
+    from refiner_cli.data.integrity import find_unreadable
+    from refiner_cli.machine import cores
 
-    Args:
-        dataset: where the dataset is now; "": where it was.
-    """
+    paths = [sample.path for split in ("train", "val") for sample in benchmark.samples[split]]
+    with terminal.report() as report:
+        found = find_unreadable(
+            benchmark.images, paths, name="images", workers=cores(), report=report, stop=Event()
+        )
+    for fault in found:
+        terminal.note(f"skipped: {fault.path} ({fault.reason})")
+    return [fault.path for fault in found]
+
+
+def resumed_trainer(request: TrainRequest, folder: Path, ranks: DistributedContext) -> Trainer:
+    """The training of an existing run, at its newest undamaged checkpoint."""
     from refiner_cli.cli.common import open_dataset
     from refiner_cli.data.benchmark import load_benchmark
     from refiner_cli.training.recover import open_or_recover
     from refiner_cli.training.setup import environment, resume_trainer
 
     run = open_or_recover(folder, terminal.note)
-    if not dataset and not Path(run.dataset.path).is_dir():
+    if not request.dataset and not Path(run.dataset.path).is_dir():
         raise DatasetError(
             f"The dataset of the run {folder} is no longer at {run.dataset.path}.",
-            hint=f"Name its new place: refiner train DATASET --resume --out {folder}.",
+            hint=f"Name its new place: refiner train --resume --out {folder} --dataset DIR.",
         )
-    found = open_dataset(dataset).root if dataset else Path(run.dataset.path)
-    trainer = resume_trainer(run, load_benchmark(found, run.dataset.name), terminal.note, ranks)
+    found = open_dataset(request.dataset).root if request.dataset else Path(run.dataset.path)
+    benchmark = load_benchmark(found, run.dataset.name)
+    trainer = resume_trainer(run, benchmark, terminal.note, ranks, request.asked)
     if ranks.is_main and trainer.step < trainer.total:
         run.note_environment(environment() | {"arguments": sys.argv}, trainer.step)
     ranks.barrier()
     return trainer
-
-
-def fit_with_progress(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Run to the end and show what happens."""
-    from refiner_cli.training.events import StepDone, Stopped
-    from refiner_cli.training.warm_start import read_taken
-
-    stopped = False
-    with terminal.progress("training") as progress:
-        for event in trainer.fit(stop):
-            show_event(event)
-            stopped = stopped or isinstance(event, Stopped)
-            if isinstance(event, StepDone):
-                progress(event.step, event.total)
-    best = trainer.run.read_best() or {}
-    taken = read_taken(trainer.run.folder)
-    return {"run": str(trainer.run.folder), "seed": trainer.run.config.seed, "step": trainer.step,
-            "best_step": best.get("step"), "criterion": best.get("criterion"), "val": best.get("val"),
-            "interrupted": stopped, **({"init": taken} if taken else {})}  # fmt: skip
-
-
-def show_event(event: Event) -> None:
-    from refiner_cli.training.events import Stopped, Validated
-    from refiner_cli.training.selection import MEANING
-
-    if isinstance(event, Validated):
-        values = " ".join(
-            f"{name} {format_metric(getattr(event.metrics, name))}" for name in HEADLINE_METRICS
-        )
-        best = f", best so far by {event.criterion}" if event.best else ""
-        terminal.note(
-            f"epoch {event.epoch}, step {event.step}: validation {values}{best}, "
-            f"{event.waiting:.0%} of the time waiting for images"
-        )
-        if event.step == 0 and event.criterion != "AUC":
-            missing = "seen" if event.metrics.n_unseen else "unseen"
-            terminal.note(
-                f"Validation has no {missing} pair, so AUC is undefined: the best checkpoint is selected by "
-                f"{MEANING[event.criterion]}."
-            )
-        if event.waiting > DATA_BOUND:
-            terminal.note("Decoding limits the speed: try more processes, --set train.num_workers=N.")
-    elif isinstance(event, Stopped):
-        terminal.note(f"stopped after step {event.step}; the state is saved, resume with --resume")
-    elif event.skipped:
-        terminal.note(f"step {event.step} skipped: {event.skipped}")
-
-
-def show_training(result: dict[str, Any]) -> None:
-    """The result as a table, and where it lies."""
-    if "runs" not in result:
-        if result["val"]:
-            table = new_table(f"Best on validation, by {result['criterion']}", "step", *HEADLINE_METRICS)
-            table.add_row(
-                str(result["best_step"]), *(format_metric(result["val"][name]) for name in HEADLINE_METRICS)
-            )
-            terminal.table(table)
-            terminal.data(f"run {result['run']}")
-        return
-    table = new_table("Best on validation, by seed", "seed", "step", *HEADLINE_METRICS)
-    for run in result["runs"]:
-        if run["val"]:
-            values = [format_metric(run["val"][name]) for name in HEADLINE_METRICS]
-            table.add_row(str(run["seed"]), str(run["best_step"]), *values)
-    for name in ("mean", "deviation"):
-        if name in result:
-            table.add_row(name, "", *(format_metric(result[name][metric]) for metric in HEADLINE_METRICS))
-    terminal.table(table)
-    terminal.data(f"runs {result['folder']}")

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -76,6 +76,21 @@ class Benchmark:
         if world == "open":
             return self.vocabulary.open_world()
         return self.vocabulary.with_pairs({*self.pairs[split], *self.pairs["train"]})
+
+    def without(self, unreadable: Collection[str]) -> Benchmark:
+        """This benchmark without some images of the training and validation splits, by path.
+
+        Raises DatasetError if a split has no other image.
+        """
+        if not unreadable:
+            return self
+        samples = dict(self.samples)
+        splits: tuple[Split, ...] = ("train", "val")
+        for split in splits:
+            samples[split] = tuple(one for one in self.samples[split] if one.path not in unreadable)
+            if not samples[split]:
+                raise DatasetError(f"No image of the split {split!r} of {self.root} can be read.")
+        return replace(self, samples=samples)
 
     def paths(self, split: Split) -> Iterator[Path]:
         return (self.images / sample.path for sample in self.samples[split])

@@ -21,15 +21,15 @@ from torchvision import transforms
 from refiner_cli.data.crop import Crop
 from refiner_cli.data.decode import read
 from refiner_cli.data.image_file import UnreadableError, default_limits
-from refiner_cli.errors import DatasetError
+from refiner_cli.errors import UnreadableImageError
 
 
 def decode(file: Path) -> Image.Image:
-    """Read an image as upright RGB. Raises DatasetError with the path if it cannot be read."""
+    """Read an image as upright RGB. Raises UnreadableImageError with the path if it cannot be read."""
     try:
         return read(file)
     except UnreadableError as error:
-        raise DatasetError(f"The image {file} cannot be read ({error}).") from None
+        raise UnreadableImageError(f"The image {file} cannot be read ({error}).") from None
 
 
 class Preprocess:

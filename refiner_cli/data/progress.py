@@ -25,6 +25,7 @@ class Progress:
     name: str
     done: int
     total: int | None
+    detail: str = ""  # what to say besides, such as "loss 2.31"
 
 
 @dataclass(frozen=True)

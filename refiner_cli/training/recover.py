@@ -27,7 +27,8 @@ def open_or_recover(folder: Path, log: LogFn) -> Run:
         state = json.loads((newest / STATE_FILE).read_text("utf-8"))
         model = json.loads((newest / CONFIG).read_text("utf-8"))
         dataset = DatasetRef(model["dataset"], model["dataset_path"], model["dataset_fingerprint"])
-        run = Run(folder, Config.model_validate(state["config"]), dataset)
+        skipped, changes = tuple(state.get("skipped", ())), tuple(state.get("changes", ()))
+        run = Run(folder, Config.model_validate(state["config"]), dataset, skipped, changes)
         run.write()
         log(f"{error.message} {RUN} was written again from {newest.name}.")
         return run

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from refiner_cli.core.model_io.hub import hub_model
 from refiner_cli.core.towers.architectures import HF_HUB
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
 from refiner_cli.files import atomic_file, write_json
-from refiner_cli.training.checkpoints import Checkpoints
+from refiner_cli.training.checkpoints import Checkpoints, step_of
 from refiner_cli.training.folder_lock import LOCK, folder_lock, new_folder, remove_temporary
 
 RUN_FORMAT = "refiner.run/2"
@@ -63,11 +63,20 @@ class Run:
     folder: Path
     config: Config
     dataset: DatasetRef
+    skipped: tuple[str, ...] = ()  # unreadable images that it was asked to do without
+    changes: tuple[dict[str, Any], ...] = ()  # made when it was resumed, see training/changes.py
 
     @classmethod
-    def create(cls, folder: Path, config: Config, dataset: DatasetRef, environment: dict[str, Any]) -> Run:
+    def create(
+        cls,
+        folder: Path,
+        config: Config,
+        dataset: DatasetRef,
+        environment: dict[str, Any],
+        skipped: Sequence[str] = (),
+    ) -> Run:
         """Start a run. Raises UsageError if something lies there already or another process is starting."""
-        run = cls(folder, config, dataset)
+        run = cls(folder, config, dataset, tuple(skipped))
         with new_folder(folder):
             run.note_environment(environment)
             run.write()
@@ -80,7 +89,9 @@ class Run:
         file = folder / RUN
         try:
             dataset = TypeAdapter(DatasetRef).validate_python(content["dataset"])
-            return cls(folder, Config.model_validate(content["config"]), dataset)
+            skipped = TypeAdapter(tuple[str, ...]).validate_python(content.get("skipped", []))
+            changes = TypeAdapter(tuple[dict[str, Any], ...]).validate_python(content.get("changes", []))
+            return cls(folder, Config.model_validate(content["config"]), dataset, skipped, changes)
         except ValidationError as error:
             first = error.errors()[0]
             if first["loc"] == ("method",):
@@ -94,7 +105,8 @@ class Run:
 
     def write(self) -> None:
         """Write run.json."""
-        content = {"format": RUN_FORMAT, "config": self.config.model_dump(), "dataset": asdict(self.dataset)}
+        content = {"format": RUN_FORMAT, "config": self.config.model_dump(), "dataset": asdict(self.dataset),
+                   "skipped": list(self.skipped), "changes": list(self.changes)}  # fmt: skip
         write_json(self.folder / RUN, content)
 
     def abandon(self) -> None:
@@ -162,6 +174,11 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first; none of them was checked."""
         return self.stored.all()
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        saved = self.checkpoints()
+        return step_of(saved[-1]) if saved else 0
 
     def write_best(self, best: dict[str, Any] | None) -> None:
         """Write best.json, as ``selection.best_record`` gives it; None: no validation yet, no file."""

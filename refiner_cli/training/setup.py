@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import open_clip
@@ -24,7 +24,8 @@ from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.benchmark import Benchmark
-from refiner_cli.errors import ConfigError, DatasetError
+from refiner_cli.errors import ConfigError
+from refiner_cli.training.changes import Asked, change_run, describe_change
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
@@ -49,6 +50,7 @@ def build_trainer(
 ) -> Trainer:
     """A trainer at its first step."""
     config = run.config
+    benchmark = benchmark.without(run.skipped)
     device, why_device = pick_device(config.device)
     if ranks.world_size > 1:
         if device.type == "cuda":
@@ -107,31 +109,32 @@ def build_trainer(
 
 
 def resume_trainer(
-    run: Run, benchmark: Benchmark, log: LogFn, ranks: DistributedContext = SINGLE_PROCESS
+    run: Run,
+    benchmark: Benchmark,
+    log: LogFn,
+    ranks: DistributedContext = SINGLE_PROCESS,
+    asked: Asked = MappingProxyType({}),
 ) -> Trainer:
     """A trainer at the last complete checkpoint of its run, or at its first step if there is none yet.
 
+    Args:
+        asked: settings that the run is to take over, as far as that is possible.
+
     Raises:
-        UsageError: another process is training in the run.
+        UsageError: another process is training in the run, or a setting contradicts it.
         DatasetError: the dataset is not the one that the run was started on.
         ModelFileError: every checkpoint is damaged, or the settings in run.json were changed.
     """
-    if benchmark.fingerprint() != run.dataset.fingerprint:
-        raise DatasetError(
-            f"The dataset {benchmark.root} has changed since the run {run.folder} was started."
-        )
-    root = str(benchmark.root.resolve())
-    moved = run.dataset.path != root
-    if moved:
-        log(f"the dataset of the run is now at {root}")
-        run = replace(run, dataset=replace(run.dataset, path=root))
+    changed = change_run(run, benchmark, asked)
+    if changed != run:
+        log(describe_change(changed.changes[-1]))
     if ranks.is_main:
         with run.locked():
             run.clean()
-            if moved:
-                run.write()
+            if changed != run:
+                changed.write()
     ranks.barrier()
-    trainer = build_trainer(run, benchmark, log, ranks)
+    trainer = build_trainer(changed, benchmark, log, ranks)
     trainer.restore()
     log(f"resuming after step {trainer.step} of {trainer.total}")
     return trainer

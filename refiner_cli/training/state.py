@@ -79,6 +79,8 @@ class TrainerState:
             "progress": asdict(progress),
             "scaler": self.scaler.state_dict(),
             "config": self.run.config.model_dump(),
+            "skipped": list(self.run.skipped),
+            "changes": list(self.run.changes),
         }
         try:
             with self.run.stored.new(step) as folder:
@@ -122,7 +124,8 @@ class TrainerState:
         except Exception as error:  # noqa: BLE001 - safetensors, JSON and the system have their own
             raise ModelFileError(f"The training state in {folder} cannot be read ({error}).") from None
         for key, value in result_settings(self.run.config.model_dump()).items():
-            if value != then.get(key, value):
+            before = [change[key][0] for change in self.run.changes if key in change]
+            if then.get(key, value) not in (value, *before):
                 raise ModelFileError(
                     f"{key} in {self.run.folder} is {value!r} now and was {then[key]!r} in {folder.name}.",
                     hint="Start another run, or put the old value back into run.json.",

@@ -30,6 +30,7 @@ from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.data.images import AUGMENTS, Preprocess
 from refiner_cli.errors import RefinerError, ScoresError
+from refiner_cli.evaluation.scoring import ProgressFn, no_progress
 from refiner_cli.training.calibrate import calibrate
 from refiner_cli.training.curves import write_curves
 from refiner_cli.training.events import Event, StepDone, Stopped, Validated
@@ -62,6 +63,7 @@ class Trainer:
     ranks: DistributedContext = SINGLE_PROCESS
     cache: TokenCache | None = None  # filled; else images are decoded
     progress: TrainProgress = field(default_factory=TrainProgress)
+    watch: ProgressFn = no_progress  # called while it validates, with images done and in total
 
     def __post_init__(self) -> None:
         self.config: TrainConfig = self.run.config.train
@@ -195,7 +197,8 @@ class Trainer:
         """Calibrate on validation, save, and record the best checkpoint."""
         began = time.perf_counter()
 
-        def check_stop(_done: int, _all: int) -> None:
+        def check_stop(done: int, total: int) -> None:
+            self.watch(done, total)
             # Under several processes the others wait in the next all-reduce, which carries the request.
             if self.ranks.world_size == 1 and stop():
                 raise StopRequestedError

@@ -61,11 +61,13 @@ def test_a_dataset_that_moved_is_found_by_its_fingerprint(cli: Cli, small_demo: 
     lost = cli("train", "--resume", "--out", tmp_path / "moved-run")
     assert lost.code == 3
     assert "is no longer at" in lost.err
-    assert "refiner train DATASET --resume" in lost.err
-    found = cli("train", tmp_path / "moved", "--resume", "--out", tmp_path / "moved-run", "--seed", 4)
+    assert "refiner train --resume --out" in lost.err
+    found = cli("train", "--resume", "--out", tmp_path / "moved-run", "--dataset", tmp_path / "moved")
     assert found.code == 0, found.err
-    assert "A resumed run keeps its settings: --seed ignored." in found.err
-    assert Run.open(tmp_path / "moved-run").dataset.path == str((tmp_path / "moved").resolve())
+    places = [str((tmp_path / name).resolve()) for name in ("data", "moved")]
+    now = Run.open(tmp_path / "moved-run")
+    assert now.dataset.path == places[1]
+    assert now.changes == ({"after_step": 1, "dataset": places},)
     assert cli("-q", "train", "--resume", "--out", tmp_path / "moved-run").code == 0
 
     pairs = tmp_path / "moved" / "compositional-split-natural" / "val_pairs.txt"

@@ -1,0 +1,96 @@
+"""How a training is shown while it runs, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from refiner_cli.cli.console import new_table, terminal
+from refiner_cli.data.progress import Progress
+from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
+
+if TYPE_CHECKING:
+    from refiner_cli.training.events import Event
+    from refiner_cli.training.trainer import Trainer
+
+DATA_BOUND = 0.2  # share of the time spent waiting for data from which on a hint is printed
+
+
+def fit_with_progress(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Run to the end and show what happens."""
+    from refiner_cli.training.events import StepDone, Stopped
+    from refiner_cli.training.warm_start import read_taken
+
+    stopped = False
+    with terminal.report() as report:
+        if terminal.err.is_terminal:  # in a log, ten lines for every validation would be too many
+            trainer.watch = lambda done, total: report(Progress("count", "validating", done, total or None))
+        for event in trainer.fit(stop):
+            show_event(event, trainer)
+            stopped = stopped or isinstance(event, Stopped)
+            if isinstance(event, StepDone):
+                report(Progress("count", "training", event.step, event.total, f"loss {event.loss:.3g}"))
+    best = trainer.run.read_best() or {}
+    taken = read_taken(trainer.run.folder)
+    return {"run": str(trainer.run.folder), "seed": trainer.run.config.seed, "step": trainer.step,
+            "best_step": best.get("step"), "criterion": best.get("criterion"), "val": best.get("val"),
+            "interrupted": stopped, **({"init": taken} if taken else {}),
+            **({"skipped_images": skipped} if (skipped := list(trainer.run.skipped)) else {})}  # fmt: skip
+
+
+def show_event(event: Event, trainer: Trainer) -> None:
+    from refiner_cli.training.events import Stopped, Validated
+    from refiner_cli.training.selection import MEANING
+
+    if isinstance(event, Validated):
+        values = " ".join(
+            f"{name} {format_metric(getattr(event.metrics, name))}" for name in HEADLINE_METRICS
+        )
+        best = f", best so far by {event.criterion}" if event.best else ""
+        terminal.note(
+            f"epoch {event.epoch}, step {event.step}: validation {values}{best}, "
+            f"{event.waiting:.0%} of the time waiting for images"
+        )
+        if event.step == 0 and event.criterion != "AUC":
+            missing = "seen" if event.metrics.n_unseen else "unseen"
+            terminal.note(
+                f"Validation has no {missing} pair, so AUC is undefined: the best checkpoint is selected by "
+                f"{MEANING[event.criterion]}."
+            )
+        if event.waiting > DATA_BOUND and trainer.config.num_workers >= 0:  # a number that the user chose
+            terminal.note("Decoding limits the speed: try more processes, --set train.num_workers=N.")
+    elif isinstance(event, Stopped):
+        terminal.note(f"stopped after step {event.step}; the state is saved")
+    elif event.skipped:
+        terminal.note(f"step {event.step} skipped: {event.skipped}")
+
+
+def show_training(result: dict[str, Any]) -> None:
+    """The result as a table, and where it lies."""
+    if "runs" not in result:
+        if result["interrupted"]:
+            terminal.next("refiner", "train", "--resume", "--out", result["run"])
+        if result["val"]:
+            table = new_table(f"Best on validation, by {result['criterion']}", "step", *HEADLINE_METRICS)
+            table.add_row(
+                str(result["best_step"]), *(format_metric(result["val"][name]) for name in HEADLINE_METRICS)
+            )
+            terminal.table(table)
+            terminal.data(f"run {result['run']}")
+            if not result["interrupted"]:
+                terminal.next("refiner", "eval", result["run"])
+        return
+    table = new_table("Best on validation, by seed", "seed", "step", *HEADLINE_METRICS)
+    for run in result["runs"]:
+        if run["val"]:
+            values = [format_metric(run["val"][name]) for name in HEADLINE_METRICS]
+            table.add_row(str(run["seed"]), str(run["best_step"]), *values)
+    for name in ("mean", "deviation"):
+        if name in result:
+            table.add_row(name, "", *(format_metric(result[name][metric]) for metric in HEADLINE_METRICS))
+    terminal.table(table)
+    terminal.data(f"runs {result['folder']}")
+    if result["interrupted"]:
+        terminal.next("refiner", "train", "--resume", "--out", result["folder"])
+    else:
+        terminal.next("refiner", "eval", result["folder"])
