@@ -122,7 +122,7 @@ def carry_out(
 
 def finish_job(job: ReproductionJob, stop: StopRequest) -> bool:
     """Train and evaluate one job; False: it was stopped before the end, with its state saved."""
-    from refiner_cli.cli.training import fit_with_progress
+    from refiner_cli.cli.training_view import fit_with_progress
     from refiner_cli.training.trainer import StopRequestedError
 
     if fit_with_progress(job.trainer(terminal.note, sys.argv), stop)["interrupted"]:
