@@ -24,6 +24,7 @@ from refiner_cli.cli import (
     predict,
     reproduce,
     search,
+    suggest,
     train,
 )
 from refiner_cli.cli.console import terminal
@@ -67,6 +68,7 @@ COMMANDS = (
     predict.predict,
     index.index,
     search.search,
+    suggest.suggest,
     convert.convert,
     export.export,
     config.config,

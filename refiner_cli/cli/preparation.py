@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import terminal
 
 if TYPE_CHECKING:
     from refiner_cli.core.models.base import Model
     from refiner_cli.data.labels import LabelSpace
+    from refiner_cli.inference.index import Index
     from refiner_cli.inference.recogniser import Recogniser
 
 
@@ -50,6 +52,11 @@ def prepare_recogniser(
         f"precision {name} ({why}), batch {batch} ({because}), {workers} decoding processes ({reason})"
     )
     return PreparedRecogniser(recogniser, batch, workers)
+
+
+def open_index_model(index: Index, model: Path | None, device: str) -> Model:
+    """The model that an index was made with; ``model`` if it lies elsewhere now."""
+    return open_model(model or Path(index.info.model["path"]), device)[0]
 
 
 def name_model(model: Path) -> str:

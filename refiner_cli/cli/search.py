@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from math import inf
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision, open_model
+from refiner_cli.cli.common import Device, Precision
 from refiner_cli.cli.console import Json, new_table, terminal
+from refiner_cli.cli.index_inputs import IndexModel, IndexPath, ListFormat, pick_list_format
 from refiner_cli.cli.outputs import OutputFile, check_outputs
-from refiner_cli.cli.preparation import EncodingOptions, prepare_recogniser
+from refiner_cli.cli.preparation import EncodingOptions, open_index_model, prepare_recogniser
 from refiner_cli.errors import UsageError
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that 'refiner index' made.")],
+    index: IndexPath,
     query: Annotated[
         list[str] | None,
         typer.Argument(
@@ -27,9 +27,7 @@ def search(
             "write -- before the query.",
         ),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="The model, if it is not where it was when the index was made.")
-    ] = None,
+    model: IndexModel = None,
     like: Annotated[Path | None, typer.Option(help="Find images that look like this one.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many images to list.")] = 20,
     min_margin: Annotated[
@@ -37,12 +35,7 @@ def search(
     ] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out images with a lower score.")] = None,
     gallery: Annotated[Path | None, typer.Option(help="Write an .html page with the images found.")] = None,
-    output_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="table|jsonl", help="Default: a table on a terminal, else JSON lines."
-        ),
-    ] = None,
+    output_format: ListFormat = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -50,9 +43,7 @@ def search(
     """List the images of an index that fit a query best, one JSON line per image."""
     if bool(query) == bool(like):
         raise UsageError("Give either a QUERY or --like FILE.")
-    chosen = output_format or ("table" if sys.stdout.isatty() else "jsonl")
-    if chosen not in {"table", "jsonl"}:
-        raise UsageError(f"The format {chosen!r} is unknown.", hint="Use table or jsonl.")
+    chosen = pick_list_format(output_format)
     check_outputs([OutputFile("--gallery", gallery, (".html", ".htm"))])
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
@@ -61,7 +52,7 @@ def search(
     from refiner_cli.inference.sources.places import find_again
 
     opened = Index.open(index)
-    loaded, _ = open_model(model or Path(opened.info.model["path"]), device)
+    loaded = open_index_model(opened, model, device)
     prepared = prepare_recogniser(loaded, None, EncodingOptions(precision, batch=1))
     recogniser = prepared.recogniser
     opened.check_model(recogniser.fingerprint())

@@ -184,8 +184,7 @@ class Recogniser:
     @torch.no_grad()
     def predict_vectors(self, vectors: ImageVectors, *, top_k: int = 5) -> list[Prediction]:
         """Recognise images by their vectors, on the model's device. Raises ModelFileError as above."""
-        with autocast(self.model.device, self.precision):
-            ranked = self.rank(vectors, top_k)
+        ranked = self.rank(vectors, top_k)
         states, objects = (
             self.top(probability, names, top_k)
             for probability, names in (
@@ -197,8 +196,13 @@ class Recogniser:
         compositions = [tuple(map(self.composition, *image)) for image in zip(*columns, strict=True)]
         return [Prediction(*parts) for parts in zip(compositions, states, objects, strict=True)]
 
+    @torch.no_grad()
     def rank(self, vectors: ImageVectors, top_k: int) -> RankedScores:
-        """Score images against all pairs, one block of pairs after the other."""
+        """Score images against all pairs, block by block of pairs. Raises ModelFileError as above."""
+        with autocast(self.model.device, self.precision):
+            return self._rank(vectors, top_k)
+
+    def _rank(self, vectors: ImageVectors, top_k: int) -> RankedScores:
         bank, space, P = self.bank, self.space, len(self.space.pairs)
         ranking = ScoreRanking(len(vectors), (len(space.states), len(space.objects)), top_k,
                                self.model.device)  # fmt: skip

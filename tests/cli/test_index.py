@@ -285,3 +285,22 @@ def test_a_method_that_reads_patches_has_no_index(
     done = cli("-q", "index", run, photos, "-o", tmp_path / "index")
     assert done.code == 2
     assert "scores against the patches" in done.err
+
+
+def test_suggest_lists_images_and_writes_them_for_labelling(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index, page, rows = tmp_path / "index", tmp_path / "page.html", tmp_path / "next.jsonl"
+    assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    found = rows_of(cli("-q", "suggest", index, "--count", "4").out)
+    assert [row["rank"] for row in found] == [1, 2, 3, 4]
+    assert "undecided" in cli("-q", "suggest", index, "--count", "9", "--format", "table").out
+    done = cli("-q", "suggest", index, "--count", "4", "-o", rows, "--gallery", page, "--json")
+    assert done.json["images"] == found == rows_of(rows.read_text("utf-8"))
+    assert f"1. {found[0]['note']}" in page.read_text("utf-8").replace("\\u0027", "'")
+    assert cli("-q", "convert", rows, "--to", "label-studio", "-o", tmp_path / "studio").code == 0
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,state,object\n" + "".join(f"photos/{row['path']},a,b\n" for row in found))
+    later = rows_of(cli("-q", "suggest", index, "--count", "4", "--labelled", labels).out)
+    assert not {row["path"] for row in later} & {row["path"] for row in found}  # type: ignore[misc]
+    assert cli("-q", "suggest", index, "-o", tmp_path / "next.csv").code == 2

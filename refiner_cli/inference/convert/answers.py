@@ -115,10 +115,15 @@ class Answers:
             ) from None
 
 
+def sidecar(file: Path) -> Path:
+    """The file beside rows that says how they were made."""
+    return file.with_name(file.name + SIDECAR)
+
+
 def noted_places(file: Path) -> list[str]:
     """What the paths of a file of predictions are relative to, as the file beside it says; else nothing."""
     try:
-        header = json.loads(file.with_name(file.name + SIDECAR).read_text("utf-8"))["header"]
+        header = json.loads(sidecar(file).read_text("utf-8"))["header"]
         return [place for place in header["places"] if isinstance(place, str) and place != "index"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
