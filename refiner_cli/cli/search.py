@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision
+from refiner_cli.cli.common import Device, Precision, runtime_options
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.index_inputs import IndexModel, IndexPath, ListFormat, pick_list_format
 from refiner_cli.cli.outputs import OutputFile, check_outputs
-from refiner_cli.cli.preparation import EncodingOptions, open_index_model, prepare_recogniser
+from refiner_cli.cli.preparation import open_index_model
 from refiner_cli.errors import UsageError
 
 
@@ -48,13 +48,14 @@ def search(
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
     from refiner_cli.inference.query import encode_like, encode_query, parse_query
+    from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.search import search_index
     from refiner_cli.inference.sources.places import find_again
 
     opened = Index.open(index)
     loaded = open_index_model(opened, model, device)
-    prepared = prepare_recogniser(loaded, None, EncodingOptions(precision, batch=1))
-    recogniser = prepared.recogniser
+    runtime = runtime_options(loaded, precision, workers=-1, batch=1)
+    recogniser = Recogniser(loaded, precision=runtime.precision)
     opened.check_model(recogniser.fingerprint())
     asked = (
         encode_like(recogniser, like)
@@ -72,7 +73,7 @@ def search(
         write_gallery(
             gallery, f"Search: {text}", (hit.to_row() for hit in found),
             find_again(opened.info.places).locate,
-            workers=prepared.workers, is_ranking=True,
+            workers=runtime.num_workers, is_ranking=True,
         )  # fmt: skip
         terminal.note(f"gallery {gallery} ({len(found)} images)")
     if as_json:

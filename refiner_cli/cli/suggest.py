@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision
+from refiner_cli.cli.common import Device, Precision, runtime_options
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.index_inputs import IndexModel, IndexPath, ListFormat, pick_list_format
 from refiner_cli.cli.outputs import OutputFile, check_outputs
-from refiner_cli.cli.preparation import EncodingOptions, open_index_model, prepare_recogniser
+from refiner_cli.cli.preparation import open_index_model
 from refiner_cli.printable import json_text
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def suggest(
     check_outputs([OutputFile("-o", out, (".jsonl",)), OutputFile("--gallery", gallery, (".html", ".htm"))])
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
+    from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.sources.places import find_again
     from refiner_cli.inference.suggest import suggest_images, write_suggestions
     from refiner_cli.inference.vocabulary import choose_space
@@ -60,11 +61,12 @@ def suggest(
     opened = Index.open(index)
     loaded = open_index_model(opened, model, device)
     space = choose_space(loaded.space, world, states, objects, pairs, terminal.note)
-    prepared = prepare_recogniser(loaded, space, EncodingOptions(precision, batch=1))
-    opened.check_model(prepared.recogniser.fingerprint())
+    runtime = runtime_options(loaded, precision, workers=-1, batch=1)
+    recogniser = Recogniser(loaded, space, runtime.precision)
+    opened.check_model(recogniser.fingerprint())
     with terminal.progress("looking") as progress:
         found = suggest_images(
-            opened, prepared.recogniser, count, is_labelled=labels_test(labelled, opened), progress=progress
+            opened, recogniser, count, is_labelled=labels_test(labelled, opened), progress=progress
         )
     rows: list[dict[str, Any]] = [one.to_json() for one in found]
     if out:
@@ -74,7 +76,7 @@ def suggest(
         cards = ({**row, "note": f"{row['rank']}. {row['note']}"} for row in rows)
         write_gallery(
             gallery, f"To label next: {index.name}", cards, find_again(opened.info.places).locate,
-            workers=prepared.workers, is_ranking=True,
+            workers=runtime.num_workers, is_ranking=True,
         )  # fmt: skip
         terminal.note(f"gallery {gallery} ({len(rows)} images)")
     if as_json:

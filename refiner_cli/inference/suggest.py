@@ -42,7 +42,7 @@ SAME = 1e-3  # distance below which two images are copies of each other
 BLOCK_SCORES = 1 << 22  # scores computed at once
 TOP_K = 3  # guesses per suggestion
 
-Place = tuple[PartInfo, int]  # a part and a row in it
+IndexPlace = tuple[PartInfo, int]  # a part and a row in it
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class UnseenPairs:
 
     images: Tensor  # P int64
     probability: Tensor  # P float64
-    places: dict[int, Place]
+    places: dict[int, IndexPlace]
 
     @classmethod
     def empty(cls, pairs: int) -> UnseenPairs:
@@ -78,7 +78,7 @@ class UnseenPairs:
                 self.probability[pair] = value
                 self.places[pair] = (part, row)
 
-    def most_frequent(self, count: int) -> list[tuple[int, Place]]:
+    def most_frequent(self, count: int) -> list[tuple[int, IndexPlace]]:
         """Up to ``count`` pairs with their best images, those with most images first."""
         order = sorted(self.places, key=lambda pair: (-int(self.images[pair]), pair))
         return [(pair, self.places[pair]) for pair in order[:count]]
@@ -152,7 +152,7 @@ def collect(
         unseen.update(part, new + start, best[new], probabilities[new, 0])
 
 
-def gather(index: Index, places: Sequence[Place], recogniser: Recogniser) -> Tensor:
+def gather(index: Index, places: Sequence[IndexPlace], recogniser: Recogniser) -> Tensor:
     """The composition vectors of some images, ``C x D`` float32 on the model's device."""
     found = torch.empty(len(places), index.info.width, device=recogniser.model.device)
     by_part: dict[str, list[int]] = {}
@@ -202,7 +202,7 @@ def choose_diverse(vectors: Tensor, weights: Tensor, count: int, centres: Iterat
 
 
 def suggestions(
-    index: Index, recogniser: Recogniser, places: Sequence[Place], is_unseen: Sequence[bool]
+    index: Index, recogniser: Recogniser, places: Sequence[IndexPlace], is_unseen: Sequence[bool]
 ) -> Iterator[Suggestion]:
     """The chosen images with what the model thinks of them."""
     tables: dict[str, list[Any]] = {}

@@ -94,6 +94,7 @@ def prepare(folder: Path, dataset: Path, run: Path) -> Prepared:
     (folder / "states.txt").write_text("burnt\nwet\n")
     (folder / "objects.txt").write_text("apple\npear\n")
     (folder / "pairs.txt").write_text("burnt apple\nwet pear\n")
+    (folder / "corrections.csv").write_text("path,state,object\nphotos/burnt_apple/0.jpg,wet,apple\n")
     np.savez(
         folder / "scores.npz",
         scores=np.eye(4, dtype=np.float32), truth=np.arange(4), seen=np.array([True, True, False, False]),
@@ -106,6 +107,7 @@ def prepare(folder: Path, dataset: Path, run: Path) -> Prepared:
         "my-objects.txt": folder / "objects.txt",
         "my-pairs.txt": folder / "pairs.txt",
         "unseen.txt": folder / "pairs.txt",
+        "corrections.csv": folder / "corrections.csv",
     }
     files = {"apple.jpg": photo, "other-method.npz": folder / "scores.npz", "data/mine": dataset}
     return Prepared({**photos, **runs, **lists, **files})
