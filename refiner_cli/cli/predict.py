@@ -10,6 +10,7 @@ import typer
 from refiner_cli.cli.common import Device, ModelPath, Precision, Workers
 from refiner_cli.cli.console import Json
 from refiner_cli.cli.inputs import PATHS_HELP, Exclude, Include, NullSeparated
+from refiner_cli.cli.part_options import Devices, Engine, PartShare, PartSize, choose_parts
 from refiner_cli.cli.predict_request import PredictRequest, RowsFormat
 from refiner_cli.cli.prediction_rows import choose_rows
 from refiner_cli.errors import UsageError
@@ -22,9 +23,13 @@ def predict(
         typer.Argument(metavar="PATH...", help=f"{PATHS_HELP}; or an index (see 'refiner index')."),
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "-o", "--out", help="Output file: .jsonl, .csv or .parquet; the same command again resumes it."
+            "-o",
+            "--out",
+            metavar="PATH",
+            help="Output file (.jsonl, .csv or .parquet), or a folder for parts (DIR/); the same command "
+            "again resumes it.",
         ),
     ] = None,
     output_format: Annotated[
@@ -68,6 +73,10 @@ def predict(
         Path | None,
         typer.Option(metavar="DIR", help="Keep an index of the images as well, as 'refiner index' does."),
     ] = None,
+    part: PartShare = None,
+    part_size: PartSize = 4096,
+    devices: Devices = None,
+    engine: Engine = "local",
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0: automatic.")] = 0,
@@ -75,13 +84,15 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Recognise images, one row per image. The same command again resumes where it stopped."""
+    parts = choose_parts(out, part, part_size, devices, engine)
     if out is None and (as_json or gallery):
         raise UsageError("A summary or a gallery needs the rows in a file.", hint="Add -o FILE.")
     request = PredictRequest(
         model=model,
         paths=paths,
-        out=out,
-        rows=choose_rows(output_format, out, wide=wide),
+        out=Path(out) if out else None,
+        parts=parts,
+        rows=choose_rows(output_format, Path(out) if out else None, wide=wide, parts=parts is not None),
         wide=wide,
         top_k=top_k,
         world=world,
@@ -102,6 +113,11 @@ def predict(
         batch=batch,
         workers=workers,
     )
+    if parts:
+        from refiner_cli.cli.part_prediction import predict_parts
+
+        predict_parts(request, as_json=as_json)
+        return
     from refiner_cli.cli.prediction import run_prediction
 
     run_prediction(request, as_json=as_json)

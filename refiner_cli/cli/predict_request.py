@@ -11,12 +11,23 @@ Patterns = tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class PartsRequest:
+    """What the command line says about an output of parts."""
+
+    part: str | None  # i/n; None: as Slurm or torchrun say
+    size: int  # images of a unit
+    devices: str | None  # all, or a list; None: one process
+    engine: Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
 class PredictRequest:
     """What the command line says."""
 
     model: Path
     paths: list[str]
     out: Path | None
+    parts: PartsRequest | None  # None: the output is one file, or stdout
     rows: RowsFormat
     wide: bool  # all columns, for CSV
     top_k: int

@@ -28,11 +28,18 @@ NEXT_TWO = 36  # columns that a table keeps for the second and third guess, wher
 SHORTEST_PATH, LONGEST_PATH, LONGEST_NAME = 16, 44, 28  # columns
 
 
-def choose_rows(asked: RowsFormat | None, out: Path | None, *, wide: bool) -> RowsFormat:
+def choose_rows(asked: RowsFormat | None, out: Path | None, *, wide: bool, parts: bool = False) -> RowsFormat:
     """How rows are written: as asked, else by the file's ending, else what suits stdout.
+
+    Args:
+        parts: whether ``out`` is a folder of parts.
 
     Raises UsageError for what does not fit together.
     """
+    if parts:
+        if asked not in {None, "jsonl", "parquet"}:
+            raise UsageError(f"Parts are not written as {asked}.", hint="Use --format jsonl or parquet.")
+        return asked or "jsonl"
     ending = out.suffix.lower().removeprefix(".") if out else ""
     if out and asked and asked != ending:
         raise UsageError(

@@ -7,10 +7,11 @@ that a person reads, for at most three predictions, ``state``, ``object``, ``pro
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
-from refiner_cli.printable import ACTIVE, escape_as_json
+from refiner_cli.printable import ACTIVE, escape_as_json, json_text
 
 RANKED_FIELDS = {
     "predictions": ("state", "object", "score", "probability", "seen"),
@@ -18,6 +19,7 @@ RANKED_FIELDS = {
     "objects": ("name", "probability"),
 }
 IMAGE_FIELDS = ("path", "status", "error", "size", "modified")
+INPUTS = "inputs"  # what the source says about the image; a JSON object in a flat row
 FIRST_FIELDS = ("path", "status", "error")  # those that a short row begins with
 SHORT_FIELDS = ("state", "object", "probability", "seen")
 SHORT_PREDICTIONS = 3
@@ -28,21 +30,23 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 RowDict = dict[str, Any]  # a row as a JSON object, or flat
 
 
-def wide_columns(top_k: int) -> list[str]:
+def wide_columns(top_k: int, *, inputs: bool = False) -> list[str]:
     """The names of a wide row."""
-    return list(IMAGE_FIELDS) + [
+    ranked = [
         f"{group}.{rank}.{field}"
         for group, fields in RANKED_FIELDS.items()
         for rank in range(1, top_k + 1)
         for field in fields
     ]
+    return [*IMAGE_FIELDS, *ranked, *([INPUTS] if inputs else [])]
 
 
-def short_columns(top_k: int) -> list[str]:
+def short_columns(top_k: int, *, inputs: bool = False) -> list[str]:
     """The names of a short row."""
     ranks = range(1, min(top_k, SHORT_PREDICTIONS) + 1)
     ranked = [short_name(field, rank) for rank in ranks for field in SHORT_FIELDS]
-    return [*FIRST_FIELDS, *ranked, *(name for name in IMAGE_FIELDS if name not in FIRST_FIELDS)]
+    rest = [name for name in IMAGE_FIELDS if name not in FIRST_FIELDS]
+    return [*FIRST_FIELDS, *ranked, *rest, *([INPUTS] if inputs else [])]
 
 
 def short_name(field: str, rank: int) -> str:
@@ -51,7 +55,7 @@ def short_name(field: str, rank: int) -> str:
 
 def flatten_row(row: RowDict) -> RowDict:
     """A wide row without nesting."""
-    made = {name: row.get(name) for name in IMAGE_FIELDS}
+    made = flat_fields(row)
     for group in RANKED_FIELDS:
         for rank, item in enumerate(row[group], 1):
             made |= {f"{group}.{rank}.{field}": content for field, content in item.items()}
@@ -60,10 +64,15 @@ def flatten_row(row: RowDict) -> RowDict:
 
 def shorten_row(row: RowDict) -> RowDict:
     """A short row without nesting."""
-    made = {name: row.get(name) for name in IMAGE_FIELDS}
+    made = flat_fields(row)
     for rank, item in enumerate(row["predictions"][:SHORT_PREDICTIONS], 1):
         made |= {short_name(field, rank): item[field] for field in SHORT_FIELDS}
     return made
+
+
+def flat_fields(row: RowDict) -> RowDict:
+    made = {name: row.get(name) for name in IMAGE_FIELDS}
+    return made | {INPUTS: json_text(row[INPUTS])} if row.get(INPUTS) else made
 
 
 def nest_row(row: RowDict) -> RowDict:
@@ -73,14 +82,15 @@ def nest_row(row: RowDict) -> RowDict:
     """
     made: RowDict = {name: row.get(name) or None for name in IMAGE_FIELDS}
     made["size"] = None if row.get("size") in {None, ""} else int(row["size"])
+    inputs = {INPUTS: json.loads(row[INPUTS], strict=False)} if row.get(INPUTS) else {}
     if "state" in row:
-        return made | {"predictions": _nest_short(row), "states": [], "objects": []}
+        return made | {"predictions": _nest_short(row), "states": [], "objects": [], **inputs}
     for group, fields in RANKED_FIELDS.items():
         made[group] = []
         while (rank := f"{group}.{len(made[group]) + 1}.{fields[0]}") in row and row[rank]:
             stem = rank.removesuffix(fields[0])
             made[group].append({field: typed(field, row[stem + field]) for field in fields})
-    return made
+    return made | inputs
 
 
 def _nest_short(row: RowDict) -> list[RowDict]:

@@ -111,6 +111,7 @@ class CsvFormat(RowFormat):
     """Comma-separated values, in the short layout or the wide one; either is read."""
 
     wide: bool = False
+    inputs: bool = False  # a column for what the source says about the images
     suffix: ClassVar[str] = ".csv"
 
     @property
@@ -125,7 +126,7 @@ class CsvFormat(RowFormat):
 
     def open_writer(self, stream: TextIO, top_k: int) -> csv.DictWriter[str]:
         """A writer whose header is written."""
-        names = wide_columns(top_k) if self.wide else short_columns(top_k)
+        names = (wide_columns if self.wide else short_columns)(top_k, inputs=self.inputs)
         writer = csv.DictWriter(_UnixLines(stream), names)
         writer.writeheader()
         return writer
@@ -163,8 +164,10 @@ class _UnixLines:
         self.stream.write(line.removesuffix("\r\n") + "\n")
 
 
+@dataclass(frozen=True)
 class ParquetFormat(RowFormat):
-    suffix = ".parquet"
+    inputs: bool = False  # a column for what the source says about the images
+    suffix: ClassVar[str] = ".parquet"
 
     def write(self, file: Path, rows: Iterable[RowDict], top_k: int) -> None:
         import pyarrow as pa
@@ -172,7 +175,10 @@ class ParquetFormat(RowFormat):
 
         types = {"score": pa.float64(), "probability": pa.float64(), "seen": pa.bool_(), "size": pa.int64()}
         schema = pa.schema(
-            [(name, types.get(name.rpartition(".")[2], pa.string())) for name in wide_columns(top_k)]
+            [
+                (name, types.get(name.rpartition(".")[2], pa.string()))
+                for name in wide_columns(top_k, inputs=self.inputs)
+            ]
         )
         stream = map(flatten_row, rows)
         with parquet.ParquetWriter(file, schema) as writer:
@@ -190,11 +196,12 @@ class ParquetFormat(RowFormat):
 FORMATS: dict[str, RowFormat] = {one.suffix: one for one in (JsonLinesFormat(), CsvFormat(), ParquetFormat())}
 
 
-def format_of(file: Path, *, wide: bool = False) -> RowFormat:
+def format_of(file: Path, *, wide: bool = False, inputs: bool = False) -> RowFormat:
     """The format that a file's suffix names.
 
     Args:
         wide: write all columns of a CSV file.
+        inputs: write what the source says about the images.
 
     Raises UsageError for an unknown one.
     """
@@ -204,7 +211,9 @@ def format_of(file: Path, *, wide: bool = False) -> RowFormat:
             f"The output {row_name(str(file))} has an unknown format.",
             hint=f"Use a name that ends in {', '.join(FORMATS)}.",
         )
-    return CsvFormat(wide=True) if wide and isinstance(found, CsvFormat) else found
+    if isinstance(found, CsvFormat):
+        return CsvFormat(wide=wide, inputs=inputs)
+    return ParquetFormat(inputs=inputs) if isinstance(found, ParquetFormat) else found
 
 
 def read_rows(file: Path) -> Iterator[RowDict]:

@@ -62,7 +62,8 @@ class Output:
     """
 
     def __init__(self, file: Path, top_k: int, *, wide: bool = False) -> None:
-        self.file, self.top_k, self.format = file, top_k, format_of(file, wide=wide)
+        self.file, self.top_k, self.wide = file, top_k, wide
+        self.format = format_of(file, wide=wide)
         self.run = 1
         self.sidecar = file.with_name(file.name + ".run.json")
         self.lock = file.with_name(f".{file.name}.lock")
@@ -226,7 +227,7 @@ class Output:
         seen: set[bytes] = set()
         last: dict[bytes, int] = {}  # of paths with several rows, which one counts
         dropped: set[bytes] = set()
-        count = RowCount(0, 0)
+        count, inputs = RowCount(0, 0), False
 
         def kept() -> Iterator[RowDict]:
             nonlocal count
@@ -245,6 +246,7 @@ class Output:
             elif is_gone and key not in found and is_gone(row["path"]):
                 dropped.add(key)
             seen.add(key)
+            inputs = inputs or "inputs" in row
         required = chain(found, earlier.versions if earlier else ())
         if missing := {key for key in required if key not in seen}:
             raise RefinerError(
@@ -253,7 +255,8 @@ class Output:
             )
         if self.journals() or last or dropped or not self.file.exists():
             with atomic_file(self.file) as part:
-                self.format.write(part, kept(), self.top_k)
+                layout = format_of(self.file, wide=self.wide, inputs=inputs)
+                layout.write(part, kept(), self.top_k)
             for journal in self.journals():
                 journal.unlink()
         else:

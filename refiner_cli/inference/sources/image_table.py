@@ -28,6 +28,7 @@ class ImageTable(PlaceSource):
     """The images in one Parquet file."""
 
     is_unit = True
+    carries_inputs = True
 
     def __init__(self, place: str, store: Store) -> None:
         super().__init__(place)

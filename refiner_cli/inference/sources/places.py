@@ -51,12 +51,13 @@ class Places:
     """Every image of some sources."""
 
     sources: Sequence[PlaceSource]
+    several: bool = False  # names begin with their place even if there is one source
 
     @property
     def single(self) -> PlaceSource | None:
         """The one source that names are relative to, if there is one."""
         only = self.sources[0] if len(self.sources) == 1 else None
-        return only if only and only.is_container else None
+        return only if only and only.is_container and not self.several else None
 
     def images(self) -> Iterator[ImageFile]:
         """Every image, in a fixed order, each under a name of its own."""
@@ -80,6 +81,11 @@ class Places:
         return [
             f"{row_name(source.place)} = {source.identity}" for source in self.sources if source.is_container
         ]
+
+    @property
+    def carries_inputs(self) -> bool:
+        """Whether a source says more about its images than where they are."""
+        return any(source.carries_inputs for source in self.sources)
 
     @property
     def folder(self) -> Path | None:

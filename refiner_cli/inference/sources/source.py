@@ -64,6 +64,7 @@ class PlaceSource(ABC):
     is_container: ClassVar[bool] = True  # names are relative to it
     is_unit: ClassVar[bool] = False  # one unit of work, however many images it holds
     numbers_doubles: ClassVar[bool] = True  # a second image of one name gets a number; else it is passed over
+    carries_inputs: ClassVar[bool] = False  # says more about its images than where they are
     folder: Path | None = None  # the local folder that names are relative to
 
     def __init__(self, place: str) -> None:

@@ -34,6 +34,8 @@ LONGEST_LINE = 1 << 24  # characters
 class TableSource(PlaceSource):
     """The images that a table lists."""
 
+    carries_inputs = True
+
     def __init__(self, place: str, store: Store) -> None:
         super().__init__(place)
         self.store = store

@@ -1,0 +1,53 @@
+"""The options of an output of parts, which ``predict`` and ``index`` share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from refiner_cli.cli.predict_request import PartsRequest
+from refiner_cli.errors import UsageError
+
+PartShare = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N", help="Of an output of parts: every N-th unit.  [as Slurm's array or torchrun say]"
+    ),
+]
+PartSize = Annotated[int, typer.Option(min=1, help="Images per part, unless a part is a shard.")]
+Devices = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Of an output of parts: a process for each device; all, or a list."),
+]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="Of an output of parts: who computes the units.")
+]
+
+
+def choose_parts(
+    out: str | None, part: str | None, size: int, devices: str | None, engine: Literal["local", "ray"]
+) -> PartsRequest | None:
+    """What is asked of an output of parts; None if the output is one file, or stdout.
+
+    Raises UsageError for an option that needs parts.
+    """
+    if out and (out.endswith(("/", os.sep)) or Path(out).is_dir()):
+        if devices and engine == "ray":
+            raise UsageError(
+                "--devices and --engine ray exclude each other.", hint="Ray chooses the devices."
+            )
+        return PartsRequest(part, size, devices, engine)
+    for option, given in (("--part", part), ("--devices", devices), ("--engine ray", engine == "ray")):
+        if given:
+            raise UsageError(
+                f"{option} needs an output of parts.", hint="Use -o DIR/ with a slash at the end."
+            )
+    if os.environ.get("WORLD_SIZE", "").strip() not in {"", "1"}:
+        raise UsageError(
+            "Several processes of torchrun need an output of parts.",
+            hint="Use -o DIR/ with a slash at the end.",
+        )
+    return None

@@ -1,0 +1,122 @@
+"""``refiner predict -o DIR/`` and ``refiner merge``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refiner_cli.inference.formats import read_rows
+from tests.conftest import ROOT, Cli
+from tests.inference.sources.packing import draw_noise, write_shards
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    draw_noise(tmp_path / "photos", 10)
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def rows_by_name(file: Path) -> dict[str, Any]:
+    rows = list(read_rows(file))
+    found = {
+        "/".join(row["path"].split("/")[-2:]): row | {"path": "", "error": bool(row["error"])} for row in rows
+    }
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_parts_hold_the_rows_of_one_file(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    one, parts = tmp_path / "one.jsonl", f"{tmp_path}/parts/"
+    assert cli("-q", "predict", small_export, photos, "-o", one, "--batch", "4").code == 5
+    options = ["--part-size", "4", "--batch", "4", "--format", kind, "--json"]
+    for part in ("1/2", "2/2"):
+        done = cli("-q", "predict", small_export, photos, "-o", parts, *options, "--part", part)
+    assert (done.code, done.json["units"], done.json["units_done"]) == (5, 3, 3)
+    assert (done.json["images"], done.json["errors"]) == (11, 1)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "parts" / "parts").iterdir()}
+    again = cli("-q", "predict", small_export, photos, "-o", parts, *options)
+    assert again.code == 5
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    merged = cli("-q", "merge", parts, "-o", tmp_path / "all.jsonl", "--json")
+    assert (merged.code, merged.json["images"], merged.json["errors"]) == (0, 11, 1)
+    assert rows_by_name(tmp_path / "all.jsonl") == rows_by_name(one)
+    (tmp_path / "parts" / "parts" / f"00000001.{kind}").unlink()
+    assert cli("merge", parts, "-o", tmp_path / "all.csv").code == 1
+    assert cli("-q", "predict", small_export, photos, "-o", parts, *options).code == 5
+    assert cli("merge", parts, "-o", tmp_path / "all.csv").code == 0
+
+
+def test_a_shard_is_a_unit(cli: Cli, small_export: Path, photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    write_shards(f"{tmp_path}/shard-%04d.tar", photos, files)
+    shards, parts = f"{tmp_path}/shard-{{0000..0002}}.tar", f"{tmp_path}/parts/"
+    done = cli("-q", "predict", small_export, shards, "-o", parts, "--json")
+    assert (done.code, done.json["units"], done.json["images"]) == (5, 3, 11)
+    first = [row["path"] for row in read_rows(tmp_path / "parts" / "parts" / "00000000.jsonl")]
+    assert len(first) == 4
+    assert all(path.startswith(f"{tmp_path}/shard-0000.tar/") for path in first)
+
+
+def test_mistakes_with_parts_are_wrong_usage(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, mine = f"{tmp_path}/parts/", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").touch()
+    assert cli("-q", "predict", small_export, photos, "-o", parts, "--part-size", "4").code == 5
+    for options, says in (
+        (["-o", parts, "--part-size", "5"], "unit images"),
+        (["-o", parts, "--part-size", "4", "--top-k", "2"], "top k"),
+        (["-o", mine], "other files"),
+        (["-o", parts, "--gallery", "x.html"], "--gallery"),
+        (["-o", parts, "--format", "csv"], "csv"),
+        (["-o", parts, "--part", "3/2"], "--part"),
+        (["-o", "x.jsonl", "--part", "1/2"], "--part"),
+        (["--devices", "all"], "--devices"),
+        (["-o", parts, "--overwrite", "--part", "1/2"], "--overwrite"),
+    ):
+        done = cli("predict", small_export, photos, *options)
+        assert done.code == 2, options
+        assert says in done.err
+    assert (mine / "thesis.tex").exists()
+    assert cli("merge", photos, "-o", tmp_path / "x.jsonl").code == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "-o DIR/" in cli("predict", small_export, photos, "-o", "x.jsonl").err
+    monkeypatch.setenv("WORLD_SIZE", "")
+    monkeypatch.setenv("REFINER_LEASE_SECONDS", "soon")
+    assert cli("predict", small_export, photos, "-o", parts, "--part-size", "4").code == 2
+
+
+def test_several_devices_share_the_units(small_export: Path, photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "refiner_cli", "-q", "predict", str(small_export), str(photos), "-o",
+               f"{tmp_path}/parts/", "--part-size", "2", "--devices", "cpu,cpu", "--json"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stderr
+    assert json.loads(done.stdout)["images"] == 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_makes_the_same_parts(small_export: Path, photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "refiner_cli", "-q", "predict", str(small_export), str(photos),
+               "--part-size", "3", "--batch", "4", "--device", "cpu"]  # fmt: skip
+    for name, engine in (("alone", "local"), ("ray", "ray")):
+        done = subprocess.run([*command, "-o", f"{tmp_path}/{name}/", "--engine", engine], cwd=ROOT,
+                              capture_output=True, text=True, check=False, env=os.environ)  # fmt: skip
+        assert done.returncode == 5, done.stderr
+    content = [[file.read_bytes() for file in sorted((tmp_path / name / "parts").iterdir())] for name in
+               ("alone", "ray")]  # fmt: skip
+    assert content[0] == content[1]
+    shutil.rmtree(tmp_path / "ray")
