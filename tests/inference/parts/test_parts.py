@@ -241,6 +241,7 @@ def test_killed_processes_cost_no_unit_and_repeat_none(tmp_path: Path) -> None:
     assert plan.count_done() == plan.units == 30
     names = [row["path"] for unit in range(30) for row in read_rows(plan.part(unit))]
     assert names == [f"{i:08d}.jpg" for i in range(60)]
-    noted = [json.loads(line)["unit"] for file in (tmp_path / LOG).iterdir() for line in file.read_text().splitlines()]
+    lines = [line for file in (tmp_path / LOG).iterdir() for line in file.read_text().splitlines()]
+    noted = [json.loads(line)["unit"] for line in lines]
     assert len(noted) == len(set(noted)) >= 29  # the line of a killed process may be missing
     assert {file.suffix for file in (tmp_path / "parts").iterdir()} == {".jsonl"}
