@@ -28,7 +28,7 @@ from refiner_cli.inference.parts.listing import read_slice, write_slices
 from refiner_cli.inference.scan import ImageFile, PathFilter, row_name
 from refiner_cli.inference.sources.places import Places, find_source
 
-PLAN_SCHEMA = "refiner.parts/1"
+PARTS_SCHEMA = "refiner.parts/1"
 PLAN_FILE, LISTING, PARTS_FOLDER, LEASES, LOG = "plan.json", "listing", "parts", "leases", "log"
 UNIT_IMAGES = 4096
 PLAN_LEASE = "plan"
@@ -88,7 +88,7 @@ def read_plan(folder: Path) -> PartPlan:
     file = folder / PLAN_FILE
     try:
         found = json.loads(file.read_text("utf-8"))
-        if found["schema"] != PLAN_SCHEMA:
+        if found["schema"] != PARTS_SCHEMA:
             raise ValueError(f"its schema is {found['schema']}")
         shards = [str(shard) for shard in found["shards"]]
         return PartPlan(folder, dict(found["made"]), str(found["suffix"]), shards, int(found["slices"]),
@@ -152,7 +152,7 @@ def make_plan(folder: Path, made: Made, places: Places, suffix: str, unit_images
     (folder / PARTS_FOLDER).mkdir(exist_ok=True)
     write_json(
         folder / PLAN_FILE,
-        {"schema": PLAN_SCHEMA, "made": made, "suffix": suffix, "shards": shards, "slices": slices,
+        {"schema": PARTS_SCHEMA, "made": made, "suffix": suffix, "shards": shards, "slices": slices,
          "several": not places.single},
     )  # fmt: skip
 
