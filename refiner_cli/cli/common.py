@@ -58,6 +58,7 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
     from refiner_cli.training.run_dir import model_folder
 
     chosen, reason = pick_device(device)
+    path = one_run(path)
     if is_zero_shot(path):
         model, info = zero_shot_model(str(path), benchmark.vocabulary if benchmark else NO_LABELS)
     else:
@@ -65,6 +66,18 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
     terminal.note(f"device {chosen} ({reason})")
     model.to(chosen)
     return model, info
+
+
+def one_run(path: Path) -> Path:
+    """The run that a folder of several seeds stands for, which is said; anything else as it is."""
+    from refiner_cli.training.seeds import SeedRuns, is_seeds
+
+    if not is_seeds(path):
+        return path
+    several = SeedRuns.open(path)
+    best = several.best()
+    terminal.note(f"seed {best} of {path}, the best of {len(several.trained())} on validation")
+    return several.run(best)
 
 
 def is_zero_shot(path: Path) -> bool:

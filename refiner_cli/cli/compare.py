@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from refiner_cli.cli.common import (
-    Device,
-    Precision,
-    Workers,
-    is_zero_shot,
-    open_dataset,
-    open_model,
-    runtime_options,
-)
+from refiner_cli.cli.common import Device, Precision, Workers, is_zero_shot
 from refiner_cli.cli.console import Json, new_table, terminal
+from refiner_cli.cli.eval_request import EvalRequest
 from refiner_cli.cli.metrics import (
     BatchOption,
     BootstrapSamplesOption,
     DatasetOption,
+    FeasibilityOption,
     ProtocolOption,
     SplitOption,
     WorldOption,
     backbone_text,
     format_interval,
     metrics_table,
+    spread_cells,
     undefined_notes,
     worlds_of,
 )
 from refiner_cli.errors import DatasetError, UsageError
-from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED, format_metric
+from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED
 
 if TYPE_CHECKING:
     from refiner_cli.core.model_io.checkpoint import ModelInfo
     from refiner_cli.evaluation.compare import Comparison, EvaluatedRun
     from refiner_cli.evaluation.metrics.bootstrap import Difference
 
+SCORES = ".npz"
+
 
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN RUN...", help="Runs, exported models, or backbones by name (zero-shot)."),
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Runs, folders of seeds, exported models, backbones by name, or score files (.npz).",
+        ),
     ],
     dataset: DatasetOption = None,
     split: SplitOption = "test",
     world: WorldOption = "both",
     protocol: ProtocolOption = "exact",
+    feasibility: FeasibilityOption = "none",
     bootstrap_samples: BootstrapSamplesOption = 1000,
+    output_format: Annotated[
+        Literal["table", "markdown", "latex", "csv"],
+        typer.Option("--format", help="For the terminal, a page, a paper (booktabs) or a sheet."),
+    ] = "table",
     device: Device = "auto",
     precision: Precision = "auto",
     batch: BatchOption = 64,
@@ -57,30 +63,65 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare runs on the same images: differences to the first, mean and deviation over seeds."""
+    runs = [run for given in runs for run in runs_of(given)]
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("At least two different runs are needed for a comparison.")
-    trained = describe_runs(runs)  # all of them, before any is evaluated
-    benchmark = open_dataset(dataset or common_dataset(trained))
-    from refiner_cli.evaluation.compare import EvaluatedRun, compare_runs
-    from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model
-    from refiner_cli.training.run_dir import Run, is_run
+    if feasibility != "none" and world == "closed":
+        raise UsageError("--feasibility applies to the open world only.", hint="Use --world open or both.")
+    models = [run for run in runs if run.suffix != SCORES]
+    if models and len(models) < len(runs) and world == "both":
+        raise UsageError("A score file holds one world.", hint="Add --world closed or --world open.")
+    trained = describe_runs(models)  # all of them, before any is evaluated
+    check_score_files([run for run in runs if run.suffix == SCORES])
+    place = dataset or (common_dataset(trained) if models else None)
+    request = EvalRequest(
+        place, split, tuple(worlds_of(world)), protocol, (1,), bootstrap_samples, feasibility, None, device,
+        precision, batch, workers,
+    )  # fmt: skip
+    from refiner_cli.evaluation.compare import compare_runs
+    from refiner_cli.evaluation.comparison_text import comparison_text
 
-    options = EvalOptions(protocol, bootstrap_samples=bootstrap_samples)
-    sides: list[EvaluatedRun] = []
-    for run in runs:
-        model, info = open_model(run, device, benchmark)
-        runtime = runtime_options(model, precision, workers, batch)
-        with terminal.progress(str(run)) as progress:
-            result = evaluate_model(
-                model, benchmark, split, worlds_of(world), runtime, options, progress=progress
-            )
-        config = Run.open(run).config if is_run(run) else None
-        sides.append(EvaluatedRun(str(run), config, result, info.method, backbone_text(model)))
-    comparison = compare_runs(sides)
+    comparison = compare_runs([evaluate_side(request, run, mixed=bool(models)) for run in runs])
     if as_json:
         terminal.json(comparison.to_json())
-    else:
+    elif output_format == "table":
         show_comparison(comparison)
+    else:
+        terminal.data(comparison_text(comparison, output_format).rstrip("\n"))
+
+
+def runs_of(given: Path) -> list[Path]:
+    """What one argument stands for: the trained runs of a folder of seeds, or itself."""
+    from refiner_cli.training.seeds import SeedRuns, is_seeds
+
+    return list(SeedRuns.open(given).trained().values()) if is_seeds(given) else [given]
+
+
+def check_score_files(files: Sequence[Path]) -> None:
+    """Raise ScoresError for a file whose arrays do not fit together."""
+    from refiner_cli.evaluation.score_files import open_scores
+
+    for file in files:
+        open_scores(file)
+
+
+def evaluate_side(request: EvalRequest, run: Path, *, mixed: bool) -> EvaluatedRun:
+    """One side of the comparison; ``mixed``: score files stand beside models, in the same world."""
+    from refiner_cli.cli.evaluation import eval_options, evaluate_path
+    from refiner_cli.evaluation.compare import EvaluatedRun
+    from refiner_cli.evaluation.evaluate import SCORES_WORLD, evaluate_score_file
+    from refiner_cli.training.run_dir import Run, is_run
+
+    if run.suffix == SCORES:
+        name = request.worlds[0] if mixed else SCORES_WORLD
+        with terminal.progress(str(run)) as progress:
+            result = evaluate_score_file(run, eval_options(request), progress, world_name=name)
+        return EvaluatedRun(str(run), None, result, "scores", "")
+    with ExitStack() as stack:
+        result, info, model, _ = evaluate_path(request, run, stack)
+    return EvaluatedRun(
+        str(run), Run.open(run).config if is_run(run) else None, result, info.method, backbone_text(model)
+    )
 
 
 def describe_runs(runs: Sequence[Path]) -> dict[Path, ModelInfo]:
@@ -114,7 +155,8 @@ def show_comparison(comparison: Comparison) -> None:
     first = comparison.sides[0].result
     number = {side.name: str(i) for i, side in enumerate(comparison.sides, 1)}
     for side in comparison.sides:
-        terminal.data(f"{number[side.name]}  {side.name}  ({side.method}, {side.backbone})")
+        what = ", ".join(filter(None, (side.method, side.backbone)))
+        terminal.data(f"{number[side.name]}  {side.name}  ({what})")
     for world in first.worlds:
         of_world = {number[side.name]: side.result.worlds[world] for side in comparison.sides}
         title = f"{first.dataset}, {first.split}, {world} world; below: 95 % intervals"
@@ -131,10 +173,8 @@ def show_comparison(comparison: Comparison) -> None:
         for group in comparison.seeds:
             members = ", ".join(number[run] for run in group.runs)
             table = new_table(f"Mean and standard deviation over the seeds of {members}", "", *METRIC_NAMES)
-            values = [group.worlds[world][name] for name in METRIC_NAMES]
-            for place, row in enumerate(("mean", "sd")):
-                texts = [format_metric(pair[place]) if pair else UNDEFINED for pair in values]
-                table.add_row(row, *texts)
+            for row in spread_cells(group.worlds[world]):
+                table.add_row(*row)
             terminal.table(table)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from refiner_cli.cli.common import is_zero_shot, open_dataset
 from refiner_cli.cli.console import Json, new_table, terminal
+from refiner_cli.cli.outputs import OutputFile, check_outputs
 from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED
 
@@ -31,9 +32,15 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Describe a dataset, a run or a model."""
+    from refiner_cli.training.seeds import is_seeds
+
     folder = Path(what)
+    if page:
+        check_outputs([OutputFile("--html", page, (".html", ".htm"))], [folder])
     if not folder.exists() and is_zero_shot(folder):
         facts = describe_backbone(what)
+    elif is_seeds(folder):
+        facts = describe_seeds(folder)
     elif what.startswith("hf-hub:") or any((folder / name).is_file() for name in ("run.json", "config.json")):
         if page:
             raise UsageError("--html describes a dataset, not a model.")
@@ -57,9 +64,12 @@ def info(
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
+    from refiner_cli.config import flatten
     from refiner_cli.core.model_io.checkpoint import read_config
-    from refiner_cli.training.run_dir import model_folder
+    from refiner_cli.training.run_dir import Run, is_run, model_folder
+    from refiner_cli.training.run_list import summarise_run
 
+    run = Run.open(folder) if is_run(folder) else None
     config = read_config(model_folder(folder))
     metrics = config["metrics"]
     return {
@@ -69,6 +79,28 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "labels": {name: len(names) for name, names in config["labels"].items()},
         "validation": {key: metrics[key] for key in HEADLINE_METRICS if key in metrics},
         "calibration": config["calibration"],
+        **({"state": summarise_run(folder).state, "settings": dict(flatten(run.config.model_dump())),
+            "changes": list(run.changes), "skipped_images": list(run.skipped)} if run else {}),
+    }  # fmt: skip
+
+
+def describe_seeds(folder: Path) -> dict[str, Any]:
+    """Several runs that differ in their seed: what each reached, and which one other commands take."""
+    from refiner_cli.training.run_dir import Run, read_best
+    from refiner_cli.training.seeds import SeedRuns, mean_and_deviation
+
+    several = SeedRuns.open(folder)
+    trained, best = several.trained(), several.best()
+    records = {seed: (read_best(run) or {})["val"] for seed, run in trained.items()}
+    config = Run.open(several.run(best)).config
+    return {
+        "kind": "seeds",
+        "method": config.method,
+        "backbone": {"name": config.backbone, "pretrained": config.pretrained},
+        "seeds": list(several.seeds),
+        **{f"seed {seed}": {name: val[name] for name in HEADLINE_METRICS} for seed, val in records.items()},
+        **mean_and_deviation(list(records.values())),
+        "taken by predict, index and export": str(several.run(best)),
     }
 
 
@@ -97,6 +129,8 @@ def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def format_fact(value: Any) -> str:
+    if isinstance(value, list) and not all(isinstance(one, dict) and "images" in one for one in value):
+        return ", ".join(map(str, value)) or UNDEFINED
     if isinstance(value, list):
         return ", ".join(f"{pair['state']} {pair['object']} ({pair['images']})" for pair in value[:3])
     if value is None:

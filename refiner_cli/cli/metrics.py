@@ -10,7 +10,7 @@ from rich.table import Table
 
 from refiner_cli.cli.console import new_table
 from refiner_cli.errors import UsageError
-from refiner_cli.metric_names import METRIC_NAMES, format_metric
+from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED, format_metric
 
 if TYPE_CHECKING:
     from refiner_cli.core.models.base import Model
@@ -70,6 +70,14 @@ def parse_top_k(text: str) -> tuple[int, ...]:
 def format_interval(interval: Interval | None) -> str:
     """``low..high``; nothing where it is undefined."""
     return f"{interval.low:.1f}..{interval.high:.1f}" if interval else ""
+
+
+def spread_cells(spread: Mapping[str, tuple[float, float] | None]) -> list[list[str]]:
+    """Rows of mean and standard deviation by metric."""
+    return [
+        [row, *(format_metric(pair[place]) if pair else UNDEFINED for pair in map(spread.get, METRIC_NAMES))]
+        for place, row in enumerate(("mean", "sd"))
+    ]
 
 
 def undefined_notes(worlds: Mapping[str, Metrics]) -> list[str]:

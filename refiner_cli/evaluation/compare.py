@@ -80,7 +80,7 @@ class Comparison:
                 {
                     "runs": list(group.runs),
                     "worlds": {
-                        world: {name: _mean_json(values) for name, values in metrics.items()}
+                        world: {name: spread_json(values) for name, values in metrics.items()}
                         for world, metrics in group.worlds.items()
                     },
                 }
@@ -120,25 +120,26 @@ def _seed_summaries(sides: Sequence[EvaluatedRun]) -> list[SeedSummary]:
         same = next((group for group in groups if config and group[0].repeated_config() == config), None)
         groups.append([side]) if same is None else same.append(side)
     return [
-        SeedSummary(tuple(side.name for side in group), _mean_and_sd(group))
+        SeedSummary(tuple(side.name for side in group), mean_and_sd([side.result for side in group]))
         for group in groups
         if len(group) > 1
     ]
 
 
-def _mean_and_sd(group: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[float, float] | None]]:
+def mean_and_sd(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, float] | None]]:
+    """Mean and sample standard deviation by world and metric; None where a result has no such metric."""
     worlds: dict[str, dict[str, tuple[float, float] | None]] = {}
-    for world in group[0].result.worlds:
-        metrics = [side.result.worlds[world].metrics for side in group]
+    for world in results[0].worlds:
+        metrics = [result.worlds[world].metrics for result in results]
         values = {name: [getattr(m, name) for m in metrics] for name in METRIC_NAMES}
         worlds[world] = {
-            name: None if None in numbers else (mean(numbers), stdev(numbers))
+            name: None if None in numbers else (mean(numbers), stdev(numbers) if len(numbers) > 1 else 0.0)
             for name, numbers in values.items()
         }
     return worlds
 
 
-def _mean_json(values: tuple[float, float] | None) -> dict[str, float] | None:
+def spread_json(values: tuple[float, float] | None) -> dict[str, float] | None:
     return None if values is None else {"mean": values[0], "sd": values[1]}
 
 

@@ -17,6 +17,7 @@ from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from refiner_cli.evaluation.result import DEFAULT_TOP_K, Result, summarise_world
 from refiner_cli.evaluation.score_files import open_scores
+from refiner_cli.evaluation.score_writer import ScoreWriter
 from refiner_cli.evaluation.scoring import ProgressFn, check_same_labels, measure_split, no_progress
 
 SCORES_WORLD = "given"  # the one world of a score file
@@ -42,6 +43,7 @@ def evaluate_model(
     *,
     feasibility: FeasibilityMode = "none",
     vectors: Path | None = None,
+    keep: ScoreWriter | None = None,
     progress: ProgressFn = no_progress,
 ) -> Result:
     """Evaluate a model on a split; a feasibility adjustment is fitted on validation first.
@@ -49,6 +51,7 @@ def evaluate_model(
     Args:
         feasibility: how implausible pairs are treated in the open world.
         vectors: a file of word vectors for the similarity of names; None: the model's own text tower.
+        keep: receives the scores of the one world.
 
     Raises:
         DatasetError: the dataset has other labels than the model, an image cannot be read, or the validation
@@ -63,7 +66,14 @@ def evaluate_model(
         )
     spaces = {str(world): benchmark.label_space(split, world) for world in worlds}
     measured = measure_split(
-        model, benchmark, split, spaces, runtime, adjustments={"open": adjustment}, progress=progress
+        model,
+        benchmark,
+        split,
+        spaces,
+        runtime,
+        adjustments={"open": adjustment},
+        keep=keep,
+        progress=progress,
     )
     results = {}
     for world, split_scores in measured.items():
@@ -93,8 +103,14 @@ def similarity_of(model: Model, benchmark: Benchmark, vectors: Path | None) -> S
     return word_vector_similarity(vectors, benchmark.vocabulary)
 
 
-def evaluate_score_file(file: Path, options: EvalOptions, progress: ProgressFn = no_progress) -> Result:
-    """Evaluate a score file, reading a few rows at a time. Raises ScoresError with the exact place."""
+def evaluate_score_file(
+    file: Path, options: EvalOptions, progress: ProgressFn = no_progress, *, world_name: str = SCORES_WORLD
+) -> Result:
+    """Evaluate a score file, reading a few rows at a time. Raises ScoresError with the exact place.
+
+    Args:
+        world_name: what the one world of the result is called.
+    """
     source = open_scores(file)
     stream = ScoreStream(source.space, source.allowed)
     for rows, truth in source.blocks():
@@ -109,7 +125,7 @@ def evaluate_score_file(file: Path, options: EvalOptions, progress: ProgressFn =
         file.name,
         SCORES_WORLD,
         options.protocol,
-        {SCORES_WORLD: world},
+        {world_name: world},
         images,
         options.bootstrap_samples,
         options.seed,

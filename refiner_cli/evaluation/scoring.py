@@ -22,6 +22,7 @@ from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
+from refiner_cli.evaluation.score_writer import ScoreWriter
 
 ProgressFn = Callable[[int, int], None]  # images done, images in total
 
@@ -47,14 +48,20 @@ class WorldScorer:
     space: LabelSpace
     calibration: Calibration
     adjustment: FeasibilityAdjustment | None = None
+    keep: ScoreWriter | None = None
     stream: ScoreStream = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.keep:
+            self.keep.begin(self.space, self.adjustment.allowed if self.adjustment else None)
         self.stream = ScoreStream(self.space, self.adjustment.allowed if self.adjustment else None)
 
     def update(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
         """Feed combined scores ``B x P`` and their truths to the stream."""
-        self.stream.update(self.adjustment.apply(scores) if self.adjustment else scores, truth)
+        adjusted = self.adjustment.apply(scores) if self.adjustment else scores
+        self.stream.update(adjusted, truth)
+        if self.keep:
+            self.keep.update(adjusted, truth)
 
     def measured(self) -> MeasuredSplit:
         return MeasuredSplit(self.stream.summary(), self.space)
@@ -133,11 +140,16 @@ def measure_split(
     runtime: RuntimeOptions,
     *,
     adjustments: Mapping[str, FeasibilityAdjustment | None] = MappingProxyType({}),
+    keep: ScoreWriter | None = None,
     progress: ProgressFn = no_progress,
 ) -> dict[str, MeasuredSplit]:
-    """The summary of a split's scores in each world, with the model's calibration."""
+    """The summary of a split's scores in each world, with the model's calibration.
+
+    Args:
+        keep: receives the scores as well; there is one world then.
+    """
     scorers = {
-        world: WorldScorer(space, model.calibration, adjustments.get(world))
+        world: WorldScorer(space, model.calibration, adjustments.get(world), keep)
         for world, space in spaces.items()
     }
     score_split(model, benchmark, split, list(scorers.values()), runtime, progress)

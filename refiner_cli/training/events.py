@@ -43,9 +43,11 @@ class Validated:
     criterion: Criterion  # what "best" is decided by
     seconds: float
     waiting: float  # share of the time since the last validation that the steps waited for data
+    total: int  # steps in all
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "val", "step": self.step, "epoch": self.epoch, **self.metrics.to_json(),
+        return {"kind": "val", "step": self.step, "total": self.total, "epoch": self.epoch,
+                **self.metrics.to_json(),
                 **self.calibration.to_json(), "waiting": round(self.waiting, 4)}  # fmt: skip
 
 

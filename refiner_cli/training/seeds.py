@@ -20,6 +20,8 @@ from refiner_cli.errors import ModelFileError
 from refiner_cli.files import write_json
 from refiner_cli.metric_names import HEADLINE_METRICS
 from refiner_cli.training.folder_lock import LOCK, new_folder
+from refiner_cli.training.run_dir import is_run, read_best
+from refiner_cli.training.selection import is_better
 
 SEEDS_FORMAT, SEEDS_FILE = "refiner.seeds/1", "seeds.json"
 
@@ -56,6 +58,25 @@ class SeedRuns:
     def run(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}"
 
+    def trained(self) -> dict[int, Path]:
+        """The runs that have a validated checkpoint, by seed. Raises ModelFileError if none has."""
+        found = {seed: self.run(seed) for seed in self.seeds if is_run(self.run(seed))}
+        found = {seed: run for seed, run in found.items() if read_best(run)}
+        if not found:
+            raise ModelFileError(
+                f"No run in {self.folder} has a validated checkpoint yet.", hint="Use --resume."
+            )
+        return found
+
+    def best(self) -> int:
+        """The seed that did best on validation. Raises ModelFileError if none was validated."""
+        chosen, record = -1, None
+        for seed, run in self.trained().items():
+            found = read_best(run)
+            if found and (record is None or not is_better(record, found)):
+                chosen, record = seed, found
+        return chosen
+
     def abandon(self) -> None:
         """Remove the folder if no training in it began, so that the next start finds it free."""
         if not any(self.run(seed).exists() for seed in self.seeds):
@@ -72,6 +93,11 @@ class SeedRuns:
 
     def _write(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / SEEDS_FILE, {"format": SEEDS_FORMAT, "seeds": list(self.seeds), **summary})
+
+
+def is_seeds(path: Path) -> bool:
+    """Whether a folder of several seeds lies there."""
+    return (path / SEEDS_FILE).is_file()
 
 
 def mean_and_deviation(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:

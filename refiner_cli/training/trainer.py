@@ -220,7 +220,8 @@ class Trainer:
         self.spent = self.waited = 0.0
         epoch = math.ceil(self.step / self.schedule.steps_per_epoch)
         seconds = time.perf_counter() - began
-        done = Validated(self.step, epoch, metrics, calibration, best, record["criterion"], seconds, waiting)
+        done = Validated(self.step, epoch, metrics, calibration, best, record["criterion"], seconds, waiting,
+                         self.total)  # fmt: skip
         self.run.append_metrics(done.to_json())
         self.model.calibration = calibration
         self.write_checkpoint(metrics.to_json())
