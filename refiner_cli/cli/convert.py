@@ -11,7 +11,7 @@ from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.errors import UsageError
 
-Format = Literal["label-studio", "fiftyone", "image-folder", "csv", "cleanlab"]
+Format = Literal["label-studio", "fiftyone", "image-folder", "csv", "cleanlab", "megadetector"]
 
 
 def convert(
@@ -21,7 +21,10 @@ def convert(
     ],
     to: Annotated[Format, typer.Option(help="The format.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="OUT", help="A new folder; of csv and cleanlab a new file.")
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="OUT", help="A new folder, or file (csv, cleanlab, megadetector)."
+        ),
     ],
     images: Annotated[
         Path | None,
@@ -50,9 +53,13 @@ def convert(
             help="cleanlab: the labels to check, anything that 'refiner dataset create' reads.",
         ),
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="megadetector: the JSON that the boxes came from, to complete it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert predictions for Label Studio, FiftyOne, cleanlab, or 'refiner dataset create'."""
+    """Convert predictions for Label Studio, FiftyOne, cleanlab, MegaDetector, or 'refiner dataset create'."""
     from refiner_cli.data.create.sources import read_photos
     from refiner_cli.data.lists import read_names
     from refiner_cli.inference.convert.answers import Answers, noted_places
@@ -82,6 +89,7 @@ def convert(
         url_prefix,
         copy,
         labels_by_file(read_photos(labels)) if labels else {},
+        boxes,
     )
     made = convert_answers(found, writer, out, options)
     if as_json:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.inference.scan import ImageFile, PathFilter
+    from refiner_cli.inference.sources.boxes import Boxes
     from refiner_cli.inference.sources.places import Places
 
 STDIN = ["-"]
@@ -35,12 +37,26 @@ Exclude = Annotated[
 ]
 
 
-def open_places(paths: list[str], chosen: PathFilter, *, null: bool = False) -> Places:
+def open_places(
+    paths: list[str], chosen: PathFilter, *, null: bool = False, boxes: Boxes | None = None
+) -> Places:
     """The sources that the PATHs look like. Raises UsageError or FetchError."""
     from refiner_cli.inference.sources.places import find_places
 
     stream = sys.stdin.buffer if sys.stdin is not None else None
-    return find_places(paths, chosen, stream, null=null)
+    return replace(find_places(paths, chosen, stream, null=null), boxes=boxes)
+
+
+def open_boxes(file: Path | None, margin: float, confidence: float) -> Boxes | None:
+    """The boxes of a detector, if there are any to go by. Raises DatasetError or UsageError."""
+    from refiner_cli.inference.sources.boxes import read_boxes
+
+    if file is None:
+        return None
+    found = read_boxes(file, margin=margin, confidence=confidence)
+    if found.left_out:
+        terminal.note(f"{found.left_out:,} boxes with a confidence below {confidence:g} are left out")
+    return found
 
 
 def find_images(places: Places, paths: list[str]) -> tuple[Iterator[ImageFile], Callable[[], int]]:

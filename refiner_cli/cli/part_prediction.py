@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from refiner_cli.cli.console import PARTLY_DONE, terminal
-from refiner_cli.cli.inputs import STDIN, local_paths, open_places, stop_with_saved_rows
+from refiner_cli.cli.inputs import STDIN, local_paths, open_boxes, open_places, stop_with_saved_rows
 from refiner_cli.cli.prediction import index_of, prepare_prediction
 from refiner_cli.cli.prediction_rows import ProgressListener
 from refiner_cli.errors import RefinerError, UsageError
@@ -175,10 +175,11 @@ def plan_parts(request: PredictRequest, listener: PredictListener | None = None)
     Destinations(heatmaps=request.heatmaps).make_heatmap_folder()
     made = {**recogniser.fingerprint(), "top_k": options.top_k, "batch": options.batch,
             "include": list(request.include), "exclude": list(request.exclude)}  # fmt: skip
-    places = open_places(request.paths, chosen, null=request.null)
+    boxes = open_boxes(request.boxes, request.box_margin, request.box_confidence)
+    places = open_places(request.paths, chosen, null=request.null, boxes=boxes)
     plan = open_plan(request.out, made, places, f".{request.rows}", request.parts.size, lease_seconds())
     reporter = listener or ProgressListener(lambda *_: None, lambda: 0)
-    return PartWriter(plan, recogniser, options, chosen, reporter, WorkLog(request.out / LOG))
+    return PartWriter(plan, recogniser, options, chosen, reporter, WorkLog(request.out / LOG), boxes)
 
 
 def read_folder(request: PredictRequest) -> PartPlan:

@@ -53,6 +53,16 @@ def predict(
     include: Include = None,
     exclude: Exclude = None,
     null: NullSeparated = False,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Recognise the boxes of a detector: MegaDetector or COCO JSON, or a CSV table."),
+    ] = None,
+    box_margin: Annotated[
+        float, typer.Option(min=0, max=10, help="Enlarge boxes on every side, by this share of their size.")
+    ] = 0.0,
+    box_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out boxes with a lower confidence.")
+    ] = 0.2,
     on_error: Annotated[
         Literal["skip", "fail"],
         typer.Option(help="What to do with an unreadable image: write a row with the error, or stop."),
@@ -102,6 +112,9 @@ def predict(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         null=null,
+        boxes=boxes,
+        box_margin=box_margin,
+        box_confidence=box_confidence,
         stop_at_error=on_error == "fail",
         keep_errors=keep_errors,
         overwrite=overwrite,

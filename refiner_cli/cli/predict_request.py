@@ -38,6 +38,9 @@ class PredictRequest:
     include: Patterns
     exclude: Patterns
     null: bool
+    boxes: Path | None
+    box_margin: float
+    box_confidence: float
     stop_at_error: bool
     keep_errors: bool
     overwrite: bool

@@ -12,7 +12,14 @@ import typer
 
 from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import PARTLY_DONE, terminal
-from refiner_cli.cli.inputs import find_images, local_paths, name_places, open_places, stop_with_saved_rows
+from refiner_cli.cli.inputs import (
+    find_images,
+    local_paths,
+    name_places,
+    open_boxes,
+    open_places,
+    stop_with_saved_rows,
+)
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.prediction_rows import ProgressListener, open_writer, summarise
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
@@ -69,7 +76,8 @@ def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[Ro
     places = Places([])
     if not index:
         chosen = PathFilter(request.include, request.exclude, destinations.all())
-        places = open_places(request.paths, chosen, null=request.null)
+        boxes = open_boxes(request.boxes, request.box_margin, request.box_confidence)
+        places = open_places(request.paths, chosen, null=request.null, boxes=boxes)
         images, total = find_images(places, request.paths)
     recogniser, options, info = prepare_prediction(request)
     if index:
@@ -96,6 +104,9 @@ def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[Ro
         else:
             output = Output(request.out, options.top_k, wide=request.wide)
             made = predict_to_output(output, source, recogniser, options, listener)
+    if places.boxes and places.boxes.used < len(places.boxes.by_image):
+        missing = len(places.boxes.by_image) - places.boxes.used
+        terminal.note(f"{missing:,} images of {request.boxes} are not among the given ones")
     if request.gallery and request.out:
         shown = write_gallery(
             request.gallery,
@@ -128,8 +139,8 @@ def index_of(request: PredictRequest) -> Index | None:
         return None
     if len(request.paths) > 1:
         raise UsageError("An index is predicted from alone.", hint="Give it as the only PATH.")
-    if request.heatmaps or request.include or request.exclude:
-        raise UsageError("--heatmaps, --include and --exclude need the images, not an index.")
+    if request.heatmaps or request.include or request.exclude or request.boxes:
+        raise UsageError("--heatmaps, --boxes, --include and --exclude need the images, not an index.")
     return Index.open(Path(request.paths[0]))
 
 

@@ -82,7 +82,7 @@ class ImageSource:
     log: Callable[[str], None]
 
     def header(self) -> Header:
-        return {"places": self.places.origin()}
+        return self.places.header()
 
     @property
     def folder(self) -> Path | None:

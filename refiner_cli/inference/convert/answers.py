@@ -90,7 +90,8 @@ class Answers:
             elif row.predictions[0].probability < self.min_probability:
                 self.left_out["below --min-probability"] += 1
             else:
-                yield Answer(row, locate_noted(self.places, row.path))
+                inputs = (row.model_extra or {}).get("inputs") or {}
+                yield Answer(row, locate_noted(self.places, inputs.get("image", row.path)))
 
     def names(self) -> tuple[set[str], set[str]]:
         """The states and the objects that any row names."""

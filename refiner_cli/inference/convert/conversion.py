@@ -14,6 +14,7 @@ from refiner_cli.inference.convert.csv_table import CsvTableWriter
 from refiner_cli.inference.convert.fiftyone import FiftyOneWriter
 from refiner_cli.inference.convert.image_folder import ImageFolderWriter
 from refiner_cli.inference.convert.label_studio import LabelStudioWriter
+from refiner_cli.inference.convert.megadetector import MegaDetectorWriter
 from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions
 
 WRITERS: dict[str, AnswerWriter] = {
@@ -22,6 +23,7 @@ WRITERS: dict[str, AnswerWriter] = {
     "image-folder": ImageFolderWriter(),
     "csv": CsvTableWriter(),
     "cleanlab": CleanlabWriter(),
+    "megadetector": MegaDetectorWriter(),
 }
 
 

@@ -22,6 +22,7 @@ class ConvertOptions:
     url_prefix: str | None = None  # of the photos' addresses; None: the format's own
     copy: bool = False  # photos, instead of linking them
     labels: Mapping[Path, Pair] = field(default_factory=dict)  # what people said, by resolved file
+    boxes: Path | None = None  # the file that boxes came from
 
 
 @dataclass(frozen=True)

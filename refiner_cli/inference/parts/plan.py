@@ -26,6 +26,7 @@ from refiner_cli.files import write_json
 from refiner_cli.inference.parts.lease import LEASE_SECONDS, Leases
 from refiner_cli.inference.parts.listing import read_slice, write_slices
 from refiner_cli.inference.scan import ImageFile, PathFilter, row_name
+from refiner_cli.inference.sources.boxes import Boxes
 from refiner_cli.inference.sources.places import Places, find_source
 
 PARTS_SCHEMA = "refiner.parts/1"
@@ -66,11 +67,11 @@ class PartPlan:
     def count_done(self) -> int:
         return sum(map(self.is_done, range(self.units)))
 
-    def images(self, unit: int, chosen: PathFilter) -> Iterator[ImageFile]:
+    def images(self, unit: int, chosen: PathFilter, boxes: Boxes | None = None) -> Iterator[ImageFile]:
         """The images of a unit, in their order."""
         if unit >= len(self.shards):
             return read_slice(self.folder / LISTING, unit)
-        return Places([find_source(self.shards[unit], chosen)], several=self.several).images()
+        return Places([find_source(self.shards[unit], chosen)], several=self.several, boxes=boxes).images()
 
     def clear_halves(self, unit: int) -> None:
         """Remove what a killed process left of a part."""
@@ -117,7 +118,7 @@ def open_plan(
         UsageError: the parts in the folder are of another model, of other images, or of another kind.
     """
     wanted = made | {
-        "places": places.origin(), "inputs": places.carries_inputs, "unit_images": unit_images,
+        **places.header(), "inputs": places.carries_inputs, "unit_images": unit_images,
     }  # fmt: skip
     leases = Leases(folder / LEASES, seconds)
     try:
@@ -145,7 +146,7 @@ def make_plan(folder: Path, made: Made, places: Places, suffix: str, unit_images
     """Cut the images into units; what a killed process left of a plan is replaced."""
     shutil.rmtree(folder / LISTING, ignore_errors=True)
     shards = [source.place for source in places.sources if source.is_unit]
-    listed = (image for source in places.sources if not source.is_unit for image in places.named(source))
+    listed = (image for source in places.sources if not source.is_unit for image in places.listed(source))
     slices = write_slices(listed, folder / LISTING, len(shards), unit_images)
     if not shards and not slices:
         raise UsageError(f"There is no image in {', '.join(row_name(one.place) for one in places.sources)}.")

@@ -24,6 +24,7 @@ from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.runner import PredictListener, PredictOptions
 from refiner_cli.inference.scan import PathFilter
+from refiner_cli.inference.sources.boxes import Boxes
 
 Compute: TypeAlias = Callable[[int], RowCount]  # makes the part of a unit
 
@@ -83,6 +84,7 @@ class PartWriter:
     chosen: PathFilter
     listener: PredictListener
     log: WorkLog
+    boxes: Boxes | None = None
 
     def __call__(self, unit: int) -> RowCount:
         """Raises RefinerError at the first unreadable image if requested."""
@@ -91,7 +93,7 @@ class PartWriter:
         def rows() -> Iterator[RowDict]:
             nonlocal images, errors
             for row in predict_files(
-                self.recogniser, plan.images(unit, self.chosen), top_k=self.options.top_k,
+                self.recogniser, plan.images(unit, self.chosen, self.boxes), top_k=self.options.top_k,
                 batch=plan.made["batch"], workers=self.options.workers, heatmaps=self.options.heatmaps,
                 log=self.listener.note,
             ):  # fmt: skip

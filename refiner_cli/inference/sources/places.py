@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from refiner_cli.errors import RefinerError, UsageError
@@ -23,6 +23,7 @@ from refiner_cli.inference.scan import (
     locate,
     row_name,
 )
+from refiner_cli.inference.sources.boxes import Boxes
 from refiner_cli.inference.sources.braces import expand_braces
 from refiner_cli.inference.sources.bucket import (
     BucketFile,
@@ -52,6 +53,7 @@ class Places:
 
     sources: Sequence[PlaceSource]
     several: bool = False  # names begin with their place even if there is one source
+    boxes: Boxes | None = None  # an image a box, instead of the complete images
 
     @property
     def single(self) -> PlaceSource | None:
@@ -61,10 +63,19 @@ class Places:
 
     def images(self) -> Iterator[ImageFile]:
         """Every image, in a fixed order, each under a name of its own."""
+        complete = self.complete_images()
+        return self.boxes.crops(complete) if self.boxes else complete
+
+    def complete_images(self) -> Iterator[ImageFile]:
         shared: set[bytes] = set()
         for source in self.sources:
             taken = set() if source.numbers_doubles else shared
             yield from with_unique_names(self.named(source), number=source.numbers_doubles, taken=taken)
+
+    def listed(self, source: PlaceSource) -> Iterator[ImageFile]:
+        """The images of one source, or their crops; the names need not be unique."""
+        named = self.named(source)
+        return self.boxes.crops(named) if self.boxes else named
 
     def named(self, source: PlaceSource) -> Iterator[ImageFile]:
         """The images of one source under their names here, which need not be unique."""
@@ -75,17 +86,21 @@ class Places:
             yield image if name == image.name else replace(image, name=name)
 
     def origin(self) -> list[str]:
-        """What the names are relative to: two runs with different origins share no output."""
+        """What the names are relative to."""
         if self.single:
             return [self.single.identity]
         return [
             f"{row_name(source.place)} = {source.identity}" for source in self.sources if source.is_container
         ]
 
+    def header(self) -> dict[str, Any]:
+        """What decides about the images: two runs in which it differs share no output."""
+        return {"places": self.origin(), "boxes": self.boxes.fingerprint if self.boxes else None}
+
     @property
     def carries_inputs(self) -> bool:
         """Whether a source says more about its images than where they are."""
-        return any(source.carries_inputs for source in self.sources)
+        return self.boxes is not None or any(source.carries_inputs for source in self.sources)
 
     @property
     def folder(self) -> Path | None:
@@ -100,13 +115,13 @@ class Places:
 
     def count(self) -> Callable[[], int]:
         """How many images there are, as soon as that is known cheaply; 0 until then."""
-        if any(source.folder is None and source.is_container for source in self.sources):
+        if self.boxes or any(source.folder is None and source.is_container for source in self.sources):
             return lambda: 0
         return count_in_background(self.images())
 
     def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
         """The images that go by some names, in that order; without content where it cannot be read again."""
-        if all(source.folder or not source.is_container for source in self.sources):
+        if not self.boxes and all(source.folder or not source.is_container for source in self.sources):
             folders = [source.folder for source in self.sources if source.folder]
             yield from (ImageFile(locate(folders, name), name) for name in names)
             return

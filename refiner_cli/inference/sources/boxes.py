@@ -1,0 +1,173 @@
+"""The boxes of a detector: which parts of the images are recognised, one row a box.
+
+Read are MegaDetector's JSON (fractions of the upright image), COCO's JSON (pixels), and a table with the
+columns ``path``, ``x``, ``y``, ``width`` and ``height``: pixels, or fractions where no number is above 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from refiner_cli.data.box import Box
+from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.inference.scan import ImageFile, row_name
+from refiner_cli.inference.sources.content import Failed
+from refiner_cli.inference.sources.source import DAMAGES, reason_of
+from refiner_cli.inference.sources.table import PATH_COLUMNS, json_value
+
+MIN_CONFIDENCE = 0.2  # of a detection, as MegaDetector's own tools have it
+SIDES = ("x", "y", "width", "height")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box and what its file says about it."""
+
+    number: str  # unique among the boxes of its image
+    box: Box
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Boxes:
+    """All boxes of a file, by the name of their image.
+
+    Attributes:
+        margin: what is added on every side of a box, as a share of its longer side.
+        fingerprint: of the file and of everything that decides about the crops.
+    """
+
+    by_image: dict[str, list[Detection]]
+    margin: float
+    fingerprint: str
+    left_out: int = 0  # boxes below the confidence
+    used: int = 0  # images that had boxes
+
+    def crops(self, images: Iterable[ImageFile]) -> Iterator[ImageFile]:
+        """One image a box, called ``name#box``; an image without boxes gives none.
+
+        What cannot be read stays, as it says why boxes are missing.
+        """
+        for image in images:
+            found = self.by_image.get(image.name) or self.by_image.get(image.file.as_posix())
+            if found is None:
+                if isinstance(image.content, Failed) or image.name.endswith("/"):
+                    yield image
+                continue
+            self.used += 1
+            for one in found:
+                inputs = {"image": image.name, "box": one.number, **position(one.box), **one.about}
+                yield replace(
+                    image,
+                    name=f"{image.name}#{one.number}",
+                    box=replace(one.box, margin=self.margin),
+                    inputs={**image.inputs, **inputs},
+                )
+
+
+def box_of(sides: Iterable[Any], *, fractions: bool = False) -> Box:
+    """From x, y, width and height."""
+    x, y, width, height = map(float, sides)
+    return Box(x, y, width, height, fractions)
+
+
+def position(box: Box) -> dict[str, float | bool]:
+    return {"x": box.x, "y": box.y, "width": box.width, "height": box.height, "fractions": box.fractions}
+
+
+def read_boxes(file: Path, *, margin: float = 0.0, confidence: float = MIN_CONFIDENCE) -> Boxes:
+    """The boxes of a file.
+
+    Args:
+        confidence: detections below it are left out; a box without one is kept.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or of none of the known kinds.
+    """
+    try:
+        content = file.read_bytes()
+        if file.suffix.lower() == ".json":
+            found = json.loads(content)
+            if not isinstance(found, dict) or not isinstance(found.get("images"), list):
+                raise ValueError("it has no list of images; COCO and MegaDetector files have one")
+            read = read_coco if isinstance(found.get("annotations"), list) else read_megadetector
+            detections = read(found)
+        else:
+            detections = read_box_table(content.decode("utf-8-sig"))
+        by_image: dict[str, list[Detection]] = {}
+        left_out = 0
+        for name, one in detections:
+            if float(one.about.get("confidence", 1.0)) < confidence:
+                left_out += 1
+            else:
+                by_image.setdefault(row_name(name.removeprefix("./")), []).append(one)
+    except (*DAMAGES, TypeError, AttributeError) as error:
+        raise DatasetError(f"The boxes {row_name(str(file))} cannot be read ({reason_of(error)}).") from None
+    if not by_image:
+        raise UsageError(
+            f"There is no box in {row_name(str(file))} with a confidence of {confidence:g} or more."
+        )
+    for found_boxes in by_image.values():
+        number_apart(found_boxes)
+    digest = hashlib.sha256(content + repr((margin, confidence)).encode()).hexdigest()[:16]
+    return Boxes(by_image, margin, digest, left_out)
+
+
+def number_apart(found: list[Detection]) -> None:
+    """Let no two boxes of an image have one number."""
+    if len({one.number for one in found}) < len(found):
+        found[:] = [replace(one, number=str(i)) for i, one in enumerate(found)]
+
+
+Detections = Iterator[tuple[str, Detection]]
+
+
+def read_megadetector(content: Mapping[str, Any]) -> Detections:
+    """Numbered within their image, as they stand there; ``bbox`` is x, y, width, height in fractions."""
+    names = content.get("detection_categories") or {}
+    for image in content["images"]:
+        for number, one in enumerate(image.get("detections") or []):
+            category = one.get("category")
+            about = {"category": names.get(str(category), category), "confidence": one["conf"]}
+            box = box_of(one["bbox"], fractions=True)
+            yield str(image["file"]).replace("\\", "/"), Detection(str(number), box, about)
+
+
+def read_coco(content: Mapping[str, Any]) -> Detections:
+    """Numbered as the annotations are; ``bbox`` is x, y, width, height in pixels."""
+    files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    names = {one["id"]: one["name"] for one in content.get("categories") or []}
+    for one in content["annotations"]:
+        about = {"category": names.get(one.get("category_id"), one.get("category_id"))}
+        if "score" in one:
+            about["confidence"] = one["score"]
+        box = box_of(one["bbox"])
+        yield files[one["image_id"]], Detection(str(one["id"]), box, about)
+
+
+def read_box_table(text: str) -> Detections:
+    """Numbered by a column ``id`` or ``box``, else within their image; other columns are carried along."""
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows:
+        raise ValueError("it is empty")
+    by_name = {name.strip().lower(): name for name in rows[0] if name}
+    path = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
+    missing = [name for name in SIDES if name not in by_name]
+    if path is None or missing:
+        raise ValueError(f"it lacks the column {'path' if path is None else missing[0]!r}")
+    number = by_name.get("id") or by_name.get("box")
+    sides = [tuple(float(row[by_name[name]]) for name in SIDES) for row in rows]
+    fractions = max(max(four) for four in sides) <= 1
+    known = {path, number, *(by_name[name] for name in SIDES)}
+    seen: dict[str, int] = {}
+    for row, (x, y, width, height) in zip(rows, sides, strict=True):
+        count = seen[row[path]] = seen.get(row[path], -1) + 1
+        about = {name: json_value(one) for name, one in row.items() if name not in known}
+        name, box = row[number] if number else str(count), Box(x, y, width, height, fractions)
+        yield row[path], Detection(name, box, about)
