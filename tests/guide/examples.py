@@ -7,6 +7,7 @@ environment (one step of training). Files that a reader is supposed to have are 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -109,5 +110,14 @@ def prepare(folder: Path, dataset: Path, run: Path) -> Prepared:
         "unseen.txt": folder / "pairs.txt",
         "corrections.csv": folder / "corrections.csv",
     }
-    files = {"apple.jpg": photo, "other-method.npz": folder / "scores.npz", "data/mine": dataset}
+    detection = {"category": "1", "conf": 0.9, "bbox": [0.1, 0.1, 0.8, 0.8]}
+    found = [{"file": "burnt_apple/0.jpg", "detections": [detection]}]
+    detections = folder / "detections.json"
+    detections.write_text(json.dumps({"images": found, "detection_categories": {"1": "fruit"}}))
+    files = {
+        "detections.json": detections,
+        "apple.jpg": photo,
+        "other-method.npz": folder / "scores.npz",
+        "data/mine": dataset,
+    }
     return Prepared({**photos, **runs, **lists, **files})

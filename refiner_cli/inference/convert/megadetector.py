@@ -1,6 +1,6 @@
 """MegaDetector's JSON, with the states and objects of every detection in it.
 
-Compositions are the format's own ``classifications``; ``states`` and ``objects`` stand beside them, as in rows.
+Compositions are its own ``classifications``; ``states`` and ``objects`` stand beside them, as in rows.
 https://github.com/agentmorris/MegaDetector/tree/main/megadetector/api/batch_processing
 """
 

@@ -53,8 +53,12 @@ def megadetector(folder: Path) -> Path:
             {"category": "2", "conf": 0.8, "bbox": FRACTIONS["blue"]},
         ]} for name in ("a.jpg", "turned.jpg", "bad.jpg")
     ]  # fmt: skip
-    content = {"images": [*images, {"file": "empty.jpg", "detections": []}, {"file": "broken.jpg"}],
-               "detection_categories": {"1": "animal", "2": "person"}, "info": {"detector": "md_v5a"}}  # fmt: skip
+    images += [{"file": "empty.jpg", "detections": []}, {"file": "broken.jpg"}]
+    content = {
+        "images": images,
+        "detection_categories": {"1": "animal", "2": "person"},
+        "info": {"detector": "md_v5a"},
+    }
     file = folder / "detections.json"
     file.write_text(json.dumps(content))
     return file
