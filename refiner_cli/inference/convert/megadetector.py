@@ -84,7 +84,7 @@ def add_detection(
     """Add a detection for a row; 0 if nobody knows the size of its image."""
     sides = [float(inputs[side]) for side in ("x", "y", "width", "height")]
     if not inputs.get("fractions"):
-        size = size_of(locate_noted(answers.places, name))
+        size = upright_size(locate_noted(answers.places, name))
         if size is None:
             answers.left_out["box in pixels whose image cannot be read"] += 1
             return 0
@@ -116,7 +116,7 @@ def classified(row: AnswerRow, names: dict[str, str]) -> dict[str, Any]:
     return {"classifications": best, **lists}
 
 
-def size_of(file: Path) -> tuple[int, int] | None:
+def upright_size(file: Path) -> tuple[int, int] | None:
     """Width and height of an upright image; None if it cannot be read."""
     try:
         with file.open("rb") as stream, open_image(stream) as image:
