@@ -199,9 +199,23 @@ class Index:
 
     def rows(self, part: PartInfo) -> list[IndexRow]:
         """The images of a part. Raises ModelFileError if its table is missing or torn."""
+        return [IndexRow(**row) for row in self._table(part).to_pylist()]
+
+    def paths(self, part: PartInfo, places: Sequence[int]) -> list[str]:
+        """The paths of some images of a part. Raises ModelFileError as :meth:`rows`."""
+        found: list[str] = self._table(part, "path").column("path").take(places).to_pylist()
+        return found
+
+    def readable(self, part: PartInfo) -> Tensor:
+        """Which images of a part have vectors, ``N`` bool."""
+        if not part.errors:
+            return torch.ones(part.images, dtype=torch.bool)
+        return torch.tensor([status == "ok" for status in self._table(part, "status")["status"].to_pylist()])
+
+    def _table(self, part: PartInfo, *columns: str) -> pa.Table:
         file = self._file(part, "parquet")
         try:
-            found = [IndexRow(**row) for row in pq.read_table(file, schema=COLUMNS).to_pylist()]
+            found = pq.read_table(file, schema=COLUMNS, columns=list(columns) or None)
         except FileNotFoundError:
             raise self._missing(file) from None
         except (OSError, pa.ArrowException, TypeError) as error:
@@ -215,12 +229,6 @@ class Index:
                 hint=self._advice(),
             )
         return found
-
-    def readable(self, part: PartInfo) -> Tensor:
-        """Which images of a part have vectors, ``N`` bool."""
-        return torch.tensor(
-            [row.status == "ok" for row in self.rows(part)] if part.errors else [True] * part.images
-        )
 
     def vectors(self, part: PartInfo) -> ImageVectors:
         """The vectors of a part, float16, memory-mapped.

@@ -30,6 +30,7 @@ from refiner_cli.inference.index import Index, PartInfo
 from refiner_cli.inference.query import QueryVectors
 
 BLOCK = 8192  # images compared at once
+IndexPlace = tuple[PartInfo, int]  # a part and a row in it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class BestImages:
 
     count: int
     scores: Tensor  # up to count, descending
-    places: list[tuple[PartInfo, int]]
+    places: list[IndexPlace]
 
     @classmethod
     def empty(cls, count: int) -> BestImages:
@@ -156,10 +157,11 @@ def term_scores(vectors: ImageVectors, query: QueryVectors, scale: float) -> Ten
 
 def hits(index: Index, best: BestImages, offset: float, min_score: float) -> Iterator[Hit]:
     """The best images with their paths."""
-    tables: dict[str, list[str]] = {}
-    for rank, (score, (part, place)) in enumerate(zip(best.scores.tolist(), best.places, strict=True), 1):
+    names: dict[IndexPlace, str] = {}
+    for part in dict.fromkeys(part for part, _ in best.places):
+        rows = [place for own, place in best.places if own == part]
+        names |= dict(zip([(part, place) for place in rows], index.paths(part, rows), strict=True))
+    for rank, (score, place) in enumerate(zip(best.scores.tolist(), best.places, strict=True), 1):
         if score < min_score:
             return
-        if part.name not in tables:
-            tables[part.name] = [row.path for row in index.rows(part)]
-        yield Hit(tables[part.name][place], rank, score, score - offset)
+        yield Hit(names[place], rank, score, score - offset)

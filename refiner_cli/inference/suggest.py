@@ -33,7 +33,7 @@ from refiner_cli.inference.index import Index, PartInfo
 from refiner_cli.inference.indexing import on_device
 from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import FileVersion
-from refiner_cli.inference.search import BestImages
+from refiner_cli.inference.search import BestImages, IndexPlace
 
 SUGGESTIONS_SCHEMA = "refiner.suggestions/1"
 CANDIDATES = 50  # uncertain images that are compared, per image that is suggested
@@ -41,8 +41,6 @@ UNSEEN_SHARE = 0.5  # of the suggestions, at most, for pairs that training never
 SAME = 1e-3  # distance below which two images are copies of each other
 BLOCK_SCORES = 1 << 22  # scores computed at once
 TOP_K = 3  # guesses per suggestion
-
-IndexPlace = tuple[PartInfo, int]  # a part and a row in it
 
 
 @dataclass(frozen=True)

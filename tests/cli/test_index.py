@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from refiner_cli.inference.index import Index
-from tests.conftest import ROOT, Cli
+from tests.conftest import Cli
+from tests.inference.check_index_kills import compare_killed
 
 
 @pytest.fixture
@@ -261,19 +259,15 @@ def test_mistakes_are_wrong_usage(cli: Cli, small_export: Path, photos: Path, tm
 def test_an_index_that_was_killed_is_finished_by_the_same_command(
     cli: Cli, small_export: Path, photos: Path, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert cli("-q", "index", small_export, photos, "-o", whole, "--part-size", "2").code == 0
-    command = [sys.executable, "-m", "refiner_cli", "-q", "index", small_export, photos, "-o", killed,
-               "--part-size", "2", "--batch", "2", "--workers", "0"]  # fmt: skip
-    (killed / "parts").mkdir(parents=True)  # of a process that was killed before it wrote index.json
-    with subprocess.Popen(command, cwd=ROOT) as process:
-        while not list(killed.glob("parts/*.parquet")) and process.poll() is None:
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    (killed / "parts" / "00000099-0badf00d.safetensors").write_bytes(b"half")
-    assert cli("-q", "index", small_export, photos, "-o", killed, "--part-size", "2").code == 0
-    assert same(killed, whole)
-    assert not (killed / "parts" / "00000099-0badf00d.safetensors").exists()
+    def run(command: list[str]) -> None:
+        assert cli(*command).code == 0
+
+    (tmp_path / "torn" / "parts").mkdir(
+        parents=True
+    )  # of a process that was killed before it wrote index.json
+    hits, equal = compare_killed(small_export, photos, tmp_path, 1, random.Random(1), run)
+    assert hits
+    assert equal
 
 
 def test_a_method_that_reads_patches_has_no_index(
