@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from refiner_cli.cli.console import new_table, terminal
 from refiner_cli.data.disk import format_size
-from refiner_cli.data.paths import home
 
 if TYPE_CHECKING:
     from refiner_cli.data.download.catalog import Catalogue, Dataset
@@ -110,6 +109,8 @@ def show_outcomes(
             terminal.note(f"  licence: {outcome.dataset.licence}")
             for paper in outcome.dataset.citation:
                 terminal.note(f"  cite: {paper}")
+    from refiner_cli.data.paths import home
+
     for outcome in outcomes[:1]:
         usual = outcome.folder.parent == home(os.environ).datasets
         terminal.next("refiner", "train", outcome.dataset.name if usual else outcome.folder)
