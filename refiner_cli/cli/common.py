@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refiner_cli.cli.console import terminal
+from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.core.model_io.checkpoint import ModelInfo
@@ -53,16 +54,24 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
         benchmark: what a zero-shot model is to know; None: nothing until a vocabulary is given.
     """
     from refiner_cli.core.model_io.checkpoint import read_model
+    from refiner_cli.core.model_io.onnx_files import is_onnx
+    from refiner_cli.core.model_io.onnx_model import read_onnx
     from refiner_cli.core.model_io.zero_shot import NO_LABELS, zero_shot_model
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.training.run_dir import model_folder
 
-    chosen, reason = pick_device(device)
     path = one_run(path)
-    if is_zero_shot(path):
+    folder = None if is_zero_shot(path) else model_folder(path)
+    if folder and is_onnx(folder):
+        if device not in {"auto", "cpu"}:
+            raise UsageError(f"An ONNX export runs on the CPU, not on {device}.")
+        terminal.note("device cpu (an ONNX export)")
+        return read_onnx(folder)
+    chosen, reason = pick_device(device)
+    if folder is None:
         model, info = zero_shot_model(str(path), benchmark.vocabulary if benchmark else NO_LABELS)
     else:
-        model, info = read_model(model_folder(path))
+        model, info = read_model(folder)
     terminal.note(f"device {chosen} ({reason})")
     model.to(chosen)
     return model, info

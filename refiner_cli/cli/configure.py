@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refiner_cli.cli.console import terminal
-from refiner_cli.errors import ConfigError
+from refiner_cli.errors import ConfigError, RefinerError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
@@ -31,7 +31,11 @@ FLAG_KEYS = {
 
 
 def configure(
-    dataset: str, file: str | None, assignments: Iterable[str], flags: Mapping[str, Any]
+    dataset: str,
+    file: str | None,
+    assignments: Iterable[str],
+    flags: Mapping[str, Any],
+    start: Layer | None = None,
 ) -> tuple[Config, dict[str, str]]:
     """The configuration of a training, and where each setting that is not a default comes from.
 
@@ -40,6 +44,7 @@ def configure(
         file: a TOML file, or the name of a recipe.
         assignments: texts ``key=value`` of ``--set``.
         flags: values by option, named as in ``FLAG_KEYS``; None where an option is not given.
+        start: settings that follow from what is trained on.
     """
     from refiner_cli.recipes import recipe_for
     from refiner_cli.settings import (
@@ -57,14 +62,35 @@ def configure(
             layers.append((f"--{flag}", {FLAG_KEYS[flag]: value}))
     layers.append(from_assignments(assignments))
     init = next((str(values["init"]) for _, values in reversed(layers) if values.get("init")), "")
-    start = start_from(init) if init else None
-    recipe = recipe_for(dataset, chosen_method([layer for layer in (named, start, *layers) if layer]))
+    start = start_from(init) if init else start
+    method = chosen_method([layer for layer in (named, start, *layers) if layer])
+    recipe = recipe_for(dataset, method)
     if recipe:
         terminal.note(f"settings of the recipe {recipe[0]}")
+    elif start and not init:
+        recipe = recipe_for("vectors", method)
+    elif dataset and not named:
+        recipe = recipe_of_few(dataset, method)
     config, sources = resolve_with_sources(layers, recipe, named, start)
     if start:
         check_start(start, config, sources)
     return config, sources
+
+
+def recipe_of_few(dataset: str, method: str) -> Layer | None:
+    """The recipe for a few images a pair, if a dataset has no more; None if it has, or is not there."""
+    from refiner_cli.cli.common import open_dataset
+    from refiner_cli.recipes import FEW_IMAGES, recipe_for
+
+    try:
+        images = open_dataset(dataset).images_per_pair()
+    except RefinerError:
+        return None  # training says what is wrong with it
+    recipe = recipe_for("few", method)
+    if images > FEW_IMAGES or recipe is None:
+        return None
+    terminal.note(f"settings of the recipe {recipe[0]}: {images:g} images a pair, {FEW_IMAGES} or fewer")
+    return recipe
 
 
 def start_from(init: str) -> Layer:

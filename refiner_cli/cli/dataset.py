@@ -56,6 +56,10 @@ def create(
             metavar="DIR", help="The folder that paths in a file are relative to.  [the file's own]"
         ),
     ] = None,
+    all_train: Annotated[
+        bool,
+        typer.Option("--all-train", help="Hold nothing out: for a few photos, which are all to be learned."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Decides which pairs and images are held out.")] = 0,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking them.")] = False,
     workers: Workers = -1,
@@ -64,6 +68,8 @@ def create(
     """Build a dataset in the published folder format, with seen and unseen pairs, for 'refiner train DIR'."""
     if unseen_fraction is not None and unseen_pairs is not None:
         raise UsageError("--unseen-fraction and --unseen-pairs exclude each other.")
+    if all_train and (unseen_fraction is not None or unseen_pairs is not None):
+        raise UsageError("--all-train leaves no pair unseen.", hint="Leave the other option out.")
     if unseen_fraction is not None and not 0 <= unseen_fraction < 1:
         raise UsageError(
             f"--unseen-fraction is {unseen_fraction:g}.", hint="Give a number from 0 to below 1."
@@ -88,7 +94,7 @@ def create(
         created = create_dataset(
             found.photos,
             out,
-            SplitOptions(fraction, unseen, seed),
+            SplitOptions(fraction, unseen, seed, all_train=all_train),
             placing="copy" if copy else "link",
             workers=cores() if workers < 0 else max(1, workers),
             report=report,

@@ -155,7 +155,8 @@ def open_for_evaluation(path: Path, dataset: str | None, device: str) -> tuple[M
     """The model and the benchmark it is evaluated on. A zero-shot model takes its labels from there."""
     if not is_zero_shot(path):
         model, info = open_model(path, device)
-        return model, info, open_dataset(dataset or info.dataset_path)
+        kept = None if dataset else kept_vectors(path)
+        return model, info, kept or open_dataset(dataset or info.dataset_path)
     if dataset is None:
         raise UsageError("A backbone that was not trained needs --dataset.")
     benchmark = open_dataset(dataset)

@@ -12,6 +12,7 @@ from refiner_cli.cli.configure import asked_settings, configure
 from refiner_cli.cli.console import Json
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.train_request import TrainRequest, resumption
+from refiner_cli.cli.training_data import index_settings
 from refiner_cli.errors import UsageError
 
 DatasetName = Annotated[
@@ -39,6 +40,14 @@ def train(
             metavar="MODEL",
             help="Start from a trained model: a run, an exported model or hf-hub:OWNER/NAME. What it learned "
             "is taken over where it fits, states and objects by name.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labels of an index, which is then the DATASET: CSV, TSV or JSON lines with path, state, "
+            "object and, optionally, split. Trains csp or coop in seconds.",
         ),
     ] = None,
     config: Annotated[
@@ -107,8 +116,9 @@ def train(
             raise UsageError("--dataset needs --resume.", hint=f"Write: refiner train {moved}")
         if dataset is None:
             raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
-        settings, sources = configure(dataset, config, assign or [], flags)
-        request = TrainRequest(dataset, settings, out, seeds, skip)
+        start = index_settings(dataset, labels)
+        settings, sources = configure(dataset, config, assign or [], flags, start)
+        request = TrainRequest(dataset, settings, out, seeds, labels, skip)
         if out:
             check_output_folder("--out", out)
         if dry_run:

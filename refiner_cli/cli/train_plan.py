@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from refiner_cli.cli.common import open_dataset
 from refiner_cli.cli.console import terminal
 from refiner_cli.cli.train_request import TrainRequest
+from refiner_cli.cli.training_data import open_training_data
 from refiner_cli.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def plan_training(request: TrainRequest, config: Config, sources: Mapping[str, s
     folder = request.out or default_folder(request)
     require_unused(folder)
     require_drawn(request.dataset)
-    benchmark = open_dataset(request.dataset)
+    benchmark = open_training_data(request.dataset, request.labels)
     lines: list[str] = []
     dry = without_downloads(config, lines.append)
     ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())

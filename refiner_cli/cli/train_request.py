@@ -21,6 +21,7 @@ class TrainRequest:
     config: Config | None  # None: resume what lies in ``out``
     out: Path | None
     seeds: int
+    labels: Path | None = None  # of the images of an index, which is the dataset
     skip_unreadable: bool = False
     asked: Mapping[str, tuple[Any, str]] = field(
         default_factory=dict

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from refiner_cli.cli.console import PARTLY_DONE, terminal
 from refiner_cli.cli.signals import StopRequest, stop_on_signal
 from refiner_cli.cli.train_request import TrainRequest
+from refiner_cli.cli.training_data import open_run_data, open_training_data
 from refiner_cli.cli.training_view import fit_with_progress, show_training
-from refiner_cli.errors import DatasetError, RefinerError, UnreadableImageError, UsageError
+from refiner_cli.errors import RefinerError, UnreadableImageError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
@@ -112,6 +113,7 @@ def train_seeds(
                     request,
                     dataset=request.dataset or first.dataset.path,
                     skip_unreadable=request.skip_unreadable or bool(first.skipped),
+                    labels=first.folder / first.dataset.labels if first.dataset.labels else None,
                 )
             try:
                 seeded = config.model_copy(update={"seed": seed})
@@ -165,22 +167,27 @@ def new_training(
     Args:
         before: the first run of several seeds.
     """
-    from refiner_cli.cli.common import open_dataset
+    from refiner_cli.inference.encoded import EncodedBenchmark
+    from refiner_cli.inference.labelled_index import LABELS, write_labels
     from refiner_cli.training.folder_lock import require_unused
     from refiner_cli.training.run_dir import DatasetRef, Run
     from refiner_cli.training.setup import build_trainer, environment
 
     if ranks.is_main:
-        benchmark = open_dataset(request.dataset)
+        benchmark = open_training_data(request.dataset, request.labels)
         require_unused(folder)
-        skipped = unreadable_images(benchmark) if request.skip_unreadable else []
-        ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
+        encoded = isinstance(benchmark, EncodedBenchmark)
+        skipped = unreadable_images(benchmark) if request.skip_unreadable and not encoded else []
+        root, labels = str(benchmark.root.resolve()), LABELS if encoded else ""
+        ref = DatasetRef(benchmark.name, root, benchmark.fingerprint(), labels)
         run = Run.create(folder, config, ref, environment() | {"arguments": sys.argv}, skipped)
+        if isinstance(benchmark, EncodedBenchmark):
+            write_labels(run.folder / LABELS, benchmark)
         copy_initial(run, before)
     ranks.barrier()
     run = Run.open(folder)
     try:
-        trainer = build_trainer(run, open_dataset(request.dataset), terminal.note, ranks)
+        trainer = build_trainer(run, open_run_data(run), terminal.note, ranks)
         return fit_with_progress(trainer, stop)
     except BaseException as error:
         if isinstance(error, UnreadableImageError):
@@ -224,20 +231,11 @@ def unreadable_images(benchmark: Benchmark) -> list[str]:
 
 def resumed_trainer(request: TrainRequest, folder: Path, ranks: DistributedContext) -> Trainer:
     """The training of an existing run, at its newest undamaged checkpoint."""
-    from refiner_cli.cli.common import open_dataset
-    from refiner_cli.data.benchmark import load_benchmark
     from refiner_cli.training.recover import open_or_recover
     from refiner_cli.training.setup import environment, resume_trainer
 
     run = open_or_recover(folder, terminal.note)
-    if not request.dataset and not Path(run.dataset.path).is_dir():
-        raise DatasetError(
-            f"The dataset of the run {folder} is no longer at {run.dataset.path}.",
-            hint=f"Name its new place: refiner train --resume --out {folder} --dataset DIR.",
-        )
-    found = open_dataset(request.dataset).root if request.dataset else Path(run.dataset.path)
-    benchmark = load_benchmark(found, run.dataset.name)
-    trainer = resume_trainer(run, benchmark, terminal.note, ranks, request.asked)
+    trainer = resume_trainer(run, open_run_data(run, request.dataset), terminal.note, ranks, request.asked)
     if ranks.is_main and trainer.step < trainer.total:
         run.note_environment(environment() | {"arguments": sys.argv}, trainer.step)
     ranks.barrier()

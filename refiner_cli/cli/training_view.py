@@ -51,7 +51,12 @@ def show_event(event: Event, trainer: Trainer) -> None:
             f"epoch {event.epoch}, step {event.step}: validation {values}{best}, "
             f"{event.waiting:.0%} of the time waiting for images"
         )
-        if event.step == 0 and event.criterion != "AUC":
+        if event.step == 0 and not event.metrics.n_seen + event.metrics.n_unseen:
+            terminal.note(
+                "There are no validation images: nothing is calibrated, inference weights and bias are 0, "
+                f"and the best checkpoint is selected by {MEANING[event.criterion]}."
+            )
+        elif event.step == 0 and event.criterion != "AUC":
             missing = "seen" if event.metrics.n_unseen else "unseen"
             terminal.note(
                 f"Validation has no {missing} pair, so AUC is undefined: the best checkpoint is selected by "

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import statistics
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -88,9 +90,22 @@ class Benchmark:
         splits: tuple[Split, ...] = ("train", "val")
         for split in splits:
             samples[split] = tuple(one for one in self.samples[split] if one.path not in unreadable)
-            if not samples[split]:
+            if self.samples[split] and not samples[split]:
                 raise DatasetError(f"No image of the split {split!r} of {self.root} can be read.")
         return replace(self, samples=samples)
+
+    def require(self, split: Split) -> None:
+        """Raise DatasetError if a split has no image."""
+        if not self.samples[split]:
+            raise DatasetError(
+                f"{self.root} has no images for the split {split!r}: there is nothing to measure on.",
+                hint="Hold some out: 'refiner dataset create' without --all-train.",
+            )
+
+    def images_per_pair(self) -> float:
+        """The median number of training images of a training pair."""
+        counts = Counter(sample.pair for sample in self.samples["train"])
+        return statistics.median(counts[pair] for pair in self.pairs["train"])
 
     def paths(self, split: Split) -> Iterator[Path]:
         return (self.images / sample.path for sample in self.samples[split])
@@ -106,7 +121,7 @@ class Benchmark:
         return digest.hexdigest()[:16]
 
 
-def read_pairs(file: Path, separator: str | None = None) -> tuple[Pair, ...]:
+def read_pairs(file: Path, separator: str | None = None, *, may_be_empty: bool = False) -> tuple[Pair, ...]:
     """Read a pair list of a dataset: one "state object" per line, with the exact spelling of the file.
 
     With another ``separator`` than white space, names may hold spaces. Lists that users write are
@@ -131,7 +146,7 @@ def read_pairs(file: Path, separator: str | None = None) -> tuple[Pair, ...]:
         if pair in pairs:
             raise DatasetError(f"{file}, line {number}: '{line}' is already in line {pairs[pair]}.")
         pairs[pair] = number
-    if not pairs:
+    if not pairs and not may_be_empty:
         raise DatasetError(f"The pair list {file} is empty.")
     return tuple(pairs)
 
@@ -187,7 +202,7 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
     """Read a prepared benchmark folder. Images are not opened.
 
     Raises:
-        DatasetError: a part is missing or malformed, or a split has no image.
+        DatasetError: a part is missing or malformed, or the training split has no image.
     """
     root = Path(root)
     if not root.is_dir():
@@ -200,7 +215,10 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
             f"{root} is not a dataset: it has no {SPLIT_FOLDER} folder.",
             hint=f"If it holds your photos, make a dataset of them: refiner dataset create {root} --out DIR",
         )
-    pairs = {split: read_pairs(root / SPLIT_FOLDER / f"{split}_pairs.txt") for split in SPLITS}
+    pairs = {
+        split: read_pairs(root / SPLIT_FOLDER / f"{split}_pairs.txt", may_be_empty=split != "train")
+        for split in SPLITS
+    }
     known = {pair for split in SPLITS for pair in pairs[split]}
     samples: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
     for split, pair, row in used_rows(read_metadata(root / METADATA), known):
@@ -211,7 +229,8 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
                 f"{root / METADATA} is refused: it names the image {row['image']!r}, {reason}."
             ) from None
     for split in SPLITS:
-        if not samples[split]:
+        # A few photos may all be for training; a list of pairs without any of their images is a fault.
+        if not samples[split] and (pairs[split] or split == "train"):
             raise DatasetError(f"{root / METADATA} lists no image for the split {split!r}.")
     return Benchmark(
         name=name or os.fsencode(root.resolve().name).decode("utf-8", "backslashreplace"),

@@ -23,6 +23,7 @@ from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from refiner_cli.evaluation.score_writer import ScoreWriter
+from refiner_cli.inference.encoded import EncodedBenchmark
 
 ProgressFn = Callable[[int, int], None]  # images done, images in total
 
@@ -75,10 +76,12 @@ def image_batches(
     rows: Sequence[int] | None = None,
 ) -> Iterator[ImageBatch]:
     """The images of a split (or those ``rows`` of it), in order, preprocessed as the backbone wants."""
+    chosen = range(len(benchmark.samples[split])) if rows is None else rows
+    order = [[chosen[i] for i in batch] for batch in sequential_batches(len(chosen), runtime.batch_size)]
+    if isinstance(benchmark, EncodedBenchmark):
+        return benchmark.batches(split, order, model.device)
     files = list(benchmark.paths(split))
     transform = EvalTransform(Preprocess(model.backbone.spec.preprocess))
-    chosen = range(len(files)) if rows is None else rows
-    order = [[chosen[i] for i in batch] for batch in sequential_batches(len(chosen), runtime.batch_size)]
     return load_batches(files, transform, order, device=model.device, workers=runtime.num_workers)
 
 
@@ -106,7 +109,10 @@ def score_split(
 
     Each image is encoded once, and scored once per label space; scores are dropped when every consumer
     has received them. The model is left in the mode (training or evaluation) it was in.
+
+    Raises DatasetError if the split has no image.
     """
+    benchmark.require(split)
     samples = benchmark.samples[split]
     pairs = [sample.pair for sample in samples]
     with evaluation_mode(model), autocast(model.device, runtime.precision):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError
-from refiner_cli.experiments import regions
+from refiner_cli.experiments import few_shot, regions
 from refiner_cli.experiments.plan import by_fold, by_holdout, by_seed, processes
 from refiner_cli.experiments.tables import tables
 from refiner_cli.experiments.trial import Found, Trial, run_trials
@@ -102,5 +102,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["regions"]:
         regions.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["few-shot"]:
+        few_shot.main(sys.argv[2:])
     else:
         main()

@@ -10,8 +10,9 @@ import re
 from importlib import resources
 
 PAGES = (  # in the order of reading
-    "photos", "search", "labelling", "own-data", "benchmarks", "models", "results", "method", "many-machines",
-    "python", "configuration", "commands", "output-and-exit-codes", "troubleshooting", "contributing",
+    "photos", "search", "labelling", "own-data", "few-photos", "sharing", "onnx", "benchmarks", "models",
+    "results", "method", "many-machines", "python", "configuration", "commands", "output-and-exit-codes",
+    "troubleshooting", "contributing",
 )  # fmt: skip
 MARKER = re.compile(r"^<!-- .* -->\n", re.M)
 

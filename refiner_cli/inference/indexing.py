@@ -60,6 +60,7 @@ def open_for_writing(
     fingerprints = recogniser.fingerprint()
     if not is_index(folder):
         kept = {name: str(fingerprints[name]) for name in ("model", "preprocessing", "precision")}
+        kept |= backbone_facts(recogniser.model)
         return Index.create(
             folder, kept | {"path": model}, method, vector_roles(recogniser.model),
             recogniser.model.backbone.embed_dim, places, part_size,
@@ -72,6 +73,13 @@ def open_for_writing(
             hint="Give the same PATHs, or choose another folder for the index.",
         )
     return index
+
+
+def backbone_facts(model: Model) -> dict[str, str]:
+    """Which backbone a model has, for a training that starts from the index (see ``labelled_index``)."""
+    spec = model.backbone.spec
+    return {"backbone": spec.name, "pretrained": spec.pretrained, "views": str(model.config.tta_shifts),
+            "backbone_fingerprint": model.backbone.fingerprint()}  # fmt: skip
 
 
 def index_images(

@@ -12,6 +12,7 @@ from importlib import resources
 from refiner_cli.errors import UsageError
 from refiner_cli.settings import Layer
 
+FEW_IMAGES = 16  # training images a pair up to which the recipe "few" is chosen by itself
 FOLDER = resources.files("refiner_cli.recipes")
 
 

@@ -15,7 +15,7 @@ from refiner_cli.errors import UsageError
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as files.temporary_name makes them
 # What a start that failed or was killed may leave; it does not stand in the way of the next one.
-STARTED = re.compile(r"environment.*\.json|tokens|init|checkpoints|\.lock")
+STARTED = re.compile(r"environment.*\.json|tokens|init|labels\.jsonl|checkpoints|\.lock")
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from refiner_cli.core.model_io.hub import hub_model
 from refiner_cli.core.towers.architectures import HF_HUB
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
 from refiner_cli.files import atomic_file, write_json
+from refiner_cli.inference.labelled_index import LABELS
 from refiner_cli.training.checkpoints import Checkpoints, step_of
 from refiner_cli.training.folder_lock import LOCK, folder_lock, new_folder, remove_temporary
 
@@ -54,6 +55,7 @@ class DatasetRef:
     name: str
     path: str
     fingerprint: str
+    labels: str = ""  # where the data are an index: the table of labels and splits, in the run
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Run:
                     return
                 self.clean()
                 shutil.rmtree(self.folder / "init", ignore_errors=True)
-                for name in (RUN, ENVIRONMENT, METRICS, BEST):
+                for name in (RUN, ENVIRONMENT, METRICS, BEST, LABELS):
                     (self.folder / name).unlink(missing_ok=True)
             (self.folder / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):

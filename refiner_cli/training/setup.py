@@ -25,6 +25,7 @@ from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import ConfigError
+from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.training.changes import Asked, change_run, describe_change
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
@@ -68,6 +69,8 @@ def build_trainer(
         log(note)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary)
+    if isinstance(benchmark, EncodedBenchmark):
+        benchmark.check_usable_by(model, config.method)
     if (run.folder / INIT).is_dir() and not run.checkpoints():
         for line in take_over(run.folder, model, config.init, config.pretrained).lines():
             log(line)

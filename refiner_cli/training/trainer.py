@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from refiner_cli.config import TrainConfig
-from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.base import Calibration, Model
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.core.runtime.loader import (
@@ -30,8 +30,10 @@ from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.data.images import AUGMENTS, Preprocess
 from refiner_cli.errors import RefinerError, ScoresError
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.evaluation.scoring import ProgressFn, no_progress
-from refiner_cli.training.calibrate import calibrate
+from refiner_cli.inference.encoded import EncodedBenchmark
+from refiner_cli.training.calibrate import calibrate, fit_hubness
 from refiner_cli.training.curves import write_curves
 from refiner_cli.training.events import Event, StepDone, Stopped, Validated
 from refiner_cli.training.nonfinite import check_nonfinite_steps, validation_error
@@ -160,6 +162,8 @@ class Trainer:
         self.requested_at = time.perf_counter()  # when the next batch was requested
         if self.cache is not None:
             return self.cache.batches(rows, epoch)
+        if isinstance(self.benchmark, EncodedBenchmark):
+            return self.benchmark.batches("train", rows, self.model.device)
         transform: TrainTransform | EvalTransform = EvalTransform(Preprocess(config))
         if self.config.augment != "none":
             transform = TrainTransform(AUGMENTS[self.config.augment](config), self.run.config.seed, epoch)
@@ -204,10 +208,16 @@ class Trainer:
                 raise StopRequestedError
 
         try:
-            calibration, metrics = calibrate(self.model, self.benchmark, self.options, check_stop)
             by_loss = None
-            if self.config.selection == "loss":
-                by_loss = validation_loss(self.model, self.benchmark, self.options, self.config, check_stop)
+            if self.benchmark.samples["val"]:
+                calibration, metrics = calibrate(self.model, self.benchmark, self.options, check_stop)
+                if self.config.selection == "loss":
+                    by_loss = validation_loss(
+                        self.model, self.benchmark, self.options, self.config, check_stop
+                    )
+            else:
+                fit_hubness(self.model, self.benchmark, self.options, check_stop)
+                calibration, metrics = Calibration(), Metrics.of_no_images()
         except ScoresError as error:
             raise validation_error(self.step, error, self.optimizer_step.parameters) from None
         progress, name = self.progress, self.run.checkpoint(self.step).name

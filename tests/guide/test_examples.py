@@ -14,6 +14,7 @@ import typer.main
 from refiner_cli.cli.app import app
 from refiner_cli.data.download.catalog_files import parse
 from refiner_cli.experiments.__main__ import argument_parser
+from refiner_cli.experiments.few_shot import few_shot_parser
 from refiner_cli.settings import from_file, resolve
 from tests.conftest import Cli
 from tests.guide.examples import (
@@ -89,6 +90,8 @@ def run(example: Example, cli: Cli, prepared: Prepared, place: Path) -> None:
         for line in example.lines():
             run_command(line, cli, prepared, place)
     elif example.language == "python":
+        if "onnxruntime" in example.text:
+            return  # run in a process without PyTorch by tests/core/model_io/test_onnx.py
         prepared.provide([word.strip('"') for word in example.text.replace("(", " ").split()], place)
         prepared.provide(["runs/mit", "apple.jpg", "data/mine"], place)
         exec(compile(example.text, "example", "exec"), {})  # noqa: S102 - the project's own text
@@ -113,17 +116,26 @@ def run_command(line: str, cli: Cli, prepared: Prepared, place: Path) -> None:
         return
     if words[0] == "torchrun":
         check_options(words[words.index("refiner_cli") + 1 :])
+    elif words[:4] == ["python", "-m", "refiner_cli.experiments", "few-shot"]:
+        few_shot_parser().parse_args(words[4:])
     elif words[:3] == ["python", "-m", "refiner_cli.experiments"]:
         argument_parser().parse_args(words[3:])
     elif words[:2] == ["refiner", "download"] and "--list" not in words:
         check_options(words[1:])
+    elif "--push" in words or any(word.startswith("hf-hub:") for word in words):
+        check_options(words[1:])  # run against a server by tests/core/model_io/test_hub.py
+    elif "models/onnx" in line or "onnx" in words:
+        check_options(words[1:])  # run by tests/core/model_io/test_onnx.py
     else:
+        words, target = words[: words.index(">")] if ">" in words else words, words[-1]
         assert words[0] == "refiner", line
         made = ("train" in words[1:2] and "--resume" not in words) or words[1:3] == ["dataset", "create"]
         given = [word for before, word in pairwise(words) if not (made and before == "--out")]
         prepared.provide(given, place)
         outcome = cli(*words[1:])
         assert outcome.code == 0, f"{line}\n{outcome.err}"
+        if words[-1] != target:
+            (place / target).write_text(outcome.out, "utf-8")
 
 
 def check_options(words: list[str]) -> None:

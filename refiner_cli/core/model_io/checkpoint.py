@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from refiner_cli._version import __version__
 from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMAT, migrate_config, migrate_tensors
-from refiner_cli.core.model_io.schema import CLIP, CONFIG, StoredModel, read_json
+from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel, read_json
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
 from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Calibration, Model
@@ -119,7 +119,12 @@ def read_stored(folder: Path) -> tuple[dict[str, Any], StoredModel, MethodConfig
             raise ModelFileError(f"{file} is incomplete or damaged ({error!r}).") from None
     elif found != MODEL_FORMAT:
         shown = found if isinstance(found, str) else type(found).__name__
-        raise ModelFileError(f"{file} has the format {shown!r}; this version reads {MODEL_FORMAT!r}.")
+        raise ModelFileError(
+            f"{file} has the format {shown!r}; this version reads {MODEL_FORMAT!r}.",
+            hint="An ONNX export is for 'refiner predict': give the run that it was made from."
+            if shown == ONNX_FORMAT
+            else "",
+        )
     return config, *StoredModel.parse(config, file)
 
 

@@ -16,6 +16,7 @@ from refiner_cli.config import MethodConfig, method_section
 from refiner_cli.errors import ModelFileError
 
 CONFIG = "config.json"
+ONNX_FORMAT = "refiner.onnx/1"  # in config.json of an ONNX export
 CLIP = "clip."  # first part of the names of a backbone's tensors in model.safetensors
 MAX_CONFIG_BYTES = 64 * 2**20
 MAX_PARAMETERS = 6e9  # of a backbone; the largest of open_clip has 5e9

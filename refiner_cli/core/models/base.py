@@ -133,6 +133,7 @@ class Model(nn.Module, ABC):
     config: MethodConfig
     has_state_branch = False  # whether Scores.state is weighted in combine()
     has_object_branch = False
+    frozen_image_side = False  # whether encode_images is the backbone alone, and takes its vectors, too
     scores_from_vectors = True  # whether ImageVectors hold all that score() needs of an image
 
     def __init__(self, backbone: Backbone, config: MethodConfig, space: LabelSpace) -> None:
@@ -188,6 +189,8 @@ class Model(nn.Module, ABC):
 
     def encode_images_tta(self, images: Tensor) -> ImageVectors:
         """As :meth:`encode_images`, averaged over ``model.tta_shifts`` shifted views; not for training."""
+        if images.ndim == 2:  # vectors, see frozen_image_side
+            return self.encode_images(images)
         shifted = shifted_views(images, self.backbone.visual.patch_size, self.config.tta_shifts)
         views = [self.encode_images(view) for view in shifted]
         return views[0] if len(views) == 1 else views[0].average(views)

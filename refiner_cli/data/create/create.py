@@ -47,11 +47,13 @@ class SplitOptions:
     Attributes:
         unseen_fraction: share of the pairs that training never sees.
         unseen: exactly these pairs instead.
+        all_train: leave nothing to measure on.
     """
 
     unseen_fraction: float = 0.2
     unseen: tuple[Pair, ...] | None = None
     seed: int = 0
+    all_train: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ def split_photos(photos: Sequence[Photo], options: SplitOptions) -> dict[Split, 
     for photo in sorted(photos, key=lambda photo: photo.file):
         by_pair.setdefault(photo.pair, []).append(photo)
     given = any(photo.split for photo in photos)
+    if options.all_train:
+        return {"train": [(photo, pair) for pair, found in by_pair.items() for photo in found],
+                "val": [], "test": []}  # fmt: skip
     if given:
         parts: dict[Split, list[tuple[Photo, Pair]]] = {name: [] for name in SPLITS}
         for pair, found in by_pair.items():
@@ -157,7 +162,7 @@ def split_photos(photos: Sequence[Photo], options: SplitOptions) -> dict[Split, 
             unseen = name_unseen(by_pair, options.unseen, options.seed)
         parts = assign_images(by_pair, unseen, options.seed)
     for name, part in parts.items():
-        if not part:
+        if not part and (name == "train" or not given):
             raise DatasetError(
                 f"The split {name} would be empty: there are {len(photos)} images of {len(by_pair)} pairs.",
                 hint=f"Give images for {name}."

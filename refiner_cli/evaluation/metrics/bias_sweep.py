@@ -52,12 +52,17 @@ class Metrics:
     U: float | None
     HM: float | None
     AUC: float | None
-    state_acc: float
-    object_acc: float
+    state_acc: float | None
+    object_acc: float | None
     bias: float | None
     n_seen: int
     n_unseen: int
     ties: int = 0
+
+    @classmethod
+    def of_no_images(cls) -> Metrics:
+        """Everything is undefined."""
+        return cls(None, None, None, None, None, None, None, 0, 0)
 
     def to_json(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -84,7 +89,7 @@ class Metrics:
             value: float | None = getattr(self, name)
             if value is not None:
                 return name, value
-        return "state_acc", self.state_acc
+        return "state_acc", self.state_acc or 0.0
 
 
 def sweep(summary: ScoreSummary, space: LabelSpace, protocol: SweepProtocol = "exact") -> Metrics:

@@ -23,11 +23,14 @@ class Clip(Model):
     """The backbone as it is."""
 
     Config = ClipConfig
+    frozen_image_side = True
     config: ClipConfig
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> ImageVectors:
-        v = F.normalize(self.clip.encode_image(images).float(), dim=-1)
+        """Preprocessed images ``B x 3 x H x W``, or the backbone's vectors of them ``B x D``."""
+        v = images if images.ndim == 2 else self.clip.encode_image(images)
+        v = F.normalize(v.float(), dim=-1)
         return ImageVectors(v, v, v)
 
     @torch.no_grad()
