@@ -13,6 +13,7 @@ from refiner_cli.cli.common import is_zero_shot, open_dataset, open_model, runti
 from refiner_cli.cli.console import new_table, terminal
 from refiner_cli.cli.eval_request import EvalRequest
 from refiner_cli.cli.metrics import backbone_text, metrics_table, spread_cells, top_k_table, undefined_notes
+from refiner_cli.cli.training_data import kept_vectors
 from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import METRIC_NAMES, format_metric
 
