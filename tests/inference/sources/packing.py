@@ -7,6 +7,7 @@ import functools
 import http.server
 import io
 import json
+import logging
 import os
 import tarfile
 import threading
@@ -115,6 +116,7 @@ def serve_bucket(folder: Path, files: Sequence[Path]) -> Iterator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

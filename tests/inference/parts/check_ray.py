@@ -1,0 +1,70 @@
+"""A worker of Ray that is killed costs no row: ``python -m tests.inference.parts.check_ray MODEL``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from refiner_cli.inference.parts.plan import read_plan
+from tests.inference.parts.check_parts import content
+from tests.inference.sources.packing import draw_noise
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def main(model: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        photos = Path(place) / "photos"
+        draw_noise(photos, 400)
+        plans = {}
+        for engine in ("local", "ray"):
+            folder = Path(place) / engine
+            command = [
+                sys.executable,
+                "-m",
+                "refiner_cli",
+                "-q",
+                "predict",
+                model,
+                str(photos),
+                "-o",
+                f"{folder}/",
+                "--part-size",
+                "8",
+                "--batch",
+                "8",
+                "--device",
+                "cpu",
+                "--engine",
+                engine,
+            ]
+            with subprocess.Popen(command) as process:
+                while engine == "ray" and len(list(folder.glob("parts/*.jsonl"))) < 3:
+                    time.sleep(0.01)
+                family = psutil.Process(process.pid).children(recursive=True) if engine == "ray" else []
+                actors = [
+                    one for one in family if one.is_running() and "UnitActor" in " ".join(one.cmdline())
+                ]
+                for actor in actors[:1]:
+                    actor.kill()
+                    say(f"{len(actors)} actors, one killed")
+                code = process.wait()
+            plans[engine] = read_plan(folder)
+            say(
+                f"{engine}: exit {code}, {plans[engine].count_done()} of {plans[engine].units} units",
+                flush=True,
+            )
+        same = content(plans["local"]) == content(plans["ray"])
+    say(f"rows equal: {same}")
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
