@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,8 +20,13 @@ from refiner_cli.cli.inputs import (
     stop_with_saved_rows,
 )
 from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.cli.part_indexing import IndexRequest, index_units
+from refiner_cli.cli.part_options import Devices, Engine, PartShare, choose_index_parts
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from refiner_cli.inference.index import Index
 
 
 def index(
@@ -32,6 +37,9 @@ def index(
     exclude: Exclude = None,
     null: NullSeparated = False,
     part_size: Annotated[int, typer.Option(min=1, help="Images per part of a new index.")] = 4096,
+    part: PartShare = None,
+    devices: Devices = None,
+    engine: Engine = "local",
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0: automatic.")] = 0,
@@ -43,11 +51,19 @@ def index(
     from refiner_cli.inference.scan import PathFilter
 
     check_output_folder("-o", out)
+    parts = choose_index_parts(out, part, part_size, devices, engine)
+    encoding = EncodingOptions(precision, batch, workers)
+    if parts:
+        request = IndexRequest(
+            model, paths, out, tuple(include or ()), tuple(exclude or ()), null, part_size, device, encoding
+        )
+        report_index(index_units(request, parts), as_json=as_json)
+        return
     chosen = PathFilter(tuple(include or ()), tuple(exclude or ()), (out,))
     images, total = find_images(open_places(paths, chosen, null=null), paths)
     loaded, info = open_model(model, device)
     check_indexable(loaded)
-    prepared = prepare_recogniser(loaded, None, EncodingOptions(precision, batch, workers))
+    prepared = prepare_recogniser(loaded, None, encoding)
     opened = open_for_writing(
         out, prepared.recogniser, name_model(model), info.method, name_places(paths), part_size
     )
@@ -71,4 +87,17 @@ def index(
         )
         terminal.note(f"next: refiner search {out} 'a composition', or refiner predict {model} {out}")
     if opened.errors:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def report_index(made: Index | None, *, as_json: bool) -> None:
+    """Say what several processes have made. Raises typer.Exit where images could not be read."""
+    if made is None:
+        return
+    if as_json:
+        terminal.json({"schema": "refiner.index-update/1", "folder": str(made.folder), "images": made.images,
+                       "errors": made.errors, "encoded": made.images, "kept": 0, "dropped": 0})  # fmt: skip
+    else:
+        terminal.note(f"{made.images} images in {made.folder}, {made.errors} unreadable")
+    if made.errors:
         raise typer.Exit(PARTLY_DONE)

@@ -51,3 +51,15 @@ def choose_parts(
             hint="Use -o DIR/ with a slash at the end.",
         )
     return None
+
+
+def choose_index_parts(
+    out: Path, part: str | None, size: int, devices: str | None, engine: Literal["local", "ray"]
+) -> PartsRequest | None:
+    """What is asked of an index that several processes make; None if this one makes it alone."""
+    launched = any(os.environ.get(name, "").strip() not in {"", "1"} for name in ("WORLD_SIZE",))
+    array = os.environ.get("SLURM_ARRAY_TASK_ID", "").strip()
+    begun = (out / "units").is_dir() and not (out / "index.json").exists()
+    if part or devices or engine == "ray" or launched or array or begun:
+        return PartsRequest(part, size, devices, engine)
+    return None

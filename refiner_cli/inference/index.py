@@ -181,7 +181,7 @@ class Index:
                 name=f"{info.next_part:08d}-{secrets.token_hex(4)}", images=len(rows),
                 errors=sum(row.status != "ok" for row in rows),
             )  # fmt: skip
-            self._write(part, rows, vectors)
+            self.write_part(part, rows, vectors)
             new, info.next_part = [part], info.next_part + 1
         info.parts = [part for part in info.parts if part not in old] + new
         self.save()
@@ -190,7 +190,8 @@ class Index:
                 self._file(part, suffix).unlink(missing_ok=True)
         return new[0] if new else None
 
-    def _write(self, part: PartInfo, rows: Sequence[IndexRow], vectors: Mapping[str, Tensor]) -> None:
+    def write_part(self, part: PartInfo, rows: Sequence[IndexRow], vectors: Mapping[str, Tensor]) -> None:
+        """Write the files of a part; it counts once index.json lists it."""
         half = {role: vectors[role].to("cpu", torch.float16).contiguous() for role in self.info.roles}
         with atomic_file(self._file(part, "safetensors")) as file:
             save_file(half, file)

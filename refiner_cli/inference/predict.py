@@ -66,8 +66,8 @@ def compute_batches(
     *,
     batch: int,
     workers: int,
-    wanted: Wanted,
     log: Log,
+    wanted: Wanted = want_all,
 ) -> Iterator[tuple[QueuedImage, DecodeResult, _T | None]]:
     """Decode the wanted images, a batch after the other, and compute something of each, in order.
 

@@ -107,6 +107,29 @@ def test_several_devices_share_the_units(small_export: Path, photos: Path, tmp_p
     assert json.loads(done.stdout)["images"] == 11
 
 
+def test_an_index_is_made_in_parts_and_counts_when_all_are_there(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert cli("-q", "index", small_export, photos, "-o", alone, "--batch", "4").code == 5
+    options = ("index", small_export, photos, "-o", shared, "--part-size", "4", "--batch", "4")
+    first = cli(*options, "--part", "2/2")
+    assert (first.code, "1 of 3 units done" in first.err) == (0, True)
+    assert not (shared / "index.json").exists()
+    assert cli("-q", *options, "--part", "1/2", "--json").json["images"] == 11
+    rows = [list(map(json.loads, cli("-q", "predict", small_export, place).out.splitlines())) for place in
+            (alone, shared)]  # fmt: skip
+    assert [[row["path"] for row in some] for some in rows] == [[row["path"] for row in rows[0]]] * 2
+    for one, other in zip(*rows, strict=True):
+        if one["status"] == "ok":
+            assert one["predictions"][0]["score"] == pytest.approx(other["predictions"][0]["score"], abs=0.02)
+    assert cli("-q", *options, "--part", "1/2").code == 5  # complete already
+    (photos / "bad.jpg").unlink()
+    again = cli("-q", *options, "--json")
+    assert (again.code, again.json["kept"], again.json["dropped"]) == (0, 10, 1)
+    assert cli("-q", "index", small_export, photos, "-o", photos, "--part", "1/2").code == 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_ray_makes_the_same_parts(small_export: Path, photos: Path, tmp_path: Path) -> None:

@@ -89,9 +89,8 @@ def main(rounds: int = 10, model: str | None = None) -> None:
             units = [json.loads(line)["unit"] for line in lines]
             good = content(plan) == expected and len(units) == len(set(units))
             wrong += not good
-            say(
-                f"round {number}: {plan.count_done()} of {plan.units} units, {len(units)} noted, equal: {good}"
-            )
+            done = f"{plan.count_done()} of {plan.units} units, {len(units)} noted"
+            say(f"round {number}: {done}, as undisturbed: {good}")
     sys.exit(wrong > 0)
 
 

@@ -1,0 +1,121 @@
+"""An index made by several processes: each encodes units and writes their parts, and the last lists them all.
+
+::
+
+    INDEX/units/        plan, leases, a marker for every unit that is done, and the index without parts
+    INDEX/parts/        the index's own parts, written as the units are done
+    INDEX/index.json    written once all units are done: from then on it is an index like any other
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refiner_cli.errors import UsageError
+from refiner_cli.files import write_json
+from refiner_cli.inference.index import INDEX_SCHEMA, PARTS, Index, IndexInfo, PartInfo, is_index
+from refiner_cli.inference.index_update import Encoded
+from refiner_cli.inference.indexing import check_indexable, encoded_image, split_vectors, vector_roles
+from refiner_cli.inference.output import RowCount
+from refiner_cli.inference.parts.lease import Leases
+from refiner_cli.inference.parts.plan import LEASES, LISTING, PartPlan
+from refiner_cli.inference.predict import compute_batches
+from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.scan import PathFilter, row_name
+
+UNITS_FOLDER = "units"
+INDEX_LEASE = "index"
+BEGINNING = "index.json"  # of the index, without its parts
+
+
+@dataclass
+class IndexUnitWriter:
+    """Encodes the images of a unit into parts of an index that is not listed yet."""
+
+    plan: PartPlan
+    index: Index
+    recogniser: Recogniser
+    workers: int
+    chosen: PathFilter
+    note: Callable[[str], None]
+
+    def __call__(self, unit: int) -> RowCount:
+        roles = self.index.info.roles
+        pending: list[Encoded] = []
+        made: list[PartInfo] = []
+
+        def compute(images: Tensor) -> list[dict[str, Tensor]]:
+            return split_vectors(self.recogniser.encode(images), roles)
+
+        for queued, pixels, vectors in compute_batches(
+            self.recogniser, self.plan.images(unit, self.chosen), compute, batch=self.plan.made["batch"],
+            workers=self.workers, log=self.note,
+        ):  # fmt: skip
+            pending.append(encoded_image(queued, pixels, vectors, self.index))
+            if len(pending) == self.index.info.part_size:
+                made.append(self.write(unit, len(made), pending))
+                pending = []
+        if pending:
+            made.append(self.write(unit, len(made), pending))
+        write_json(self.plan.part(unit), [part.model_dump() for part in made])
+        return RowCount(sum(part.images for part in made), sum(part.errors for part in made))
+
+    def write(self, unit: int, number: int, encoded: Sequence[Encoded]) -> PartInfo:
+        errors = sum(one.row.status != "ok" for one in encoded)
+        part = PartInfo(name=f"{unit:08d}-{number:08x}", images=len(encoded), errors=errors)
+        stacked = {
+            role: torch.stack([one.vectors[role] for one in encoded]) for role in self.index.info.roles
+        }
+        self.index.write_part(part, [one.row for one in encoded], stacked)
+        return part
+
+
+def beginning_of_index(
+    folder: Path, recogniser: Recogniser, model: str, method: str, places: Sequence[str], part_size: int
+) -> Index:
+    """An index that is not on the disk yet. Raises UsageError for a folder of other files."""
+    check_indexable(recogniser.model)
+    if folder.exists() and not (folder / UNITS_FOLDER).is_dir() and any(folder.iterdir()):
+        raise UsageError(
+            f"{row_name(str(folder))} holds other files.", hint="Choose a new or empty folder for the index."
+        )
+    fingerprints = recogniser.fingerprint()
+    kept = {name: str(fingerprints[name]) for name in ("model", "preprocessing", "precision")}
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    info = IndexInfo(
+        schema=INDEX_SCHEMA, model=kept | {"path": model}, method=method,
+        roles=vector_roles(recogniser.model), width=recogniser.model.backbone.embed_dim, places=list(places),
+        part_size=part_size, next_part=0, parts=[],
+    )  # fmt: skip
+    if not (folder / UNITS_FOLDER / BEGINNING).exists():
+        write_json(folder / UNITS_FOLDER / BEGINNING, info.model_dump(by_alias=True))
+    return Index(folder, info)
+
+
+def list_units(folder: Path, plan: PartPlan) -> bool:
+    """Make the index of a folder count if every unit is done, and say whether it does."""
+    if plan.count_done() < plan.units:
+        return is_index(folder)
+    leases = Leases(plan.folder / LEASES)
+    try:
+        with leases.claimed(INDEX_LEASE) as mine:
+            if mine and not is_index(folder):
+                content = json.loads((plan.folder / BEGINNING).read_text("utf-8"))
+                index = Index(folder, IndexInfo.model_validate(content))
+                markers = (json.loads(plan.part(unit).read_text("utf-8")) for unit in range(plan.units))
+                index.info.parts = [PartInfo.model_validate(part) for parts in markers for part in parts]
+                index.info.next_part = plan.units
+                index.save()
+                shutil.rmtree(plan.folder / LISTING, ignore_errors=True)
+        while not is_index(folder):  # another process is about to write it
+            leases.ended.wait(0.1)
+    finally:
+        leases.close()
+    return True
