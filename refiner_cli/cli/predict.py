@@ -63,6 +63,14 @@ def predict(
     box_confidence: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out boxes with a lower confidence.")
     ] = 0.2,
+    object_states: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="For the N best objects list every state, each with a probability of its own; in JSON lines.",
+        ),
+    ] = 0,
     on_error: Annotated[
         Literal["skip", "fail"],
         typer.Option(help="What to do with an unreadable image: write a row with the error, or stop."),
@@ -97,14 +105,18 @@ def predict(
     parts = choose_parts(out, part, part_size, devices, engine)
     if out is None and (as_json or gallery):
         raise UsageError("A summary or a gallery needs the rows in a file.", hint="Add -o FILE.")
+    rows = choose_rows(output_format, Path(out) if out else None, wide=wide, parts=parts is not None)
+    if object_states and (Path(out).suffix.lower() != ".jsonl" if out else rows != "jsonl"):
+        raise UsageError("--object-states needs JSON lines.", hint="Use -o FILE.jsonl, or --format jsonl.")
     request = PredictRequest(
         model=model,
         paths=paths,
         out=Path(out) if out else None,
         parts=parts,
-        rows=choose_rows(output_format, Path(out) if out else None, wide=wide, parts=parts is not None),
+        rows=rows,
         wide=wide,
         top_k=top_k,
+        object_states=object_states,
         world=world,
         states=states,
         objects=objects,

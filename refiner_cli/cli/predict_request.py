@@ -31,6 +31,7 @@ class PredictRequest:
     rows: RowsFormat
     wide: bool  # all columns, for CSV
     top_k: int
+    object_states: int  # objects whose states are listed one by one
     world: Literal["closed", "open"]
     states: Path | None
     objects: Path | None

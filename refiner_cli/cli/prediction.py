@@ -156,7 +156,9 @@ def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOpti
     if request.heatmaps and not model.has_queries:
         raise UsageError("This model has no concept queries to draw.", hint="Leave --heatmaps out.")
     prepared = prepare_recogniser(
-        model, space, EncodingOptions(request.precision, request.batch, request.workers)
+        model,
+        space,
+        EncodingOptions(request.precision, request.batch, request.workers, request.object_states),
     )
     options = PredictOptions(
         request.top_k,

@@ -23,6 +23,7 @@ class EncodingOptions:
     precision: str = "auto"
     batch: int = 0  # images at once; 0: automatic
     workers: int = -1  # processes that decode; -1: automatic
+    object_states: int = 0  # objects whose states are listed one by one
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,13 @@ def prepare_recogniser(
     from refiner_cli.core.runtime.device import pick_precision
     from refiner_cli.core.runtime.loader import pick_num_workers
     from refiner_cli.inference.batch_size import pick_batch_size
+    from refiner_cli.inference.object_states import MultiStateRecogniser
     from refiner_cli.inference.recogniser import Recogniser
 
     precision, why = pick_precision(options.precision, model.device)
     recogniser = Recogniser(model, space, precision)
+    if options.object_states:
+        recogniser = MultiStateRecogniser(model, space, precision, options.object_states)
     batch, because = pick_batch_size(options.batch, recogniser)
     workers, reason = pick_num_workers(options.workers, model.device)
     name = str(precision).removeprefix("torch.")

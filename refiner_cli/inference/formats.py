@@ -46,6 +46,10 @@ class ImageRow:
     def to_json(self) -> RowDict:
         made = self.prediction
         inputs = {"inputs": dict(self.inputs)} if self.inputs else {}
+        listed = made.object_states if made else ()
+        object_states = [
+            {"object": one.object, "states": [dict(vars(state)) for state in one.states]} for one in listed
+        ]
         return {
             "path": self.path,
             "status": "ok" if made else "error",
@@ -55,6 +59,7 @@ class ImageRow:
             "predictions": [dict(vars(one)) for one in made.compositions] if made else [],
             "states": [dict(vars(one)) for one in made.states] if made else [],
             "objects": [dict(vars(one)) for one in made.objects] if made else [],
+            **({"object_states": object_states} if object_states else {}),
             **inputs,
         }
 

@@ -149,7 +149,9 @@ class Output:
                 f"{row_name(str(self.sidecar))} is damaged, so nothing says how {self.shown} was made.",
                 hint=OTHER_OUTPUT,
             ) from None
-        for key, value in self.with_layout(header).items():
+        wanted = self.with_layout(header)
+        for key in {**old, **wanted}:
+            value = wanted.get(key)
             if key == "places" and folder and self.was_moved(old.get(key), folder):
                 old = old | {key: value}
             elif key != "batch" and old.get(key) != value:

@@ -46,12 +46,21 @@ class Primitive:
 
 
 @dataclass(frozen=True)
+class ObjectStates:
+    """Every state of an object, best first; each probability is its own, so they do not sum to one."""
+
+    object: str
+    states: tuple[Primitive, ...]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What one image shows, best first."""
 
     compositions: tuple[Composition, ...]
     states: tuple[Primitive, ...]
     objects: tuple[Primitive, ...]
+    object_states: tuple[ObjectStates, ...] = ()  # of the best objects, if they were asked for
 
 
 @dataclass(frozen=True)
