@@ -68,7 +68,7 @@ def predict(
         typer.Option(
             metavar="N",
             min=0,
-            help="For the N best objects list every state, each with a probability of its own; in JSON lines.",
+            help="For the N best objects list every state, with a probability of its own; JSON lines only.",
         ),
     ] = 0,
     on_error: Annotated[

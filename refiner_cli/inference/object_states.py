@@ -1,8 +1,8 @@
 """Several states of one object: every state of the best objects with a probability of its own.
 
 In a ranking of pairs states compete, so that of a car that is dirty and broken one state takes the
-probability of the other. Here each state ``s`` of an object ``o`` is compared with what a state that the image
-does not show would score, for which the median of the object's other states stands, as most are absent::
+probability of the other. Here each state ``s`` of an object ``o`` is compared with what a state that the
+image does not show would score: the median of the object's other states, as most are absent::
 
     p(s | o) = sigmoid(z(s, o) - median over s' != s of z(s', o) - log(S - 1))
 
