@@ -6,8 +6,8 @@ image does not show would score: the median of the object's other states, as mos
 
     p(s | o) = sigmoid(z(s, o) - median over s' != s of z(s', o) - log(S - 1))
 
-``z`` are the scores of the pairs, ``S`` is the number of states, and one of S is expected beforehand. With two
-states this is their softmax.
+``z`` are the scores of the pairs, ``S`` is the number of states, and one of S is expected beforehand. With
+two states this is their softmax.
 
 Shapes: ``B`` images, ``S`` states.
 """
