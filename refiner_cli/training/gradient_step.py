@@ -51,8 +51,8 @@ class GradientStep:
 
     def backward(
         self, images: Tensor, truth: Tensor, seed: int, *, weight: float = 1.0
-    ) -> tuple[float, Scores]:
-        """Set the gradients of a batch; return ``weight`` times its loss, and its scores.
+    ) -> tuple[Tensor, Scores]:
+        """Set the gradients of a batch; return ``weight`` times its loss, on the device, and its scores.
 
         Args:
             images: ``B x 3 x H x W``.
@@ -82,10 +82,10 @@ class GradientStep:
 
     def accumulate(
         self, images: Tensor, truth: Tensor, bank: TextBank, seed: int, weight: float
-    ) -> tuple[float, Scores, list[tuple[Tensor, Tensor]]] | None:
+    ) -> tuple[Tensor, Scores, list[tuple[Tensor, Tensor]]] | None:
         """Loss, scores, the bank's tensors with leaves that hold their gradients; None: out of memory."""
         cut, leaves = detach_bank(bank)
-        loss, scores = 0.0, []
+        loss, scores = torch.zeros((), device=self.model.device), []
         torch.manual_seed(seed + 1)
         try:
             for pixels, pairs in zip(
@@ -96,7 +96,7 @@ class GradientStep:
                     share = weight * len(pairs) / len(truth)
                     part = self.model.loss(found, pairs, self.space, self.config) * share
                 self.scale(part).backward()
-                loss += part.item()
+                loss += part.detach()
                 scores.append(found)
         except RuntimeError as error:  # OutOfMemoryError is one
             if not is_out_of_memory(error):

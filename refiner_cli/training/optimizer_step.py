@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from refiner_cli.config import Config
 from refiner_cli.core.models.base import Model, TextBank
+from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.runtime.distributed import DistributedContext
 from refiner_cli.core.runtime.loader import ImageBatch
 from refiner_cli.core.runtime.log import LogFn
@@ -90,17 +91,19 @@ class OptimizerStep:
         images, lr = self.schedule.batch_images(step), self.schedule.learning_rate(step)
         set_learning_rate(self.optimizer, lr)
         self.model.train()
-        truth = self.truth[batch.rows].to(self.model.device)
+        truth = to_device(self.truth[batch.rows], self.model.device)
         seed, weight = seed_of(self.config.seed, step, 1), self.ranks.shard_weight(images)
         own_loss, scores = self.gradient_step.backward(batch.images, truth, seed, weight=weight)
-        loss, stop_requests = self.ranks.all_reduce(list(self.parameters.values()), [own_loss, float(stop())])
+        sums = self.ranks.all_reduce(list(self.parameters.values()), own_loss, stop=stop())
         self.scaler.unscale_(self.optimizer)
         held = [p for p in self.parameters.values() if p.grad is not None]
-        norm = get_total_norm([p.grad for p in held if p.grad is not None])
+        total = get_total_norm([p.grad for p in held if p.grad is not None])
+        # The step's one wait for the device.
+        loss, stop_requests, norm = torch.cat([sums, total.float().reshape(1)]).tolist()
         problem = None
-        if math.isfinite(loss) and bool(norm.isfinite()):
+        if math.isfinite(loss) and math.isfinite(norm):
             if self.config.train.max_grad_norm:
-                clip_grads_with_norm_(held, self.config.train.max_grad_norm, norm)
+                clip_grads_with_norm_(held, self.config.train.max_grad_norm, total)
             self.scaler.step(self.optimizer)
         else:
             files = [self.files[row] for row in batch.rows.tolist()]
@@ -108,4 +111,4 @@ class OptimizerStep:
         # fp16 finds its scale this way: too large a one overflows, and is halved.
         overflow = math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
         self.scaler.update()
-        return StepOutcome(loss, lr, float(norm), problem, overflow, stop_requests > 0)
+        return StepOutcome(loss, lr, norm, problem, overflow, stop_requests > 0)

@@ -85,7 +85,7 @@ def test_the_gradients_are_those_of_the_plain_loss(model: Model) -> None:
     want = [grad.clone() for grad in gradients(model)]
     for size in (6, 4, 1):
         machine.micro_batch = size
-        assert machine.backward(images, truth, 7)[0] == pytest.approx(loss.item(), rel=1e-6)
+        assert machine.backward(images, truth, 7)[0].item() == pytest.approx(loss.item(), rel=1e-6)
         assert same(gradients(model), want)
 
 
@@ -101,7 +101,7 @@ def test_out_of_memory_halves_the_pieces_says_so_and_goes_on(
     out_of_memory_above(model, monkeypatch, 2, error)
     said: list[str] = []
     machine = pieces(model, said.append)
-    assert machine.backward(images, truth, 7)[0] == pytest.approx(whole, rel=1e-6)
+    assert machine.backward(images, truth, 7)[0].item() == pytest.approx(whole.item(), rel=1e-6)
     assert same(gradients(model), want)
     assert machine.micro_batch == 2
     assert [line.split(",")[0] for line in said] == [
@@ -154,7 +154,7 @@ def test_scores_come_back_for_the_whole_batch(model: Model) -> None:
     loss, scores = machine.backward(*batch(), 7, weight=0.5)
     assert scores.composition.shape == (6, len(SPACE.pairs))
     assert not scores.composition.requires_grad
-    assert loss == pytest.approx(machine.backward(*batch(), 7)[0] / 2)
+    assert loss.item() == pytest.approx(machine.backward(*batch(), 7)[0].item() / 2)
 
 
 def test_training_with_prefix_cache_and_chunks_has_the_losses_of_the_plain_path(

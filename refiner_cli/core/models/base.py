@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from refiner_cli.config import MethodConfig, TrainConfig
 from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.shifted_views import shifted_views
+from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE
 from refiner_cli.data.labels import IntArray, LabelSpace
@@ -237,7 +238,7 @@ class Model(nn.Module, ABC):
             (scores.object, weights.object_weight, space.pair_object),
         ):
             if logits is not None and weight:
-                columns = torch.from_numpy(index).to(logits.device)
+                columns = to_device(index, logits.device)
                 # Weighted before it is spread over the pairs: in the open world B x P is large.
                 total = (weight * logits.log_softmax(-1)).index_select(1, columns).add_(total)
         return total
@@ -251,6 +252,6 @@ class Model(nn.Module, ABC):
             (scores.object, train.object_weight, space.pair_object),
         ):
             if logits is not None:
-                target = torch.from_numpy(index).to(truth.device)[truth]
+                target = to_device(index, truth.device)[truth]
                 loss = loss + weight * F.cross_entropy(logits, target, label_smoothing=smoothing)
         return loss

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refiner_cli.core.models.base import TextBank
+from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers.text import TextTower
 from refiner_cli.data.labels import LabelSpace
 
@@ -85,7 +86,7 @@ class Prompts(nn.Module):
             new = torch.stack([self.text.embed_label(name) for name in unknown]).to(table)
             table = torch.cat([table, new])
             index = index | {name: len(index) + i for i, name in enumerate(unknown)}
-        rows = table[torch.tensor([index[name] for name in names], device=table.device)]
+        rows = table[to_device(torch.tensor([index[name] for name in names]), table.device)]
         return F.dropout(rows, self.dropout, self.training)
 
     def encode(
@@ -98,7 +99,7 @@ class Prompts(nn.Module):
             with_states: whether the bank has vectors of the states alone; likewise ``with_objects``.
         """
         states, objects = self.embed("state", space.states), self.embed("object", space.objects)
-        state, obj = (torch.from_numpy(i).to(states.device) for i in (space.pair_state, space.pair_object))
+        state, obj = (to_device(i, states.device) for i in (space.pair_state, space.pair_object))
         pairs = self.text.encode_pairs(
             self.contexts["composition"], states, objects[obj], state, chunk_size=chunk_size
         )

@@ -77,20 +77,22 @@ class DistributedContext:
         """All ``total`` rows from every process's share of them, as :meth:`shard_pairs` cut it."""
         return all_gather(rows, total * self.rank // self.world_size, total)
 
-    def all_reduce(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Sum gradients, in place, and a few numbers over all processes: one flat exchange."""
+    def all_reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor, *, stop: bool) -> Tensor:
+        """Sum gradients, in place, the loss and the requests to stop over all processes: one flat exchange.
+
+        Returns the sums of losses and of requests, on the device; nothing waits for it.
+        """
+        extra = torch.stack([loss.float(), torch.full_like(loss, float(stop), dtype=torch.float32)])
         if self.world_size == 1:
-            return list(numbers)
+            return extra
         grads = [p.grad for p in parameters if p.grad is not None]
-        device = parameters[0].device
-        extra = torch.tensor(numbers, dtype=torch.float32, device=device)
         flat = torch.cat([*(grad.flatten().float() for grad in grads), extra])
         with lost_rank_errors():
             dist.all_reduce(flat)
-            *sums, extra = flat.split([*(grad.numel() for grad in grads), len(numbers)])
+            *sums, extra = flat.split([*(grad.numel() for grad in grads), len(extra)])
             for grad, total in zip(grads, sums, strict=True):
                 grad.copy_(total.view_as(grad))
-            return [float(number) for number in extra.tolist()]
+        return extra
 
     def barrier(self) -> None:
         """Wait until every process has come here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ class Backbone:
     text: TextTower
     notes: tuple[str, ...] = ()  # sentences for the log: how the weights were recognised and adapted
 
-    @property
+    @cached_property
     def logit_scale(self) -> float:
-        """tau, the factor on cosine similarities."""
+        """tau, the factor on cosine similarities: read once, because reading waits for the device."""
         return float(self.clip.logit_scale.exp())
 
-    @property
+    @cached_property
     def logit_bias(self) -> float:
         """What SigLIP-type models add to every logit; 0 for the others."""
         bias = self.clip.logit_bias

@@ -19,6 +19,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers import prefix_cache
 from refiner_cli.core.towers.tokenizers import PromptTokenizer
 from refiner_cli.errors import ConfigError
@@ -53,7 +54,7 @@ class TextTower:
     def embed_tokens(self, ids: list[int]) -> Tensor:
         """Token embeddings, ``len(ids) x E``."""
         table: Tensor = self.text.token_embedding.weight
-        return table[torch.tensor(ids, dtype=torch.int64, device=table.device)].float()
+        return table[to_device(torch.tensor(ids, dtype=torch.int64), table.device)].float()
 
     def embed_context(self, words: str) -> Tensor:
         """Token embeddings of a context such as "a photo of", ``n x E``."""

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from refiner_cli.core.models.base import Calibration, ImageVectors, Model, PairIndices, Scores, TextBank
 from refiner_cli.core.models.prompts import Prompts, Role
+from refiner_cli.core.runtime.device import to_device
 from refiner_cli.data.labels import LabelSpace
 
 TEXTS_PER_BLOCK = 256  # texts at once
@@ -84,5 +85,5 @@ class TractionModel(Model):
         del calibration  # the published score has no weights
         assert scores.state is not None  # noqa: S101 - all three are always aligned
         assert scores.object is not None  # noqa: S101
-        state, obj = (torch.from_numpy(i).to(self.device) for i in (space.pair_state, space.pair_object))
+        state, obj = (to_device(i, self.device) for i in (space.pair_state, space.pair_object))
         return scores.composition + scores.state.softmax(-1)[:, state] * scores.object.softmax(-1)[:, obj]

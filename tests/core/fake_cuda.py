@@ -1,0 +1,90 @@
+"""A pretended GPU: PyTorch's FakeTensorMode computes shapes, types and devices of tensors on ``cuda``, no values.
+
+Only what asks whether there is a GPU is replaced. A tensor that reaches the host (``item``, ``tolist``,
+``numpy``) holds zeros there, and :class:`HostSyncs` counts how often the host had to wait for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+CUDA = torch.device("cuda", 0)
+
+
+def zeros_of(tensor: Tensor) -> Any:
+    """What a fake tensor holds on the host."""
+    return np.zeros(tuple(tensor.shape), np.bool_ if tensor.dtype == torch.bool else np.float32).astype(
+        np.dtype(str(tensor.dtype).removeprefix("torch.").replace("bfloat16", "float32"))
+    )
+
+
+class HostSyncs(TorchDispatchMode):
+    """Counts, by operation, what makes the host wait for the device."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default:
+            if args[0].device.type == "cuda":
+                self.found["item"] += 1
+            return zeros_of(args[0]).item() if isinstance(args[0], FakeTensor) else func(*args)
+        if func is aten._to_copy.default and not isinstance(args[0], FakeTensor):
+            args = (self.fake.from_tensor(args[0]), *args[1:])  # there is no GPU to copy it to
+        result = func(*args, **kwargs)
+        if func is aten._to_copy.default:
+            came, went = args[0].device.type, result.device.type
+            if came != went and not kwargs.get("non_blocking"):
+                self.found[f"copy {came} to {went}"] += 1
+        return result
+
+
+@contextlib.contextmanager
+def pretended_cuda() -> Iterator[HostSyncs]:
+    """Within it, tensors can be made on ``cuda``; autocast and the choice of the device believe in it."""
+    plain_numpy, plain_list = Tensor.numpy, Tensor.tolist
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    syncs = HostSyncs(fake)
+
+    def numpy(self: Tensor, **options: Any) -> Any:
+        return zeros_of(self) if isinstance(self, FakeTensor) else plain_numpy(self, **options)
+
+    def tolist(self: Tensor) -> Any:
+        if not isinstance(self, FakeTensor):
+            return plain_list(self)
+        if self.device.type == "cuda":
+            syncs.found["tolist"] += 1
+        return zeros_of(self).tolist()
+
+    patches = {
+        "torch.cuda.is_available": lambda: True,
+        "torch.cuda.device_count": lambda: 1,
+        "torch.cuda.get_device_name": lambda *_: "pretended",
+        "torch.cuda.is_bf16_supported": lambda **_: True,
+        "torch.cuda.mem_get_info": lambda *_: (2**35, 2**36),
+        "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
+        "torch._subclasses.fake_tensor.init_gpu_context": lambda *_: None,
+        "torch.Tensor.pin_memory": lambda self: self,
+        "torch.Tensor.numpy": numpy,
+        "torch.Tensor.tolist": tolist,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, replacement in patches.items():
+            stack.enter_context(mock.patch(name, replacement))
+        stack.enter_context(fake)
+        stack.enter_context(syncs)
+        yield syncs
