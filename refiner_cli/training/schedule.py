@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,14 @@ class Schedule:
     def batch_images(self, step: int) -> int:
         """Images of a step; the last of an epoch may have fewer."""
         return min(self.config.batch_size, self.count - step % self.steps_per_epoch * self.config.batch_size)
+
+    def batches_from(self, step: int) -> Iterator[tuple[int, list[int]]]:
+        """The epoch and the rows of this step and of every one after it."""
+        while step < self.total:
+            epoch = step // self.steps_per_epoch
+            for batch in self.rest_of_epoch(step)[: self.total - step]:
+                yield epoch, batch
+                step += 1
 
     def rest_of_epoch(self, step: int) -> list[list[int]]:
         """The rows of this step and of those after it in the same epoch."""

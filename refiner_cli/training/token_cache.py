@@ -113,8 +113,9 @@ class TokenCache:
     def write_block(self, view: int, start: int) -> Path:
         """Compute one block of a view and write it whole."""
         rows = range(start, min(start + IMAGES_PER_FILE, len(self.files)))
-        look = TrainTransform(AUGMENTS[self.augment](self.model.backbone.spec.preprocess), self.seed, view)
-        (batch,) = load_batches(self.files, look, [rows], device=self.model.device, workers=self.workers)
+        look = TrainTransform(AUGMENTS[self.augment](self.model.backbone.spec.preprocess), self.seed)
+        keys = [view * len(self.files) + row for row in rows]
+        (batch,) = load_batches(self.files, look, [keys], device=self.model.device, workers=self.workers)
         part = self.place / f"{view:03d}-{start:08d}.part"
         save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
         file = self.place / f"{view:03d}-{start:08d}-{checksum(part)}.safetensors"

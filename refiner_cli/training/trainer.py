@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class Trainer:
         )
         self.spent = self.waited = 0.0  # seconds since the last validation, and those of them without data
         self.saved_at = time.monotonic()
+        self.decoded: Iterator[ImageBatch] | None = None  # the batches to come, once decoding has begun
 
     @property
     def step(self) -> int:
@@ -156,19 +158,30 @@ class Trainer:
 
     def rest_of_epoch(self) -> Iterator[ImageBatch]:
         """This process's share of the batches that the current epoch still holds."""
-        rows = [self.ranks.shard_rows(batch) for batch in self.schedule.rest_of_epoch(self.step)]
-        epoch = self.step // self.schedule.steps_per_epoch
-        config = self.model.backbone.spec.preprocess
+        rest = self.schedule.rest_of_epoch(self.step)
         self.requested_at = time.perf_counter()  # when the next batch was requested
         if self.cache is not None:
-            return self.cache.batches(rows, epoch)
+            epoch = self.step // self.schedule.steps_per_epoch
+            return self.cache.batches([self.ranks.shard_rows(batch) for batch in rest], epoch)
         if isinstance(self.benchmark, EncodedBenchmark):
+            rows = [self.ranks.shard_rows(batch) for batch in rest]
             return self.benchmark.batches("train", rows, self.model.device)
+        if self.decoded is None:
+            self.decoded = self.decoded_batches()
+        return islice(self.decoded, len(rest))
+
+    def decoded_batches(self) -> Iterator[ImageBatch]:
+        """This process's batches from now to the end; the processes that decode stay for all epochs."""
+        config, count = self.model.backbone.spec.preprocess, len(self.files)
+        keys = (
+            [epoch * count + row for row in self.ranks.shard_rows(batch)]
+            for epoch, batch in self.schedule.batches_from(self.step)
+        )
         transform: TrainTransform | EvalTransform = EvalTransform(Preprocess(config))
         if self.config.augment != "none":
-            transform = TrainTransform(AUGMENTS[self.config.augment](config), self.run.config.seed, epoch)
+            transform = TrainTransform(AUGMENTS[self.config.augment](config), self.run.config.seed)
         return load_batches(
-            self.files, transform, rows, device=self.model.device, workers=self.options.num_workers
+            self.files, transform, keys, device=self.model.device, workers=self.options.num_workers
         )
 
     def train_step(self, batch: ImageBatch, stop: Callable[[], bool]) -> tuple[StepDone, bool]:

@@ -1,4 +1,4 @@
-"""A pretended GPU: PyTorch's FakeTensorMode computes shapes, types and devices of tensors on ``cuda``, no values.
+"""A pretended GPU: PyTorch's FakeTensorMode knows shapes, types and devices of tensors on ``cuda``, no values.
 
 Only what asks whether there is a GPU is replaced. A tensor that reaches the host (``item``, ``tolist``,
 ``numpy``) holds zeros there, and :class:`HostSyncs` counts how often the host had to wait for the device.

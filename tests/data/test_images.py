@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 
 from refiner_cli.core.towers.architectures import find_architecture, preprocess_config
-from refiner_cli.data.images import AUGMENTS, Affine, Preprocess, Published, decode, seed_of
+from refiner_cli.data.images import AUGMENTS, Affine, Augment, Preprocess, Published, decode, seed_of
 from refiner_cli.errors import DatasetError
 
 CONFIG = preprocess_config(find_architecture("tiny").config, {})
+
+
+def view_of(augment: Augment, image: Image.Image, seed: int) -> torch.Tensor:
+    """One augmented image, ``3 x H x W``."""
+    return augment.finish(torch.from_numpy(augment.frame(image, seed))[None], [seed])[0]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
@@ -73,8 +79,8 @@ def test_an_affine_view_moves_the_picture_and_leaves_no_black_corner() -> None:
     marked.paste((255, 255, 255), (20, 40, 30, 50))  # left of the middle
     augment, places = AUGMENTS["affine"](config), []
     for seed in range(40):
-        assert torch.allclose(augment(grey, seed), torch.full((3, 96, 96), 128 / 255), atol=1e-5)
-        view = augment(marked, seed)[0]
+        assert torch.allclose(view_of(augment, grey, seed), torch.full((3, 96, 96), 128 / 255), atol=1e-5)
+        view = view_of(augment, marked, seed)[0]
         rows, columns = torch.nonzero(view > 0.75, as_tuple=True)
         assert 49 <= len(rows) <= 196  # 100 pixels, scaled by up to e^0.15 a side
         places.append((rows.float().mean().item(), columns.float().mean().item()))
@@ -88,11 +94,21 @@ def test_an_augmentation_is_a_function_of_its_seed_and_leaves_the_global_one_alo
     image = Image.effect_noise((120, 100), 80).convert("RGB")
     augment = AUGMENTS[kind](CONFIG)
     state = torch.random.get_rng_state()
-    first, again = augment(image, seed_of(0, 1, 2)), augment(image, seed_of(0, 1, 2))
-    other = augment(image, seed_of(0, 1, 3))
+    first, again = view_of(augment, image, seed_of(0, 1, 2)), view_of(augment, image, seed_of(0, 1, 2))
+    other = view_of(augment, image, seed_of(0, 1, 3))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", AUGMENTS)
+def test_a_batch_is_finished_as_its_images_alone(kind: str) -> None:
+    augment, seeds = AUGMENTS[kind](CONFIG), [seed_of(0, 1, row) for row in range(5)]
+    images = [Image.effect_noise((120, 100), 80).convert("RGB") for _ in seeds]
+    frames = [augment.frame(image, seed) for image, seed in zip(images, seeds, strict=True)]
+    batch = augment.finish(torch.from_numpy(np.stack(frames)), seeds)
+    for ours, image, seed in zip(batch, images, seeds, strict=True):
+        assert torch.equal(ours, view_of(augment, image, seed))
 
 
 def framed(size: int | tuple[int, int], mode: str, interpolation: str) -> dict[str, Any]:
@@ -110,9 +126,9 @@ def test_training_sees_the_frame_of_evaluation(
     published = Published(config)
     image = Image.effect_noise((61, 40), 90).convert("RGB")
     plain = Preprocess(config)(image)
-    assert published(image, 0).shape == Affine(config)(image, 0).shape == plain.shape
+    assert view_of(published, image, 0).shape == view_of(Affine(config), image, 0).shape == plain.shape
     monkeypatch.setattr(published, "change", lambda frame: frame)
-    assert torch.equal(published(image, 0), plain)
+    assert torch.equal(view_of(published, image, 0), plain)
 
 
 def test_the_published_augmentation_is_that_of_published_code() -> None:
@@ -133,7 +149,7 @@ def test_the_published_augmentation_is_that_of_published_code() -> None:
         image = Image.effect_noise(sizes[seed % len(sizes)], 90).convert("RGB")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            assert torch.equal(ours(image, seed), theirs(image))
+            assert torch.equal(view_of(ours, image, seed), theirs(image))
 
 
 def test_an_affine_view_of_a_rectangle_is_turned_and_not_sheared() -> None:
@@ -141,7 +157,7 @@ def test_an_affine_view_of_a_rectangle_is_turned_and_not_sheared() -> None:
     square = Image.new("RGB", (96, 48), (0, 0, 0))
     square.paste((255, 255, 255), (38, 14, 58, 34))  # 20 by 20 pixels
     for seed in range(20):
-        rows, columns = torch.nonzero(Affine(config)(square, seed)[0] > 0.5, as_tuple=True)
+        rows, columns = torch.nonzero(view_of(Affine(config), square, seed)[0] > 0.5, as_tuple=True)
         points = torch.stack([rows, columns]).double()
         spread = torch.linalg.eigvalsh(torch.cov(points))  # of a square all directions are alike
         assert spread[1] / spread[0] < 1.2

@@ -47,9 +47,10 @@ def test_tokens_are_those_of_the_augmented_view(cache: TokenCache) -> None:
     cache.fill(said.append)
     assert "2 views of 10 images, 20 missing" in said[0]
     assert "GiB free" in said[0]
-    transform = TrainTransform(Published(cache.model.backbone.spec.preprocess), cache.seed, 1)
+    transform = TrainTransform(Published(cache.model.backbone.spec.preprocess), cache.seed)
     order = [[9, 0, 5], [3]]
-    seen = load_batches(cache.files, transform, order, device=CPU, workers=0)
+    second_view = [[10 + row for row in rows] for rows in order]
+    seen = load_batches(cache.files, transform, second_view, device=CPU, workers=0)
     for ours, theirs in zip(cache.batches(order, epoch=3), seen, strict=True):
         assert ours.rows.tolist() == theirs.rows.tolist()
         assert torch.allclose(ours.images, cache.model.encode_frozen_blocks(theirs.images), atol=1e-5)

@@ -106,9 +106,7 @@ def use_deterministic_kernels() -> None:
 def to_device(values: Tensor | npt.NDArray[Any], device: torch.device) -> Tensor:
     """Values of main memory on a device, without waiting for what the device still computes."""
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,15 +1,16 @@
 """Batches of preprocessed images, decoded ahead of the device.
 
-An image that cannot be read stops the run with its path: nothing is left out or replaced.
+Pixels travel as 8-bit frames, a quarter of the bytes of float32, and are normalised on the device. An image
+that cannot be read stops the run with its path: nothing is left out or replaced.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from refiner_cli.data.images import Preprocess, decode, seed_of
+from refiner_cli.core.runtime.device import to_device
+from refiner_cli.data.crop import Pixels
+from refiner_cli.data.images import Augment, Preprocess, decode, seed_of
 from refiner_cli.errors import DatasetError, RefinerError
 from refiner_cli.machine import cores, semaphores_work, shared_memory
 
@@ -30,11 +33,11 @@ SMALL_SHARED_MEMORY = 2**30  # bytes; Docker gives a container 64 MiB
 class ImageBatch:
     """Images and which rows of the list they are."""
 
-    images: Tensor  # B x 3 x H x W float32
+    images: Tensor  # B x 3 x H x W float32; on its way to the device frames, B x H x W x 3 uint8
     rows: Tensor  # B int64
 
     def pin_memory(self) -> ImageBatch:
-        """The batch in page-locked memory, which the DataLoader requests for a GPU."""
+        """The batch in page-locked memory, from where a GPU fetches it while it computes."""
         return ImageBatch(self.images.pin_memory(), self.rows)
 
 
@@ -42,57 +45,86 @@ class ImageBatch:
 class PipedBatch:
     """A batch on its way through a pipe: arrays, because torch would put tensors into shared memory."""
 
-    images: npt.NDArray[np.float32]  # B x 3 x H x W
+    images: npt.NDArray[np.uint8]  # B x H x W x 3
     rows: npt.NDArray[np.int64]  # B
 
 
-class ImageFiles(Dataset[tuple[Tensor | DatasetError, int]]):
-    """Files by row. An error comes back as a value, for it would lose its type between processes."""
+class ImageTransform(Protocol):
+    """The two halves of preprocessing: frames in the process that decodes, the rest on the device."""
 
-    def __init__(self, files: Sequence[Path], transform: Callable[[Any, int], Tensor]) -> None:
+    @property
+    def side(self) -> int | None:
+        """Pixels that a side may be reduced to while decoding, as in ``data.decode.read``; None: none."""
+        ...
+
+    def frame(self, image: Any, view: int, row: int) -> Pixels:
+        """An image -> ``H x W x 3`` uint8."""
+        ...
+
+    def finish(self, frames: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+        """Frames ``B x H x W x 3`` uint8, of (view, row) each -> ``B x 3 x H x W`` float32."""
+        ...
+
+
+class ImageFiles(Dataset[tuple[Tensor | DatasetError, int]]):
+    """Files by key. An error comes back as a value, for it would lose its type between processes."""
+
+    def __init__(self, files: Sequence[Path], transform: ImageTransform) -> None:
         self.files = files
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row: int) -> tuple[Tensor | DatasetError, int]:
+    def __getitem__(self, key: int) -> tuple[Tensor | DatasetError, int]:
+        view, row = divmod(key, len(self.files))
         try:
-            return self.transform(decode(self.files[row]), row), row
+            image = decode(self.files[row], self.transform.side)
+            return torch.from_numpy(self.transform.frame(image, view, row)), key
         except DatasetError as error:
-            return error, row
+            return error, key
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Evaluation: the backbone's preprocessing."""
+    """Evaluation: the backbone's preprocessing, from the complete image."""
 
     preprocess: Preprocess
+    side: int | None = None
 
-    def __call__(self, image: Any, row: int) -> Tensor:  # noqa: ARG002 - rows matter to TrainTransform
-        return self.preprocess(image)
+    def frame(self, image: Any, view: int, row: int) -> Pixels:  # noqa: ARG002 - they matter to TrainTransform
+        return self.preprocess.frame(image)
+
+    def finish(self, frames: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:  # noqa: ARG002
+        return self.preprocess.normalise(frames)
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Training: random, but a function of (seed, epoch, row)."""
+    """Training: random, but a function of (seed, view, row); the view is the epoch."""
 
-    augment: Callable[[Any, int], Tensor]
+    augment: Augment
     seed: int
-    epoch: int
 
-    def __call__(self, image: Any, row: int) -> Tensor:
-        return self.augment(image, seed_of(self.seed, self.epoch, row))
+    @property
+    def side(self) -> int | None:
+        return self.augment.side
+
+    def frame(self, image: Any, view: int, row: int) -> Pixels:
+        return self.augment.frame(image, seed_of(self.seed, view, row))
+
+    def finish(self, frames: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+        return self.augment.finish(frames, [seed_of(self.seed, view, row) for view, row in places])
 
 
 def collate(items: list[tuple[Tensor | DatasetError, int]]) -> ImageBatch | PipedBatch | DatasetError:
-    """Stack a batch, or return its first error."""
+    """Stack a batch, or return its first error; in the place of rows the batch has the keys."""
     pixels = []
     for item, _ in items:
         if isinstance(item, DatasetError):
             return item
         pixels.append(item)
-    images, rows = torch.stack(pixels), torch.tensor([row for _, row in items])
+    images, rows = torch.stack(pixels), torch.tensor([key for _, key in items])
     worker = get_worker_info()
     if worker is None or fits_shared_memory(images.nbytes, worker.num_workers):
         return ImageBatch(images, rows)
@@ -143,13 +175,16 @@ def worker_ended(error: Exception) -> RefinerError:
 
 def load_batches(
     files: Sequence[Path],
-    transform: Callable[[Any, int], Tensor],
-    order: Sequence[Sequence[int]],
+    transform: ImageTransform,
+    order: Iterable[Sequence[int]],
     *,
     device: torch.device,
     workers: int,
 ) -> Iterator[ImageBatch]:
-    """Yield the batches that ``order`` lists, each a sequence of rows, on the device.
+    """Yield the batches that ``order`` lists, on the device; the decoding processes live as long as that.
+
+    Args:
+        order: batches of keys; a key is a row, plus the number of files for every further view of it.
 
     Raises:
         DatasetError: an image cannot be read.
@@ -163,7 +198,7 @@ def load_batches(
         prefetch_factor=PREFETCH if workers else None,
         timeout=STALL_SECONDS if workers else 0,
         worker_init_fn=init_loader_worker,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and workers > 0,
     )
     arriving = iter(loader)
     while True:
@@ -179,7 +214,9 @@ def load_batches(
             raise batch
         if isinstance(batch, PipedBatch):
             batch = ImageBatch(torch.from_numpy(batch.images), torch.from_numpy(batch.rows))
-        yield ImageBatch(batch.images.to(device, non_blocking=True), batch.rows)
+        views, rows = batch.rows // len(files), batch.rows % len(files)
+        places = list(zip(views.tolist(), rows.tolist(), strict=True))
+        yield ImageBatch(transform.finish(to_device(batch.images, device), places), rows)
 
 
 def sequential_batches(count: int, size: int) -> list[range]:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from refiner_cli.core.runtime import loader
+from refiner_cli.data.crop import Pixels
 from refiner_cli.errors import RefinerError
 
 CPU = torch.device("cpu")
 MIB = 2**20
 
 
-def tensor_of(_image: Any, row: int) -> torch.Tensor:
-    return torch.full((3, 8, 8), float(row))
+class RowTransform:
+    """Frames that say which view and row they are of."""
+
+    side = None
+
+    def frame(self, _image: Any, view: int, row: int) -> Pixels:
+        return np.full((8, 8, 3), 10 * view + row, np.uint8)
+
+    def finish(self, frames: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+        assert [10 * view + row for view, row in places] == frames[:, 0, 0, 0].tolist()
+        return frames.movedim(-1, 1).float()
 
 
 @pytest.fixture
@@ -35,9 +46,9 @@ def test_batches_are_the_same_however_they_travel(
     monkeypatch: pytest.MonkeyPatch, files: list[Path], free: int | None
 ) -> None:
     monkeypatch.setattr(loader, "shared_memory", lambda: free)
-    batches = list(loader.load_batches(files, tensor_of, [[2, 0], [3, 1]], device=CPU, workers=1))
+    batches = list(loader.load_batches(files, RowTransform(), [[2, 0], [7, 1]], device=CPU, workers=1))
     assert [batch.rows.tolist() for batch in batches] == [[2, 0], [3, 1]]
-    assert [batch.images[:, 0, 0, 0].tolist() for batch in batches] == [[2.0, 0.0], [3.0, 1.0]]
+    assert [batch.images[:, 0, 0, 0].tolist() for batch in batches] == [[2.0, 0.0], [13.0, 1.0]]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,7 @@ def test_a_batch_goes_through_a_pipe_where_shared_memory_is_small(
 ) -> None:
     monkeypatch.setattr(loader, "shared_memory", lambda: free)
     monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(num_workers=workers))
-    assert isinstance(loader.collate([(torch.zeros(3, 224, 224), row) for row in range(64)]), kind)
+    assert isinstance(loader.collate([(torch.zeros(224, 224, 3), row) for row in range(64)]), kind)
 
 
 def test_without_semaphores_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,4 +83,4 @@ def test_a_process_that_hangs_ends_the_loop_with_a_sentence(monkeypatch: pytest.
 
     monkeypatch.setattr(loader, "DataLoader", hangs)
     with pytest.raises(RefinerError, match="No batch of images arrived for 600 s"):
-        next(loader.load_batches([], tensor_of, [], device=CPU, workers=1))
+        next(loader.load_batches([], RowTransform(), [], device=CPU, workers=1))
