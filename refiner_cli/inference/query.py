@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_cli.core.models.base import Model, TextBank
+from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers.text import label_to_text
 from refiner_cli.data.images import decode
 from refiner_cli.data.labels import LabelSpace
@@ -150,7 +151,7 @@ def encode_query(model: Model, terms: Sequence[Term]) -> QueryVectors:
         role, vector = encode_term(model, term)
         roles.append(role)
         texts.append(vector)
-    signs = torch.tensor([float(term.sign) for term in terms], device=texts[0].device)
+    signs = to_device(torch.tensor([float(term.sign) for term in terms]), texts[0].device)
     return QueryVectors(tuple(terms), tuple(roles), torch.stack(texts), signs)
 
 

@@ -144,15 +144,13 @@ def search_index(
 def term_scores(vectors: ImageVectors, query: QueryVectors, scale: float) -> Tensor:
     """Scaled cosine similarities ``N x T`` in float32."""
     device = query.texts.device
-    columns = []
+    columns: dict[int, Tensor] = {}
     for role in dict.fromkeys(query.roles):
         of_role = [i for i, own in enumerate(query.roles) if own == role]
         images = getattr(vectors, role).to(device, torch.float32)  # N x D
-        columns.append((of_role, scale * images @ query.texts[of_role].float().T))
-    scores = torch.empty(len(vectors), len(query.roles), device=device)
-    for of_role, values in columns:
-        scores[:, of_role] = values
-    return scores
+        texts = torch.stack([query.texts[i] for i in of_role]).float()
+        columns.update(zip(of_role, (scale * images @ texts.T).unbind(1), strict=True))
+    return torch.stack([columns[i] for i in range(len(query.roles))], 1)
 
 
 def hits(index: Index, best: BestImages, offset: float, min_score: float) -> Iterator[Hit]:

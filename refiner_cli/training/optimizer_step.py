@@ -109,6 +109,7 @@ class OptimizerStep:
             files = [self.files[row] for row in batch.rows.tolist()]
             problem = diagnose_nonfinite(loss, batch.images, files, scores, self.parameters)
         # fp16 finds its scale this way: too large a one overflows, and is halved.
-        overflow = math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        overflow = problem is not None and math.isfinite(loss) and self.scaler.is_enabled()
+        overflow = overflow and self.scaler.get_scale() > 1
         self.scaler.update()
         return StepOutcome(loss, lr, norm, problem, overflow, stop_requests > 0)

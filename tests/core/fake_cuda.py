@@ -1,7 +1,7 @@
-"""A pretended GPU: PyTorch's FakeTensorMode knows shapes, types and devices of tensors on ``cuda``, no values.
+"""A pretended GPU: FakeTensorMode knows shapes, types and devices of tensors on ``cuda``, but no values.
 
 Only what asks whether there is a GPU is replaced. A tensor that reaches the host (``item``, ``tolist``,
-``numpy``) holds zeros there, and :class:`HostSyncs` counts how often the host had to wait for the device.
+``numpy``) holds zeros or True there; :class:`HostSyncs` counts how often the host waited for the device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -23,10 +24,11 @@ CUDA = torch.device("cuda", 0)
 
 
 def zeros_of(tensor: Tensor) -> Any:
-    """What a fake tensor holds on the host."""
-    return np.zeros(tuple(tensor.shape), np.bool_ if tensor.dtype == torch.bool else np.float32).astype(
-        np.dtype(str(tensor.dtype).removeprefix("torch.").replace("bfloat16", "float32"))
-    )
+    """What a fake tensor holds on the host: zeros, and True, so that what asks for finite numbers goes on."""
+    if tensor.dtype == torch.bool:
+        return np.ones(tuple(tensor.shape), np.bool_)
+    kind = str(tensor.dtype).removeprefix("torch.").replace("bfloat16", "float32")
+    return np.zeros(tuple(tensor.shape), np.dtype(kind))
 
 
 class HostSyncs(TorchDispatchMode):
@@ -40,11 +42,22 @@ class HostSyncs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
+            if not isinstance(args[0], FakeTensor):
+                return func(*args)
+            if args[0].device.type == "cpu":
+                return 1  # an optimizer's count of steps
+            self.found["item"] += 1
+            return zeros_of(args[0]).item()
+        if func is aten.nonzero.default and isinstance(args[0], FakeTensor):
             if args[0].device.type == "cuda":
-                self.found["item"] += 1
-            return zeros_of(args[0]).item() if isinstance(args[0], FakeTensor) else func(*args)
-        if func is aten._to_copy.default and not isinstance(args[0], FakeTensor):
-            args = (self.fake.from_tensor(args[0]), *args[1:])  # there is no GPU to copy it to
+                self.found["nonzero"] += 1
+            count = args[0].numel() if args[0].ndim else 1  # as if every element were true
+            return torch.zeros(count, args[0].ndim, dtype=torch.int64, device=args[0].device)
+        if func is aten._to_copy.default:  # there is no GPU to copy values to
+            if isinstance(args[0], FakeTensor):
+                args[0].constant = None
+            else:
+                args = (self.fake.from_tensor(args[0]), *args[1:])
         result = func(*args, **kwargs)
         if func is aten._to_copy.default:
             came, went = args[0].device.type, result.device.type
@@ -56,16 +69,14 @@ class HostSyncs(TorchDispatchMode):
 @contextlib.contextmanager
 def pretended_cuda() -> Iterator[HostSyncs]:
     """Within it, tensors can be made on ``cuda``; autocast and the choice of the device believe in it."""
-    plain_numpy, plain_list = Tensor.numpy, Tensor.tolist
+    plain_numpy = Tensor.numpy
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     syncs = HostSyncs(fake)
 
     def numpy(self: Tensor, **options: Any) -> Any:
         return zeros_of(self) if isinstance(self, FakeTensor) else plain_numpy(self, **options)
 
-    def tolist(self: Tensor) -> Any:
-        if not isinstance(self, FakeTensor):
-            return plain_list(self)
+    def tolist(self: FakeTensor) -> Any:
         if self.device.type == "cuda":
             syncs.found["tolist"] += 1
         return zeros_of(self).tolist()
@@ -78,13 +89,15 @@ def pretended_cuda() -> Iterator[HostSyncs]:
         "torch.cuda.mem_get_info": lambda *_: (2**35, 2**36),
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch._subclasses.fake_tensor.init_gpu_context": lambda *_: None,
-        "torch.Tensor.pin_memory": lambda self: self,
         "torch.Tensor.numpy": numpy,
-        "torch.Tensor.tolist": tolist,
+        "torch._subclasses.fake_tensor.FakeTensor.tolist": tolist,
     }
     with contextlib.ExitStack() as stack:
         for name, replacement in patches.items():
             stack.enter_context(mock.patch(name, replacement))
         stack.enter_context(fake)
         stack.enter_context(syncs)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others ask what kind of GPU there is
+        # The pretended device has no threads of its own for the backward pass.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(mode=False))
         yield syncs

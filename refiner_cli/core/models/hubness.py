@@ -48,7 +48,8 @@ class HubnessCorrection(nn.Module):
             truth: ``N`` int64, the seen pair of each; a pair without images has its centre at 0.
         """
         sums = torch.zeros_like(self.centres).index_add_(0, truth, vectors.to(self.centres))
-        count = torch.bincount(truth, minlength=len(sums)).clamp(min=1)
+        ones = sums.new_ones(len(truth))
+        count = sums.new_zeros(len(sums)).index_add_(0, truth, ones).clamp(min=1)
         self.centres.copy_(sums / count[:, None])
 
     def forward(self, texts: Tensor, scale: float | Tensor) -> Tensor:

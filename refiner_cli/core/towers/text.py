@@ -77,7 +77,7 @@ class TextTower:
             x = torch.stack([self.embed_tokens(row) for row in padded])  # N x T x E
             x = x + self.text.positional_embedding[:length]
             encoded.append(
-                self.run_transformer(x, torch.tensor([len(row) - 1 for row in ids], device=x.device))
+                self.run_transformer(x, to_device(torch.tensor([len(row) - 1 for row in ids]), x.device))
             )
         return torch.cat(encoded)
 

@@ -1,0 +1,88 @@
+"""Everything to find out when a GPU is there, within ten minutes: one JSON object on stdout.
+
+``python -m tests.gpu.run``: the checks of ``tests/gpu/checks.py``, then ``refiner bench`` with ViT-L/14 at the
+sizes of the three benchmarks. ``--device cpu --reduced`` does a little of it, to see that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tests.conftest import ROOT
+from tests.gpu.checks import CHECKS
+
+MINUTES = 10
+SPACES = ("mit-states", "ut-zappos", "c-gqa")
+
+
+def run_checks(device: torch.device) -> list[dict[str, Any]]:
+    found = []
+    for name, check in CHECKS.items():
+        began = time.monotonic()
+        print(name, file=sys.stderr, flush=True)
+        try:
+            row: dict[str, Any] = {"name": name, "ok": True, "found": check(device)}
+        except Exception as error:  # noqa: BLE001 - whatever fails is a result
+            row = {"name": name, "ok": False, "error": f"{type(error).__name__}: {error}"}
+        found.append(row | {"seconds": round(time.monotonic() - began, 1)})
+    return found
+
+
+def run_bench(device: str, space: str, seconds: float, *, reduced: bool) -> dict[str, Any]:
+    """``refiner bench`` of one label space, in a process of its own that is given so many seconds."""
+    parts = ["train"] if reduced else ["text", "train", "encode", "decode", "predict"]
+    size = ["--backbone", "tiny", "--set", "train.batch_size=2", "--rounds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "refiner_cli",
+        "bench",
+        *parts,
+        "--spaces",
+        space,
+        "--json",
+        "--device",
+        device,
+    ]
+    command += (
+        size if reduced else ["--backbone", "ViT-L-14", "--set", "train.batch_size=64", "--limit", "64"]
+    )
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=max(1.0, seconds)
+        )
+    except subprocess.TimeoutExpired:
+        return {"space": space, "error": "no time was left"}
+    if done.returncode:
+        return {"space": space, "error": done.stderr[-500:]}
+    result: dict[str, Any] = json.loads(done.stdout)
+    return {"space": space, **result}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--reduced", action="store_true", help="the tiny backbone and one benchmark")
+    given = parser.parse_args(arguments)
+    device, end = torch.device(given.device), time.monotonic() + 60 * MINUTES
+    checks, bench = run_checks(device), []
+    for space in SPACES[1:2] if given.reduced else SPACES:
+        print(f"bench {space}", file=sys.stderr, flush=True)
+        bench.append(run_bench(given.device, space, end - time.monotonic(), reduced=given.reduced))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    report = {"schema": "refiner.gpu-checks/1", "device": name, "torch": torch.__version__,
+              "checks": checks, "bench": bench}  # fmt: skip
+    print(json.dumps(report, indent=2))
+    return 0 if all(check["ok"] for check in checks) and not any("error" in run for run in bench) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
