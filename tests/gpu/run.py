@@ -1,7 +1,7 @@
 """Everything to find out when a GPU is there, within ten minutes: one JSON object on stdout.
 
-``python -m tests.gpu.run``: the checks of ``tests/gpu/checks.py``, then ``refiner bench`` with ViT-L/14 at the
-sizes of the three benchmarks. ``--device cpu --reduced`` does a little of it, to see that the script works.
+``python -m tests.gpu.run``: the checks of ``tests/gpu/checks.py``, then ``refiner bench`` with ViT-L/14 at
+the sizes of the three benchmarks. ``--device cpu --reduced`` does a little of it, to see that it works.
 """
 
 from __future__ import annotations
