@@ -6,8 +6,10 @@ outside of Ray may work on the same folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from refiner_cli.errors import EnvironmentLacksError, RefinerError
@@ -22,7 +24,9 @@ CORES_PER_ACTOR = 4  # where there is no GPU
 class UnitActor:
     """Computes units, one after the other, with a model that is loaded once."""
 
-    def __init__(self, plan: PartPlan, make: Callable[[], Compute], seconds: float) -> None:
+    def __init__(self, plan: PartPlan, make: Callable[[], Compute], seconds: float, folder: str) -> None:
+        with contextlib.suppress(OSError):  # paths are relative to where the command was started
+            os.chdir(folder)
         self.plan, self.compute = plan, make()
         self.leases = Leases(plan.folder / LEASES, seconds)
 
@@ -71,7 +75,12 @@ def run_ray(
         actors = gpus or max(1, cores // each["num_cpus"])
         actor_class = ray.remote(max_restarts=-1, max_task_retries=-1, **each)(UnitActor)
         units = (unit for unit in share.units(plan.units) if not plan.is_done(unit))
-        hand_out(ray, [actor_class.remote(plan, make, seconds) for _ in range(actors)], units, done)
+        hand_out(
+            ray,
+            [actor_class.remote(plan, make, seconds, str(Path.cwd())) for _ in range(actors)],
+            units,
+            done,
+        )
     finally:
         if own:
             ray.shutdown()

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.errors import EnvironmentLacksError, FetchError, UsageError
-from refiner_cli.inference.scan import FileVersion, ImageFile, PathFilter, row_name
+from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
 from refiner_cli.inference.sources.content import require_loadable
 from refiner_cli.inference.sources.source import PlaceSource, reason_of, takes_member
 
@@ -117,10 +117,6 @@ def object_version(info: dict[str, Any]) -> FileVersion:
 class BucketFolder(PlaceSource):
     """The images below a prefix of an object store."""
 
-    def __init__(self, place: str, chosen: PathFilter) -> None:
-        super().__init__(place)
-        self.chosen = chosen
-
     def images(self) -> Iterator[ImageFile]:
         system, root = system_of(self.place)
         self.complete = True
@@ -142,7 +138,6 @@ class BucketImage(PlaceSource):
     is_container = False
 
     def images(self) -> Iterator[ImageFile]:
-        self.complete = True
         yield bucket_image(self.place, self.place)
 
 

@@ -19,8 +19,8 @@ class FileList(PlaceSource):
     numbers_doubles = False
 
     def __init__(self, stream: IO[bytes], chosen: PathFilter, *, null: bool) -> None:
-        super().__init__("-")
-        self.stream, self.chosen, self.null = stream, chosen, null
+        super().__init__("-", chosen)
+        self.stream, self.null = stream, null
 
     def images(self) -> Iterator[ImageFile]:
         lines = split_at_null(self.stream) if self.null else self.stream

@@ -15,13 +15,8 @@ class FolderSource(PlaceSource):
     numbers_doubles = False
 
     def __init__(self, place: str, chosen: PathFilter) -> None:
-        super().__init__(place)
+        super().__init__(place, chosen)
         self.folder: Path = Path(place)
-        self.chosen = chosen
-
-    @property
-    def identity(self) -> str:
-        return row_name(str(self.folder.resolve()))
 
     def images(self) -> Iterator[ImageFile]:
         return walk(self.folder, "", self.chosen)

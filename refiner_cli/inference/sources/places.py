@@ -111,7 +111,7 @@ class Places:
         """Whether an image that the last pass did not come across was deleted; None: not known."""
         if all(source.folder for source in self.sources):
             return gone_test([source.folder for source in self.sources if source.folder])
-        return lists_all if all(source.complete for source in self.sources) else None
+        return lists_all if all(source.lists_all for source in self.sources) else None
 
     def count(self) -> Callable[[], int]:
         """How many images there are, as soon as that is known cheaply; 0 until then."""

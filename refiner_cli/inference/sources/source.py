@@ -20,6 +20,7 @@ from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.data.safe_paths import is_foreign
 from refiner_cli.errors import FetchError
 from refiner_cli.inference.scan import (
+    NO_FILTER,
     UNKNOWN_VERSION,
     FileVersion,
     ImageFile,
@@ -67,13 +68,18 @@ class PlaceSource(ABC):
     carries_inputs: ClassVar[bool] = False  # says more about its images than where they are
     folder: Path | None = None  # the local folder that names are relative to
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, chosen: PathFilter = NO_FILTER) -> None:
+        self.place, self.chosen = place, chosen
         self.complete = False
 
     @property
     def identity(self) -> str:
-        return row_name(self.place)
+        return row_name(self.place if "://" in self.place else str(Path(self.place).resolve()))
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether an image that the last pass did not come across is gone."""
+        return self.complete and not self.chosen.include and not self.chosen.exclude
 
     @abstractmethod
     def images(self) -> Iterator[ImageFile]:

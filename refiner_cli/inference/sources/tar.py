@@ -30,8 +30,8 @@ class TarSource(PlaceSource):
     is_unit = True
 
     def __init__(self, place: str, store: Store, chosen: PathFilter) -> None:
-        super().__init__(place)
-        self.store, self.chosen = store, chosen
+        super().__init__(place, chosen)
+        self.store = store
 
     def images(self) -> Iterator[ImageFile]:
         self.complete = True

@@ -149,7 +149,6 @@ class WebImage(PlaceSource):
     is_container = False
 
     def images(self) -> Iterator[ImageFile]:
-        self.complete = True
         yield web_image(self.place)
 
 

@@ -30,7 +30,7 @@ def measure(folder: Path, names: int) -> None:
     began = time.perf_counter()
     run_units(read_plan(folder), Share(), lambda _: sys.exit(1))
     resumed = time.perf_counter() - began
-    say(planned, resumed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    say(f"{planned} {resumed} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
 
 
 def say(text: str) -> None:

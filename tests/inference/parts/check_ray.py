@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 from refiner_cli.inference.parts.plan import read_plan
 from tests.inference.parts.check_parts import content
 from tests.inference.sources.packing import draw_noise
+
+
+def find_actors(root: int) -> list[int]:
+    """The processes below one that are actors of Ray."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat, name = (folder / "stat").read_text(), (folder / "cmdline").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        names[int(folder.name)] = name
+
+    def is_below(pid: int) -> bool:
+        while pid in parents and pid != root:
+            pid = parents[pid]
+        return pid == root
+
+    return [pid for pid, name in names.items() if "UnitActor" in name and is_below(pid)]
 
 
 def say(text: str) -> None:
@@ -48,12 +67,9 @@ def main(model: str) -> None:
             with subprocess.Popen(command) as process:
                 while engine == "ray" and len(list(folder.glob("parts/*.jsonl"))) < 3:
                     time.sleep(0.01)
-                family = psutil.Process(process.pid).children(recursive=True) if engine == "ray" else []
-                actors = [
-                    one for one in family if one.is_running() and "UnitActor" in " ".join(one.cmdline())
-                ]
+                actors = find_actors(process.pid) if engine == "ray" else []
                 for actor in actors[:1]:
-                    actor.kill()
+                    os.kill(actor, signal.SIGKILL)
                     say(f"{len(actors)} actors, one killed")
                 code = process.wait()
             plans[engine] = read_plan(folder)
