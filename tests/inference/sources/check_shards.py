@@ -22,6 +22,7 @@ import refiner_cli
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.scan import ImageFile
 from refiner_cli.inference.sources.places import find_places
+from tests.inference.check_memory import peak
 from tests.inference.sources.packing import draw_noise
 
 TIMED, ROUNDS, BATCH = 1500, 5, 32
