@@ -26,7 +26,7 @@ from refiner_cli.training.setup import environment
 class BenchOptions:
     """What to measure."""
 
-    parts: tuple[str, ...]  # of text, train, encode, decode, predict
+    parts: tuple[str, ...]  # of text, train, encode, decode, predict, onnx
     spaces: tuple[str, ...]  # label spaces, see bench/spaces.py
     splits: Path | None  # folder of their real pair lists
     rounds: int
@@ -53,6 +53,10 @@ def run_bench(order: BenchOptions, config: Config, log: LogFn) -> Iterator[Bench
             yield from bench_step(name, backbone, space, config, machine, log)
     if "encode" in order.parts:
         yield from bench_encode(backbone, first, config, machine)
+    if "onnx" in order.parts:
+        from refiner_cli.bench.onnx import bench_onnx
+
+        yield from bench_onnx(backbone, first, config, order.folder, machine)
     if {"decode", "predict"} & set(order.parts):
         files = write_noise_photos(order.folder, order.photos)
         if "decode" in order.parts:

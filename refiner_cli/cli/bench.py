@@ -23,13 +23,15 @@ class BenchPart(StrEnum):
     ENCODE = "encode"
     DECODE = "decode"
     PREDICT = "predict"
+    ONNX = "onnx"
 
 
 def bench(
     parts: Annotated[
         list[BenchPart] | None,
         typer.Argument(
-            metavar="[PART]...", help="What to measure: text, train, encode, decode, predict.  [all]"
+            metavar="[PART]...",
+            help="What to measure: text, train, encode, decode, predict, onnx.  [all but onnx]",
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(help="An open_clip ViT model (random weights), or tiny.")] = "tiny",
@@ -63,7 +65,7 @@ def bench(
     config = resolve([("command line", flags), from_assignments(assign or [])])
     with tempfile.TemporaryDirectory() as folder:
         options = BenchOptions(
-            parts=tuple(part.value for part in parts or BenchPart),
+            parts=tuple(part.value for part in parts or BenchPart if parts or part is not BenchPart.ONNX),
             spaces=tuple(spaces.split(",")),
             splits=splits,
             rounds=rounds,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError
-from refiner_cli.experiments import few_shot, regions
+from refiner_cli.experiments import few_shot, regions, warm_starts
 from refiner_cli.experiments.plan import by_fold, by_holdout, by_seed, processes
 from refiner_cli.experiments.tables import tables
 from refiner_cli.experiments.trial import Found, Trial, run_trials
@@ -104,5 +104,7 @@ if __name__ == "__main__":
         regions.main(sys.argv[2:])
     elif sys.argv[1:2] == ["few-shot"]:
         few_shot.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["warm-start"]:
+        warm_starts.main(sys.argv[2:])
     else:
         main()

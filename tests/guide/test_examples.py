@@ -15,6 +15,7 @@ from refiner_cli.cli.app import app
 from refiner_cli.data.download.catalog_files import parse
 from refiner_cli.experiments.__main__ import argument_parser
 from refiner_cli.experiments.few_shot import few_shot_parser
+from refiner_cli.experiments.warm_starts import warm_start_parser
 from refiner_cli.settings import from_file, resolve
 from tests.conftest import Cli
 from tests.guide.examples import (
@@ -118,6 +119,8 @@ def run_command(line: str, cli: Cli, prepared: Prepared, place: Path) -> None:
         check_options(words[words.index("refiner_cli") + 1 :])
     elif words[:4] == ["python", "-m", "refiner_cli.experiments", "few-shot"]:
         few_shot_parser().parse_args(words[4:])
+    elif words[:4] == ["python", "-m", "refiner_cli.experiments", "warm-start"]:
+        warm_start_parser().parse_args(words[4:])
     elif words[:3] == ["python", "-m", "refiner_cli.experiments"]:
         argument_parser().parse_args(words[3:])
     elif words[:2] == ["refiner", "download"] and "--list" not in words:
