@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
 
@@ -11,7 +12,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves through SystemExit."""
     from refiner_cli.cli.app import app
     from refiner_cli.cli.console import terminal
-    from refiner_cli.errors import RefinerError
+    from refiner_cli.errors import RefinerError, UsageError
 
     # Any system's output is UTF-8, and a name that is not UTF-8 is escaped instead of ending the program.
     for stream in (sys.stdout, sys.stderr):
@@ -32,8 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
         if terminal.debug:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        terminal.error(RefinerError(f"The system refused: {error.strerror or error}{place}."))
-        sys.exit(RefinerError.exit_code)
+        kind = UsageError if error.errno == errno.ENAMETOOLONG else RefinerError
+        terminal.error(kind(f"The system refused: {error.strerror or error}{place}."))
+        sys.exit(kind.exit_code)
     except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
         if terminal.debug or "DataLoader worker" not in str(error):
             raise

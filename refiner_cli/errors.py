@@ -5,6 +5,7 @@
     RefinerError                 1  failed while running
     ├── UsageError               2  wrong usage
     ├── ConfigError              3  a configuration key or value
+    │   └── OptionError          2  one that was given on the command line
     ├── DatasetError             3  a dataset or one of its files
     │   └── UnreadableImageError  one of its images
     ├── ModelFileError           3  a run, an exported model, or one of its files
@@ -39,6 +40,12 @@ class UsageError(RefinerError):
 
 class ConfigError(RefinerError):
     exit_code = 3
+
+
+class OptionError(ConfigError):
+    """A configuration value that was given on the command line."""
+
+    exit_code = 2
 
 
 class DatasetError(RefinerError):

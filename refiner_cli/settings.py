@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from refiner_cli.config import Config, flatten, known_fields, known_keys
-from refiner_cli.errors import ConfigError
+from refiner_cli.errors import ConfigError, OptionError
 from refiner_cli.plugins import method_names
 
 PREFIX = "REFINER_"  # of environment variables
@@ -88,7 +88,7 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(
+        raise setting_error(origin.get(key, "configuration"))(
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
             f"{message[:1].lower()}{message[1:]}."
         ) from None
@@ -144,18 +144,24 @@ def tomllib_value(text: str) -> Any:
         return None
 
 
+def setting_error(source: str) -> type[ConfigError]:
+    """The class of an error in what a source says: an option is wrong usage, a file a bad configuration."""
+    return OptionError if source.startswith("--") else ConfigError
+
+
 def check_key(key: str, source: str, method: str, keys: Iterable[str]) -> None:
     """Raise ConfigError for a key that the schema does not have."""
     keys = list(keys)
     if key in keys:
         return
+    wrong = setting_error(source)
     new = RENAMED_KEYS.get(key)
     if new is not None:
-        raise ConfigError(f"{source}: unknown key '{key}'.", hint=f"It is now called '{new}'.")
+        raise wrong(f"{source}: unknown key '{key}'.", hint=f"It is now called '{new}'.")
     others = [name for name in method_names() if name != method and key.startswith("model.")]
     owners = [name for name in others if key in known_keys(name)]
     if owners:
-        raise ConfigError(
+        raise wrong(
             f"{source}: the method {method} has no setting '{key}'.",
             hint=f"It is a setting of {', '.join(owners)}.",
         )
@@ -164,7 +170,7 @@ def check_key(key: str, source: str, method: str, keys: Iterable[str]) -> None:
         leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, 1)
     ]
     hint = f"Did you mean '{near[0]}'?" if near else "'refiner guide configuration' lists the keys."
-    raise ConfigError(f"{source}: unknown key '{key}'.", hint=hint)
+    raise wrong(f"{source}: unknown key '{key}'.", hint=hint)
 
 
 def from_file(file: Path) -> Layer:
@@ -209,6 +215,6 @@ def from_assignments(assignments: Iterable[str]) -> Layer:
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--set {text!r} is not of the form key=value.")
+            raise OptionError(f"--set {text!r} is not of the form key=value.")
         values[key.strip()] = value.strip()
     return "--set", values

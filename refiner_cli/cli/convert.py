@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
-from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.cli.outputs import check_new_folder, check_output_file
 from refiner_cli.errors import UsageError
 
 Format = Literal["label-studio", "fiftyone", "image-folder", "csv", "cleanlab", "megadetector"]
@@ -74,10 +74,10 @@ def convert(
     from refiner_cli.inference.scan import row_name
 
     writer = WRITERS[to]
+    (check_output_file if writer.suffix else check_new_folder)("-o", out)
     places = [row_name(str(images.absolute()))] if images else noted_places(answers)
     found = Answers(answers, places, min_probability)
     check_target(writer, out, found)
-    check_output_folder("-o", out.parent)
     if writer.needs_labels != (labels is not None):
         raise UsageError(
             f"--to {to} needs --labels SOURCE." if writer.needs_labels else f"--to {to} takes no --labels.",

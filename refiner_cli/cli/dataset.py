@@ -11,6 +11,7 @@ import typer
 
 from refiner_cli.cli.common import Workers, open_dataset
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
+from refiner_cli.cli.outputs import check_new_folder
 from refiner_cli.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def create(
             f"--out {out} lies in the photo folder.", hint="Choose a folder outside of it, or its images "
             "would be photos the next time.",
         )  # fmt: skip
+    check_new_folder("--out", out)
     from refiner_cli.data.create.create import SplitOptions, create_dataset
     from refiner_cli.data.create.photos import read_unseen
     from refiner_cli.data.create.sources import read_photos

@@ -9,6 +9,7 @@ import typer
 
 from refiner_cli.cli.common import Device
 from refiner_cli.cli.console import Json, new_table, terminal
+from refiner_cli.cli.outputs import check_new_folder
 from refiner_cli.cli.training_view import fit_with_progress
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
@@ -20,6 +21,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Draw a dataset, train, evaluate, predict, export; offline, no GPU, a few minutes."""
+    check_new_folder("--out", out)
     from refiner_cli.demo.walkthrough import run_demo
 
     result = run_demo(out, seed=seed, device=device, log=terminal.note, follow=fit_with_progress)

@@ -11,6 +11,7 @@ import typer
 from refiner_cli.cli import download_view
 from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json, terminal
+from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def download(
     """Download datasets: fetch (resuming an interrupted download), unpack, verify."""
     if sum((show, dry_run, verify, bool(from_archive))) > 1:
         raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
+    for archive in from_archive or []:
+        if not archive.is_file():
+            raise UsageError(f"The archive {archive} does not exist, or is not a file.")
     with terminal.report() as report:
         downloader = downloader_for(out, workers, report)
         known = downloader.catalogue
@@ -81,6 +85,7 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
         make_demo(folder)
 
     place = home(os.environ)
+    check_output_folder("--out" if out else "REFINER_HOME", out or place.datasets)
     count = cores() if workers < 0 else max(1, workers)
     return Downloader(
         DatasetsDir(out or place.datasets),

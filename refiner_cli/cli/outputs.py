@@ -73,6 +73,17 @@ def check_output_folder(option: str, folder: Path) -> None:
         raise _cannot_write(option, folder, error) from None
 
 
+def check_new_folder(option: str, folder: Path) -> None:
+    """Raise UsageError unless ``folder`` can be created; an empty one may exist."""
+    try:
+        taken = folder.is_symlink() or (folder.exists() and not folder.is_dir())
+        if taken or (folder.is_dir() and any(folder.iterdir())):
+            raise UsageError(f"{option} {folder} exists already.", hint="Choose another folder.")
+    except (OSError, ValueError) as error:
+        raise _cannot_write(option, folder, error) from None
+    check_output_folder(option, folder)
+
+
 def probe_folder(folder: Path) -> None:
     """Create and remove an unnamed file in a folder, or in the nearest one above it that exists.
 

@@ -20,7 +20,7 @@ from refiner_cli.cli.inputs import (
     open_places,
     stop_with_saved_rows,
 )
-from refiner_cli.cli.outputs import check_output_folder
+from refiner_cli.cli.outputs import OutputFile, check_output_folder, check_outputs
 from refiner_cli.cli.prediction_rows import ProgressListener, open_writer, summarise
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import UsageError
@@ -39,9 +39,17 @@ if TYPE_CHECKING:
 def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     """Predict and report. Raises typer.Exit for an outcome that is not 0."""
     from refiner_cli.inference.destinations import Destinations
+    from refiner_cli.inference.output import require_own_rows
 
     destinations = Destinations(request.out, request.gallery, request.heatmaps, request.keep_index)
     destinations.check(local_paths(request.paths))
+    check_outputs(
+        [OutputFile("-o", request.out), OutputFile("--gallery", request.gallery, (".html", ".htm"))]
+    )
+    if request.heatmaps:
+        check_output_folder("--heatmaps", request.heatmaps)
+    if request.out and not request.overwrite:
+        require_own_rows(request.out)
     if request.keep_index:
         check_keeping(request)
     made, listener = predict_all(request, destinations)

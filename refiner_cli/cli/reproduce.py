@@ -11,7 +11,7 @@ import typer
 from refiner_cli.cli.common import Workers
 from refiner_cli.cli.console import Json
 from refiner_cli.cli.metrics import FeasibilityOption
-from refiner_cli.errors import UsageError
+from refiner_cli.cli.outputs import check_output_folder
 
 
 class ReproduceBenchmark(StrEnum):
@@ -86,8 +86,7 @@ def reproduce(
         assignments=tuple(assign or ()),
         workers=workers,
     )
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"--out {request.out} is a file.")
+    check_output_folder("--out", request.out)
     code = run_reproduction(request, dry_run=dry_run, as_json=as_json)
     if code:
         raise typer.Exit(code)

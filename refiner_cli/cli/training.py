@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import sys
@@ -67,10 +68,24 @@ def stop_after_lost_rank(reason: str) -> None:
 
 
 def train_all(request: TrainRequest, ranks: DistributedContext, stop: StopRequest) -> dict[str, Any]:
-    """The run, or one after the other those of several seeds."""
+    """The run, or one after the other those of several seeds; a start that fails leaves no folder behind."""
+    out = request.out or Path(ranks.broadcast(str(default_folder(request))))
+    absent = [folder for folder in out.parents if not folder.exists()]
+    try:
+        return train_in(request, out, ranks, stop)
+    except BaseException:
+        for folder in absent if ranks.is_main else ():  # inner ones first; one that is not empty stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def train_in(
+    request: TrainRequest, out: Path, ranks: DistributedContext, stop: StopRequest
+) -> dict[str, Any]:
+    """The same, in a folder that is known."""
     from refiner_cli.training.seeds import SEEDS_FILE
 
-    out = request.out or Path(ranks.broadcast(str(default_folder(request))))
     if (request.config and request.seeds > 1) or (request.config is None and (out / SEEDS_FILE).is_file()):
         return train_seeds(request, out, ranks, stop)
     if request.config is None:

@@ -65,7 +65,7 @@ class Output:
         self.file, self.top_k, self.wide = file, top_k, wide
         self.format = format_of(file, wide=wide)
         self.run = 1
-        self.sidecar = file.with_name(file.name + ".run.json")
+        self.sidecar = sidecar_of(file)
         self.lock = file.with_name(f".{file.name}.lock")
 
     @property
@@ -121,10 +121,10 @@ class Output:
         if self.sidecar.exists():
             header = self.accept(header, folder)
             self.run += 1
-        elif self.file.exists() or self.journals():
-            raise UsageError(
-                f"The output {self.shown} exists, and nothing says how it was made.", hint=OTHER_OUTPUT
-            )
+        elif self.journals():
+            raise unknown_rows(self.file)
+        else:
+            require_own_rows(self.file)
         self.note(header, complete=False)
         for part in {self.file, *self.journals()}:
             if part.suffix.lower() == ".jsonl":
@@ -266,6 +266,23 @@ class Output:
                 del row
         self.note(header, complete=True, count=count)
         return count
+
+
+def sidecar_of(file: Path) -> Path:
+    """The file beside an output that says how it was made."""
+    return file.with_name(file.name + ".run.json")
+
+
+def require_own_rows(file: Path) -> None:
+    """Raise UsageError for a file that is not known to be an output of this program."""
+    if file.exists() and not sidecar_of(file).exists():
+        raise unknown_rows(file)
+
+
+def unknown_rows(file: Path) -> UsageError:
+    return UsageError(
+        f"The output {row_name(str(file))} exists, and nothing says how it was made.", hint=OTHER_OUTPUT
+    )
 
 
 def glob_escape(name: str) -> str:

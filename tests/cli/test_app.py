@@ -87,7 +87,7 @@ def test_an_unknown_option_is_wrong_usage(cli: Cli) -> None:
     ("arguments", "code", "says"),
     [
         (["train", "nowhere"], 3, "There is no dataset 'nowhere'"),
-        (["train", "DEMO", "--set", "train.maxsteps=3"], 3, "unknown key 'train.maxsteps'. Did you mean"),
+        (["train", "DEMO", "--set", "train.maxsteps=3"], 2, "unknown key 'train.maxsteps'. Did you mean"),
         (["train", "DEMO", "--device", "cuda:7", "--out", "OUT"], 6, "cuda:7 is not available"),
         (["train", "DEMO", "--device", "quantum", "--out", "OUT"], 2, "The device 'quantum' is unknown"),
         (["train", "DEMO", "--backbone", "ViT-XXL", "--out", "OUT"], 3, "The backbone 'ViT-XXL' is unknown"),
