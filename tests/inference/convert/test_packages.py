@@ -39,10 +39,10 @@ def test_fiftyone_imports_the_samples(answers: Answers, tmp_path: Path) -> None:
 
 def test_cleanlab_finds_the_wrong_label(answers: Answers, photos: Path, tmp_path: Path) -> None:
     filters = pytest.importorskip("cleanlab.filter", reason="pip install cleanlab")
-    given = {photos / name: (state, "apple") for name, (state, _) in PHOTOS.items()}
+    given = {photos / name: pair for name, pair in PHOTOS.items()} | {photos / "a.jpg": ("ripe", "pear")}
     convert_answers(answers, WRITERS["cleanlab"], tmp_path / "out.npz", ConvertOptions(labels=given))
     with np.load(tmp_path / "out.npz") as data:
         wrong = filters.find_label_issues(
             data["object_labels"], data["object_pred_probs"], filter_by="predicted_neq_given"
         )
-    assert wrong.tolist() == [obj != "apple" for _, obj in PHOTOS.values()]
+    assert wrong.tolist() == [name == "a.jpg" for name in PHOTOS]
