@@ -85,6 +85,9 @@ class TrainConfig(Section):
     max_nonfinite_steps: int = Field(
         10, ge=0, description="consecutive steps with a NaN or infinity before training stops"
     )
+    compile: bool = Field(
+        default=False, description="compile image encoding with torch.compile; on CUDA GPUs only"
+    )
     deterministic: bool = Field(
         default=False, description="use only kernels that repeat their results bit by bit; slower"
     )

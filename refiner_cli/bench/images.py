@@ -9,6 +9,8 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
+from torchvision.io import ImageReadMode, read_image
+from torchvision.transforms import v2
 
 from refiner_cli.bench.measure import BenchResult, median_seconds
 from refiner_cli.bench.predict import measure_throughput
@@ -16,10 +18,17 @@ from refiner_cli.bench.train import BenchMachine, random_images
 from refiner_cli.config import Config
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import autocast
-from refiner_cli.core.runtime.loader import EvalTransform, load_batches, pick_num_workers, sequential_batches
+from refiner_cli.core.runtime.loader import (
+    EvalTransform,
+    ImageTransform,
+    TrainTransform,
+    load_batches,
+    pick_num_workers,
+    sequential_batches,
+)
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.image_file import IMAGE_FORMATS
-from refiner_cli.data.images import Preprocess
+from refiner_cli.data.images import AUGMENTS, Preprocess
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.recogniser import Recogniser
 
@@ -72,27 +81,51 @@ def bench_encode(
 
 
 def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachine) -> Iterator[BenchResult]:
-    """Files to preprocessed batches, against a bare loop over PIL and open_clip's transform."""
+    """Files to preprocessed batches: evaluation, training and prediction against the usual ways.
+
+    The usual ways are PIL with open_clip's transform, and torchvision's decoder with torchvision's resizing.
+    """
     config = backbone.spec.preprocess
-    own = EvalTransform(Preprocess(config))
     bare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+    crop = Preprocess(config).crop
+    resize = v2.Compose(
+        [
+            v2.Resize(min(crop.height, crop.width), antialias=True),
+            v2.CenterCrop((crop.height, crop.width)),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(config["mean"], config["std"]),
+        ]
+    )
 
     def plain() -> None:
         for file in files:
             with Image.open(file, formats=IMAGE_FORMATS) as image:
                 bare(image.convert("RGB"))
 
-    def read(workers: int) -> Callable[[], object]:
+    def torchvision() -> None:
+        for file in files:
+            resize(read_image(str(file), ImageReadMode.RGB))
+
+    def read(transform: ImageTransform, workers: int) -> Callable[[], object]:
         order = sequential_batches(len(files), 32)
         return lambda: sum(
-            len(b.rows) for b in load_batches(files, own, order, device=machine.device, workers=workers)
+            len(b.rows) for b in load_batches(files, transform, order, device=machine.device, workers=workers)
         )
 
-    ways: dict[str, Callable[[], object]] = {"PIL and open_clip's transform": plain, "refiner": read(0)}
+    own = EvalTransform(Preprocess(config))
+    ways: dict[str, Callable[[], object]] = {
+        "PIL and open_clip's transform": plain,
+        "torchvision's decoder and transforms": torchvision,
+        "refiner, evaluation": read(own, 0),
+        "refiner, prediction": lambda: [crop.load(file) for file in files],
+        **{f"refiner, training {name}": read(TrainTransform(augment(config), 0), 0)
+           for name, augment in AUGMENTS.items()},
+    }  # fmt: skip
+    yield from per_second("decode 800 x 600 JPEG on one core", ways, len(files), machine)
     count, _ = pick_num_workers(-1, machine.device)
     if count:
-        ways[f"refiner, {count} processes"] = read(count)
-    yield from per_second("decode 800 x 600 JPEG", ways, len(files), machine)
+        ways = {"PIL and open_clip's transform": plain, f"refiner, {count} processes": read(own, count)}
+        yield from per_second("decode 800 x 600 JPEG", ways, len(files), machine)
 
 
 def bench_predict(

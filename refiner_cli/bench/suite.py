@@ -18,6 +18,7 @@ from refiner_cli.config import Config
 from refiner_cli.core.runtime.device import pick_device, pick_precision
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.machine import cores
 from refiner_cli.training.setup import environment
 
@@ -48,6 +49,8 @@ def run_bench(order: BenchOptions, config: Config, log: LogFn) -> Iterator[Bench
     if "text" in order.parts:
         for space in spaces.values():
             yield from bench_text(backbone.text, space, rounds=order.rounds, limit=order.limit, device=device)
+    if device.type != "cpu":  # as in training; text was measured in float32
+        backbone = cast_frozen(backbone, precision)
     if "train" in order.parts:
         for name, space in spaces.items():
             yield from bench_step(name, backbone, space, config, machine, log)

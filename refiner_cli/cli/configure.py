@@ -27,6 +27,7 @@ FLAG_KEYS = {
     "batch-size": "train.batch_size",
     "lr": "train.lr",
     "workers": "train.num_workers",
+    "compile": "train.compile",
 }
 
 

@@ -64,6 +64,9 @@ def train(
     workers: Annotated[
         int | None, typer.Option(help="Image-decoding processes.  [train.num_workers]")
     ] = None,
+    compile_images: Annotated[
+        bool, typer.Option("--compile", help="Compile image encoding on a CUDA GPU.  [train.compile]")
+    ] = False,
     assign: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.lr=1e-4; repeatable."),
@@ -106,7 +109,7 @@ def train(
     """
     flags = {"method": method, "backbone": backbone, "pretrained": pretrained, "init": init, "seed": seed,
              "device": device, "precision": precision, "epochs": epochs, "batch-size": batch_size, "lr": lr,
-             "workers": workers}  # fmt: skip
+             "workers": workers, "compile": compile_images or None}  # fmt: skip
     skip = on_error == "skip"
     if resume:
         request = resumption(dataset, moved, out, seeds, skip=skip, dry_run=dry_run)

@@ -10,6 +10,7 @@ import open_clip
 import torch
 
 from refiner_cli._version import __version__
+from refiner_cli.config import Config
 from refiner_cli.core.models.base import MemoryOptions
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import (
@@ -21,12 +22,14 @@ from refiner_cli.core.runtime.device import (
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.core.runtime.loader import pick_num_workers
 from refiner_cli.core.runtime.log import LogFn
-from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.core.towers.backbone import Backbone, load_backbone
+from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import ConfigError
 from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.training.changes import Asked, change_run, describe_change
+from refiner_cli.training.compiled import compile_images
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
@@ -44,6 +47,17 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def frozen_backbone(config: Config, device: torch.device, precision: torch.dtype, log: LogFn) -> Backbone:
+    """The backbone on the CPU, its weights in half precision where a GPU computes in it."""
+    backbone = load_backbone(config.backbone, config.pretrained, config.seed)
+    for note in backbone.notes:
+        log(note)
+    if device.type == "cpu" or precision == torch.float32:
+        return backbone
+    log(f"frozen weights in {str(precision).removeprefix('torch.')}, float32 where training learns")
+    return cast_frozen(backbone, precision)
 
 
 def build_trainer(
@@ -64,9 +78,7 @@ def build_trainer(
     log(f"device {device} ({why_device})")
     log(f"precision {str(precision).removeprefix('torch.')} ({why_precision})")
     log(f"{workers} decoding processes ({why_workers})")
-    backbone = load_backbone(config.backbone, config.pretrained, config.seed)
-    for note in backbone.notes:
-        log(note)
+    backbone = frozen_backbone(config, device, precision, log)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary)
     if isinstance(benchmark, EncodedBenchmark):
@@ -82,6 +94,8 @@ def build_trainer(
         config.train.text_chunk_size, text, prompts, device, precision, context
     )
     model.memory = MemoryOptions(chunk_size, config.train.gradient_checkpointing)
+    if config.train.compile:
+        log(compile_images(model))
     log(f"text chunks of {chunk_size} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.trainable_parameters().values())
     log(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} trainable parameters")

@@ -20,6 +20,7 @@ from refiner_cli.core.runtime.device import RuntimeOptions, autocast
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS
 from refiner_cli.core.runtime.loader import ImageBatch
 from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.indexing import split_vectors, vector_roles
@@ -44,12 +45,13 @@ BACKBONE = {  # shapes alone matter: a small one
 SMALL = {"batch_size": 3, "num_workers": 0}
 
 
-def on_the_host(method: str, space: LabelSpace) -> Model:
-    """A model on a small backbone with random weights."""
+def on_the_host(method: str, space: LabelSpace, precision: torch.dtype) -> Model:
+    """A model on a small backbone with random weights, the frozen ones in half precision."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "small.json"
         file.write_text(json.dumps(BACKBONE), "utf-8")
-        return build_model(method, load_backbone(str(file), "none"), method_section(method)(), space)
+        backbone = cast_frozen(load_backbone(str(file), "none"), precision)
+    return build_model(method, backbone, method_section(method)(), space)
 
 
 def forward(model: Model, precision: torch.dtype) -> None:
@@ -101,7 +103,8 @@ def index_and_search(model: Model, precision: torch.dtype) -> None:
     vectors = recogniser.encode(images)
     for row in split_vectors(vectors, vector_roles(model)):
         assert {(v.device.type, v.dtype) for v in row.values()} == {("cpu", torch.float16)}
-    query = encode_query(model, [Term("pair", "wet", "dog"), Term("state", "red")])
+    with autocast(model.device, precision):
+        query = encode_query(model, [Term("pair", "wet", "dog"), Term("state", "red")])
     scores = term_scores(vectors, query, model.backbone.logit_scale)
     assert scores.device == CUDA
     TypicalScore.empty(2).update(scores)
@@ -113,14 +116,14 @@ def main(folder: Path) -> None:
     benchmark, waits = load_benchmark(folder), {}
     for method in BUILT_IN_METHODS:
         for name, precision in HALVES.items():
-            model = on_the_host(method, SPACE)
+            model = on_the_host(method, SPACE, precision)
             with pretended_cuda() as syncs:
                 forward(model.to(CUDA), precision)
                 if model.trainable_parameters():
                     waits[f"{method} {name}"] = step(model, precision, syncs)
                 if name == "bf16":
                     index_and_search(model, precision)
-        model = on_the_host(method, benchmark.vocabulary)
+        model = on_the_host(method, benchmark.vocabulary, torch.float16)
         with pretended_cuda():
             calibration(model.to(CUDA), torch.float16, benchmark)
     print(json.dumps(waits))

@@ -56,6 +56,7 @@ class Backbone:
     visual: ImageTower
     text: TextTower
     notes: tuple[str, ...] = ()  # sentences for the log: how the weights were recognised and adapted
+    float32_fingerprint: str = ""  # of the weights before they were cast to half precision, if they were
 
     @cached_property
     def logit_scale(self) -> float:
@@ -75,6 +76,8 @@ class Backbone:
 
     def fingerprint(self) -> str:
         """16 hex digits over all weights (every tensor's name, shape and a sample of its values)."""
+        if self.float32_fingerprint:
+            return self.float32_fingerprint
         digest = hashlib.sha256()
         for name, value in sorted(self.clip.state_dict().items()):
             flat = value.detach().flatten()
