@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,6 +79,38 @@ class BucketContent:
         return data
 
 
+class BucketStream(io.RawIOBase):
+    """A file of fsspec whose errors, which every store has its own of, are OSErrors."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            data = self.inner.read(len(buffer))
+        except Exception as error:  # noqa: BLE001 - see above
+            raise OSError(reason_of(error)) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return int(self.inner.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self.inner.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.inner.close()
+        super().close()
+
+
 class BucketFile:
     """An archive or a table in an object store."""
 
@@ -92,12 +125,12 @@ class BucketFile:
     def open(self) -> IO[bytes]:
         system, path = system_of(self.url)
         try:
-            stream: IO[bytes] = system.open(path, "rb", block_size=BUCKET_BLOCK)
+            stream = system.open(path, "rb", block_size=BUCKET_BLOCK)
         except FileNotFoundError:
             raise FetchError("it does not exist") from None
         except Exception as error:  # noqa: BLE001 - every store has its own errors
             raise FetchError(reason_of(error)) from None
-        return stream
+        return io.BufferedReader(BucketStream(stream), BUCKET_BLOCK)
 
     def version(self) -> FileVersion:
         system, path = system_of(self.url)

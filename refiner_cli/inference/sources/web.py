@@ -68,7 +68,7 @@ def with_attempts(url: str, read: Callable[[], bytes]) -> bytes:
     raise UnreadableError(f"{url} gives nothing")
 
 
-class BusyError(Exception):
+class BusyError(OSError):
     """A request failed that may succeed later."""
 
 

@@ -45,10 +45,7 @@ def main(names: int) -> None:
             text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         planned, resumed, peak = map(float, text.split())
         peaks.append(peak)
-        say(
-            f"{count:,} names: planned {planned:.1f} s, resumed {resumed:.2f} s, peak {peak:.0f} MiB",
-            flush=True,
-        )
+        say(f"{count:,} names: planned {planned:.1f} s, resumed {resumed:.2f} s, peak {peak:.0f} MiB")
     sys.exit(peaks[1] > 1.1 * peaks[0])
 
 

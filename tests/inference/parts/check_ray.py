@@ -73,10 +73,7 @@ def main(model: str) -> None:
                     say(f"{len(actors)} actors, one killed")
                 code = process.wait()
             plans[engine] = read_plan(folder)
-            say(
-                f"{engine}: exit {code}, {plans[engine].count_done()} of {plans[engine].units} units",
-                flush=True,
-            )
+            say(f"{engine}: exit {code}, {plans[engine].count_done()} of {plans[engine].units} units")
         same = content(plans["local"]) == content(plans["ray"])
     say(f"rows equal: {same}")
     sys.exit(not same)

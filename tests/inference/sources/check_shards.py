@@ -85,10 +85,7 @@ def main(model: str, tars: int = 100, each: int = 1000) -> None:
             for name, place in (("folder", f"{root}/photos"), ("shards", f"{root}/s-{{0000..0009}}.tar")):
                 best[name] = max(best[name], rate(loaded, find_places([place]).images()))
         share = best["shards"] / best["folder"]
-        say(
-            f"folder {best['folder']:.1f} images/s, shards {best['shards']:.1f}: {share:.3f}",
-            flush=True,
-        )
+        say(f"folder {best['folder']:.1f} images/s, shards {best['shards']:.1f}: {share:.3f}")
         places = [f"{root}/s-{{0000..{count - 1:04d}}}.tar" for count in (tars // 10, tars)]
         ratios = []
         whole = partial(peak_of, model, root)

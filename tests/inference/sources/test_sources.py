@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
 import io
 import tarfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -168,6 +170,63 @@ def test_an_object_store_gives_folders_archives_and_shards(
             assert pixels(find_places([f"{bucket}/{packed.name}/{shards}"])) == expected
         ((_, result),) = decoded(find_places([f"{bucket}/gone.jpg"]))
         assert result == "it does not exist"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fsspec") is None, reason="fsspec is not installed")
+def test_a_store_that_breaks_off_costs_no_row_that_was_read(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFile
+
+    content = (packed / "photos.tar").read_bytes()
+    for kind in ("tar", "zip", "parquet"):
+        fsspec.filesystem("memory").pipe(f"/{kind}/p.{kind}", (packed / f"photos.{kind}").read_bytes())
+        assert len(pixels(find_places([f"memory://{kind}/p.{kind}"]))) == COUNT
+    read = MemoryFile.read
+
+    def break_off(self: MemoryFile, size: int = -1) -> bytes:
+        if self.tell() > len(content) // 2:
+            raise RuntimeError("the store is gone")
+        return bytes(read(self, min(size, 4096)))
+
+    monkeypatch.setattr(MemoryFile, "read", break_off)
+    monkeypatch.setattr("refiner_cli.inference.sources.bucket.BUCKET_BLOCK", 4096)
+    monkeypatch.setattr("refiner_cli.inference.sources.tar.STREAM_BLOCK", 512)
+    found = {image.name: result for image, result in decoded(find_places(["memory://tar/p.tar"]))}
+    assert list(found)[-1] == "memory://tar/p.tar"
+    assert "the store is gone" in str(found["memory://tar/p.tar"])
+    assert len(found) > 2
+    assert not any(isinstance(result, str) for result in list(found.values())[:-1])
+
+
+def test_a_connection_that_breaks_costs_no_row_that_was_read(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refiner_cli.inference.sources.tar.STREAM_BLOCK", 512)
+    monkeypatch.setattr("refiner_cli.inference.sources.web.WEB_BLOCK", 4096)
+    content = (packed / "photos.tar").read_bytes()
+
+    class Half(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        place = f"http://127.0.0.1:{server.server_address[1]}/p.tar"
+        found = {image.name: result for image, result in decoded(find_places([place]))}
+        server.shutdown()
+        thread.join()
+    assert isinstance(found.pop(place), str)
+    assert len(found) > 2
+    assert not any(isinstance(result, str) for result in found.values())
 
 
 def test_several_places_keep_their_names_apart(packed: Path, photos: Path) -> None:
