@@ -67,6 +67,10 @@ class Places:
         return self.boxes.crops(complete) if self.boxes else complete
 
     def complete_images(self) -> Iterator[ImageFile]:
+        """Every image as it is, whatever boxes there are."""
+        if self.folder:  # no two of its files have one name, and there may be a million
+            yield from self.named(self.sources[0])
+            return
         shared: set[bytes] = set()
         for source in self.sources:
             taken = set() if source.numbers_doubles else shared
