@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -21,17 +22,15 @@ from pydantic import (
 
 from refiner_cli.plugins import method_class, method_names
 
+SECTIONS = ("model", "train", "calibration")
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MethodConfig(Section):
-    """Settings that every method has; a method's own section inherits from this."""
-
-    tta_shifts: Literal[1, 2, 4] = Field(
-        1, description="shifted views averaged at test time; each costs a forward pass"
-    )
+    """The base of a method's own section."""
 
 
 class TrainConfig(Section):
@@ -93,6 +92,45 @@ class TrainConfig(Section):
     )
 
 
+def as_list(value: Any) -> Any:
+    """A single value as a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Candidates = BeforeValidator(as_list)
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class CalibrationConfig(Section):
+    """What calibration may try after training, on validation; the first value of a list is the plainest."""
+
+    tta_shifts: Annotated[tuple[Literal[1, 2, 4], ...], Candidates] = Field(
+        (1, 2, 4), min_length=1, description="shifted views averaged; each costs a forward pass"
+    )
+    wise_ft_alpha: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Candidates] = Field(
+        (1.0, 0.5, 0.25),
+        min_length=1,
+        description="weight of the learned state and object vectors (0: CLIP's, 1: learned)",
+    )
+    hubness_strength: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Candidates] = Field(
+        (0.0, 0.5, 1.0),
+        min_length=1,
+        description="share of a pair's typical similarity to training images that is subtracted",
+    )
+    hubness_softness: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Candidates] = Field(
+        (0.25, 1.0), min_length=1, description="how much the most similar images count in that typical value"
+    )
+    state_weight: Annotated[tuple[Weight, ...], Candidates] = Field(
+        (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, description="b_s, weight of the state evidence"
+    )
+    object_weight: Annotated[tuple[Weight, ...], Candidates] = Field(
+        (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, description="b_o, weight of the object evidence"
+    )
+    temperature: bool = Field(
+        default=True, description="scale probabilities to be as often right as they say"
+    )
+
+
 class Config(Section):
     """Everything that determines what a run computes."""
 
@@ -111,6 +149,7 @@ class Config(Section):
         default_factory=dict, validate_default=True, description="the method's own section"
     )
     train: TrainConfig = TrainConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
 
     @field_validator("method")
     @classmethod
@@ -136,12 +175,17 @@ def method_section(method: str) -> type[MethodConfig]:
 
 def known_fields(method: str) -> dict[str, Any]:
     """Every dotted key of the schema with this method, and its field."""
-    sections: dict[str, type[Section]] = {"": Config, "model.": method_section(method), "train.": TrainConfig}
+    sections: dict[str, type[Section]] = {
+        "": Config,
+        "model.": method_section(method),
+        "train.": TrainConfig,
+        "calibration.": CalibrationConfig,
+    }
     return {
         prefix + name: field
         for prefix, section in sections.items()
         for name, field in section.model_fields.items()
-        if (not prefix and name not in {"model", "train"}) or prefix
+        if (not prefix and name not in SECTIONS) or prefix
     }
 
 
@@ -189,6 +233,10 @@ def describe_settings(config: Config, sources: Mapping[str, str]) -> list[Settin
 
 def describe_kind(annotation: Any) -> str:
     """The type of a setting in words."""
+    if get_origin(annotation) is tuple:
+        return f"list: {describe_kind(get_args(annotation)[0])}"
+    if get_origin(annotation) is Annotated:
+        return describe_kind(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}

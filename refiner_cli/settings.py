@@ -13,19 +13,18 @@ import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from refiner_cli.config import Config, flatten, known_fields, known_keys
+from refiner_cli.config import SECTIONS, Config, flatten, known_fields, known_keys
 from refiner_cli.errors import ConfigError, OptionError
 from refiner_cli.plugins import method_names
 
 PREFIX = "REFINER_"  # of environment variables
-SECTIONS = ("model", "train")
 Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested values
 
-# Keys of version 0.1.0 and what they are called now; only for the hint of an error.
+# Former keys and what they are called now; only for the hint of an error.
 RENAMED_KEYS = {
     "model.adapter_width": "model.adapter_dim",
     "model.queries": "model.num_queries",
@@ -34,9 +33,12 @@ RENAMED_KEYS = {
     "model.context": "model.prompt_init",
     "model.learn_words": "model.learn_primitives",
     "model.word_dropout": "model.primitive_dropout",
-    "model.word_share": "model.wise_ft_alpha",
-    "model.grids": "model.tta_shifts",
-    "model.hubs": "model.hubness_correction",
+    "model.word_share": "calibration.wise_ft_alpha",
+    "model.wise_ft_alpha": "calibration.wise_ft_alpha",
+    "model.grids": "calibration.tta_shifts",
+    "model.tta_shifts": "calibration.tta_shifts",
+    "model.hubs": "calibration.hubness_strength",
+    "model.hubness_correction": "calibration.hubness_strength",
     "train.batch": "train.batch_size",
     "train.clip": "train.max_grad_norm",
     "train.text_chunk": "train.text_chunk_size",
@@ -86,7 +88,7 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
         return Config.model_validate(merged), origin
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(part for part in first["loc"] if isinstance(part, str))  # without places in lists
         message = first["msg"].removeprefix("Value error, ")
         raise setting_error(origin.get(key, "configuration"))(
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
@@ -132,7 +134,11 @@ def value_kinds(annotation: Any) -> set[type]:
         return {type(value) for value in get_args(annotation)}
     if origin in {Union, types.UnionType}:
         return set().union(*(value_kinds(part) for part in get_args(annotation)))
+    if origin is Annotated:
+        return value_kinds(get_args(annotation)[0])
     kind = origin or annotation
+    if kind is tuple:  # a list of candidates, or one of them
+        return {list} | value_kinds(get_args(annotation)[0])
     return {int, float} if kind is float else {kind}
 
 

@@ -75,6 +75,7 @@ def small_run(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run of a few steps on it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = ["--set", "train.max_steps=3", "--set", "train.lr=0.002"]
+    settings += ["--set", "calibration.hubness_strength=0.5", "--set", "calibration.wise_ft_alpha=0.5"]
     with pytest.raises(SystemExit) as left:
         main(
             ["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), "--json", *settings]

@@ -71,7 +71,7 @@ def test_a_method_of_another_package_trains_evaluates_and_predicts(
     done = refiner(outside, "train", small_demo, "--method", "pcvl", "--out", run, *small)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "run.json").read_text())["config"]["model"] == {
-        "tta_shifts": 1, "prompt_init": "a photo of", "dropout": 0.2,
+        "prompt_init": "a photo of", "dropout": 0.2,
     }  # fmt: skip
     assert json.loads(refiner(outside, "eval", run, "--json").stdout)["worlds"]["open"]["n_seen"] > 0
     rows = refiner(outside, "predict", run, small_demo / "images").stdout.splitlines()

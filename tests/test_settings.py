@@ -29,7 +29,12 @@ def test_the_later_layer_wins(tmp_path: Path) -> None:
         ("lr=3", "Did you mean 'train.lr'?"),
         ("train.lr=-1", "--set: train.lr = -1 is not valid: input should be greater than 0."),
         ("train.lr=fast", "--set: train.lr = 'fast' is not valid: input should be a valid number"),
-        ("model.tta_shifts=3", "--set: model.tta_shifts = 3 is not valid: input should be 1, 2 or 4."),
+        ("calibration.tta_shifts=3", "--set: calibration.tta_shifts = 3 is not valid: input should be 1, 2"),
+        (
+            "calibration.wise_ft_alpha=[1.0, 2.0]",
+            "--set: calibration.wise_ft_alpha = 2.0 is not valid: input",
+        ),
+        ("calibration.state_weight=[]", "--set: calibration.state_weight = [] is not valid"),
         ("method=magic", "--set: method = 'magic' is not valid: the methods are refiner, clip, coop, csp"),
         ("nonsense", "--set 'nonsense' is not of the form key=value."),
         ("zzz=1", "unknown key 'zzz'. 'refiner guide configuration' lists the keys."),
@@ -59,9 +64,9 @@ def test_a_setting_of_another_method_is_named_as_such() -> None:
 
 
 def test_a_recipe_may_hold_settings_of_other_methods() -> None:
-    recipe = ("a.toml", {"model": {"wise_ft_alpha": 0.25, "tta_shifts": 4}, "train": {"epochs": 3}})
+    recipe = ("a.toml", {"model": {"adapter_dim": 8, "primitive_dropout": 0.1}, "train": {"epochs": 3}})
     config = resolve([from_assignments(["method=csp"])], recipe)
-    assert (config.method, config.model.tta_shifts, config.train.epochs) == ("csp", 4, 3)
+    assert (config.method, config.model.primitive_dropout, config.train.epochs) == ("csp", 0.1, 3)
     with pytest.raises(ConfigError, match=r"unknown key 'train\.epoch'"):
         resolve([], ("a.toml", {"train": {"epoch": 3}}))
 
@@ -82,7 +87,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", BUILT_IN_METHODS)
 def test_a_stored_configuration_is_read_back(method: str) -> None:
-    config = resolve([("test", {"method": method, "train": {"lr": 0.5}, "model": {"tta_shifts": 2}})])
+    config = resolve([("test", {"method": method, "train": {"lr": 0.5}, "calibration": {"tta_shifts": 2}})])
     again = Config.model_validate_json(config.model_dump_json())
     assert again == config
     assert type(again.model) is type(config.model)
@@ -91,6 +96,8 @@ def test_a_stored_configuration_is_read_back(method: str) -> None:
 def other_value(field: Any) -> Any:
     """A valid value that is not the default."""
     kind = field.annotation
+    if get_origin(kind) is tuple:  # a list of candidates
+        return field.default[-1:]
     if get_origin(kind) is not None:
         return next(value for value in get_args(kind) if value != field.default)
     if kind is bool:
@@ -102,6 +109,8 @@ def other_value(field: Any) -> Any:
 
 
 def as_toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return str(list(value))
     return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
@@ -117,7 +126,7 @@ def test_every_key_can_be_set_as_text_from_every_source(method: str, tmp_path: P
         section, _, leaf = key.rpartition(".")
         file.write_text((f"[{section}]\n" if section else "") + f"{leaf} = {as_toml(value)}\n")
         assert tomllib.loads(file.read_text())
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        text = value if isinstance(value, str) else as_toml(value)
         for layer in (from_environment({name: text}), from_assignments([f"{key}={text}"]), from_file(file)):
             found: Any = resolve([fixed, layer])
             for part in key.split("."):

@@ -9,6 +9,7 @@ import typer
 from refiner_cli._version import __version__
 from refiner_cli.cli import (
     bench,
+    calibrate,
     compare,
     config,
     convert,
@@ -65,6 +66,7 @@ COMMANDS = (
     download.download,
     train.train,
     reproduce.reproduce,
+    calibrate.recalibrate,
     eval.evaluate,
     compare.compare,
     predict.predict,
@@ -81,6 +83,7 @@ COMMANDS = (
     bench.bench,
     guide.guide,
 )
+NAMES = {eval.evaluate: "eval", calibrate.recalibrate: "calibrate"}  # of functions that are called otherwise
 for command in COMMANDS:
-    app.command(name="eval" if command is eval.evaluate else None)(command)
+    app.command(name=NAMES.get(command))(command)
 app.add_typer(dataset.app)

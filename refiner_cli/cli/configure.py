@@ -139,6 +139,21 @@ def asked_settings(
     return explicit_values([*layers, from_assignments(assignments)])
 
 
+def changed_calibration(config: Config, assignments: Iterable[str]) -> Config:
+    """A run's configuration with other ``calibration.*`` settings. Raises ConfigError for other keys."""
+    from refiner_cli.config import flatten
+    from refiner_cli.errors import ConfigError
+    from refiner_cli.settings import from_assignments, resolve
+
+    source, values = from_assignments(assignments)
+    for key in values:
+        if not key.startswith("calibration."):
+            raise ConfigError(
+                f"{source}: '{key}' cannot be changed after training.", hint="Set calibration.* only."
+            )
+    return resolve([("run.json", dict(flatten(config.model_dump()))), (source, values)])
+
+
 def read_settings(text: str) -> Layer:
     """The layer of ``--config``: a file if there is one of that name, else a recipe."""
     from refiner_cli.recipes import recipe_for

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 from refiner_cli.cli.common import is_zero_shot, open_dataset, open_model, runtime_options
 from refiner_cli.cli.console import new_table, terminal
 from refiner_cli.cli.eval_request import EvalRequest
-from refiner_cli.cli.metrics import backbone_text, metrics_table, spread_cells, top_k_table, undefined_notes
+from refiner_cli.cli.metrics import (
+    backbone_text,
+    calibration_error_table,
+    metrics_table,
+    spread_cells,
+    threshold_table,
+    top_k_table,
+    undefined_notes,
+)
 from refiner_cli.cli.training_data import kept_vectors
 from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import METRIC_NAMES, format_metric
@@ -176,6 +184,7 @@ def show_evaluation(result: Result, *, as_json: bool) -> None:
     for note in undefined_notes({name: world.metrics for name, world in result.worlds.items()}):
         terminal.note(note)
     terminal.table(top_k_table(result))
+    show_confidence(result)
     for name, world in result.worlds.items():
         if choice := world.feasibility:
             chosen = f"feasibility {choice.mode} {choice.value:.4g} by {choice.source}"
@@ -184,3 +193,12 @@ def show_evaluation(result: Result, *, as_json: bool) -> None:
             terminal.note(
                 f"{name}: several pairs share the best score of {ties} images; were the scores rounded?"
             )
+
+
+def show_confidence(result: Result) -> None:
+    """How far probabilities can be trusted, and the thresholds of verdicts."""
+    for name, world in result.worlds.items():
+        if measured := world.measured.confidence:
+            terminal.table(calibration_error_table(f"Calibration error, {name} world, points", measured))
+            if measured.confidence.promises:
+                terminal.table(threshold_table(f"Verdicts, {name} world", result.split, measured))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from refiner_cli.data.benchmark import World
     from refiner_cli.evaluation.metrics.bias_sweep import Metrics
     from refiner_cli.evaluation.metrics.bootstrap import Interval
+    from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence
     from refiner_cli.evaluation.result import Result
 
 DatasetOption = Annotated[
@@ -95,6 +96,45 @@ def metrics_table(
         spans = [intervals[column] for column in METRIC_NAMES]
         table.add_row("", *(format_interval(span) for span in spans), style="dim")
     return table
+
+
+SHOWN_PROMISES = (0.8, 0.9, 0.95)  # in the terminal; JSON and report have all
+
+
+def calibration_error_table(title: str, measured: MeasuredConfidence) -> Table:
+    """The expected calibration error of the best pair, object and state, before and after temperatures."""
+    from refiner_cli.evaluation.result import calibration_errors
+
+    table = new_table(title, "", "before", "after", "temperature")
+    for level, (before, after) in calibration_errors(measured).items():
+        temperature = getattr(measured.confidence.temperatures, level)
+        table.add_row(level, f"{before:.1f}", f"{after:.1f}", f"{temperature:.2f}")
+    return table
+
+
+def threshold_table(title: str, split: str, measured: MeasuredConfidence) -> Table:
+    """For some promised precisions: from which probability on, coverage and precision."""
+    from refiner_cli.evaluation.metrics.confidence import kept_promises
+
+    columns = ("probability", "val coverage", "precision", f"{split} coverage", "precision", "95 % interval")
+    table = new_table(title, "promised", *columns)
+    for kept in kept_promises(measured.after, measured.confidence):
+        if kept.precision in SHOWN_PROMISES:
+            own = kept.threshold
+            table.add_row(
+                f"{kept.precision:.0%} {kept.level}",
+                UNDEFINED if own.probability is None else f"{own.probability:.2f}",
+                f"{own.coverage:.1%}",
+                format_share(own.precision),
+                f"{kept.coverage:.1%}",
+                format_share(kept.measured),
+                "..".join(f"{100 * side:.1f}" for side in kept.interval or ()),
+            )
+    return table
+
+
+def format_share(share: float | None) -> str:
+    return UNDEFINED if share is None else f"{share:.1%}"
 
 
 def top_k_table(result: Result) -> Table:

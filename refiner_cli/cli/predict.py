@@ -45,6 +45,17 @@ def predict(
         Literal["closed", "open"],
         typer.Option(help="Candidates: the pairs of the model, or every state with every object."),
     ] = "closed",
+    min_precision: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Say of each image the pair, else the object or state alone, that is right with this share; "
+            "else unknown.",
+        ),
+    ] = None,
+    min_probability: Annotated[
+        float | None, typer.Option(metavar="P", help="The same with a probability of at least P.")
+    ] = None,
     states: Annotated[Path | None, typer.Option(help="Text file of your own states, one per line.")] = None,
     objects: Annotated[Path | None, typer.Option(help="Text file of your own objects, one per line.")] = None,
     pairs: Annotated[
@@ -108,6 +119,7 @@ def predict(
     rows = choose_rows(output_format, Path(out) if out else None, wide=wide, parts=parts is not None)
     if object_states and (Path(out).suffix.lower() != ".jsonl" if out else rows != "jsonl"):
         raise UsageError("--object-states needs JSON lines.", hint="Use -o FILE.jsonl, or --format jsonl.")
+    check_verdicts(min_precision, min_probability)
     request = PredictRequest(
         model=model,
         paths=paths,
@@ -117,6 +129,8 @@ def predict(
         wide=wide,
         top_k=top_k,
         object_states=object_states,
+        min_precision=min_precision,
+        min_probability=min_probability,
         world=world,
         states=states,
         objects=objects,
@@ -146,3 +160,12 @@ def predict(
     from refiner_cli.cli.prediction import run_prediction
 
     run_prediction(request, as_json=as_json)
+
+
+def check_verdicts(precision: float | None, probability: float | None) -> None:
+    """Raise UsageError for values that ask for no verdict there is."""
+    if precision is not None and probability is not None:
+        raise UsageError("--min-precision and --min-probability exclude each other.", hint="Give one.")
+    for option, value in (("--min-precision", precision), ("--min-probability", probability)):
+        if value is not None and not 0 < value < 1:
+            raise UsageError(f"{option} {value:g} is not between 0 and 1.", hint="Write it like 0.9.")

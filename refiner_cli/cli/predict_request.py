@@ -32,6 +32,8 @@ class PredictRequest:
     wide: bool  # all columns, for CSV
     top_k: int
     object_states: int  # objects whose states are listed one by one
+    min_precision: float | None
+    min_probability: float | None
     world: Literal["closed", "open"]
     states: Path | None
     objects: Path | None

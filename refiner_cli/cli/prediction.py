@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.runner import PredictOptions, RowSource
     from refiner_cli.inference.scan import ImageFile
+    from refiner_cli.inference.verdicts import VerdictRule
 
 
 def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
@@ -168,6 +169,7 @@ def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOpti
         space,
         EncodingOptions(request.precision, request.batch, request.workers, request.object_states),
     )
+    prepared.recogniser.rule = verdict_rule(request, prepared.recogniser)
     options = PredictOptions(
         request.top_k,
         prepared.batch,
@@ -178,3 +180,21 @@ def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOpti
         heatmaps=request.heatmaps,
     )
     return prepared.recogniser, options, info
+
+
+def verdict_rule(request: PredictRequest, recogniser: Recogniser) -> VerdictRule | None:
+    """What is sure enough to be said, if the command asks for verdicts; noted with where it comes from."""
+    from refiner_cli.inference.verdicts import VerdictRule
+
+    if request.min_probability is not None:
+        return VerdictRule.of_probability(request.min_probability)
+    if request.min_precision is None:
+        return None
+    model, space = recogniser.model, recogniser.space
+    confidence = model.calibration.confidence(is_open=space.is_open)
+    rule = VerdictRule.of_precision(confidence, request.min_precision)
+    text = f"verdicts from these probabilities on: {rule}; right on validation in {request.min_precision:.0%}"
+    if request.states or request.objects or request.pairs:
+        text += ", with the model's own states and objects (yours have no labels to check it by)"
+    terminal.note(text)
+    return rule

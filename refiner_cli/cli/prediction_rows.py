@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from refiner_cli.data.labels import LabelSpace
     from refiner_cli.inference.formats import ImageRow
     from refiner_cli.inference.output import RowCount
-    from refiner_cli.inference.recogniser import Composition
+    from refiner_cli.inference.recogniser import Composition, Prediction
     from refiner_cli.inference.runner import RowWriter
 
 PROBABILITY = 6  # columns of "100.0%"
@@ -92,7 +92,10 @@ class TableLines:
             return
         best, *others = row.prediction.compositions
         guesses = ", ".join(f"{name_of(one)} {one.probability:.1%}" for one in others[:2])
-        self.line(printable(row.path), name_of(best), f"{best.probability:.1%}", guesses)
+        name, probability = verdict_of(row.prediction)
+        if name != name_of(best):
+            guesses = ", ".join(filter(None, [f"{name_of(best)} {best.probability:.1%}", guesses]))
+        self.line(printable(row.path), name, f"{probability:.1%}", guesses)
 
     def line(self, path: str, name: str, probability: str = "", guesses: str = "") -> None:
         """One row, in as many lines as it needs."""
@@ -112,6 +115,17 @@ class TableLines:
 def pad(text: str, width: int) -> str:
     """Text on a terminal, at least ``width`` columns wide."""
     return text + " " * (width - cell_len(text))
+
+
+def verdict_of(made: Prediction) -> tuple[str, float]:
+    """What a table says of an image, and how probable it is: the best pair, or what is sure of it."""
+    level = made.verdict.level if made.verdict else "pair"
+    if level == "object":
+        return printable(f"? {made.objects[0].name}"), made.objects[0].probability
+    if level == "state":
+        return printable(f"{made.states[0].name} ?"), made.states[0].probability
+    best = made.compositions[0]
+    return "unknown" if level == "unknown" else name_of(best), best.probability
 
 
 def name_of(one: Composition) -> str:

@@ -30,6 +30,8 @@ def markdown_table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) ->
 
 def shown_default(value: object) -> str:
     """A default as TOML writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(shown_default, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
@@ -68,19 +70,23 @@ def settings() -> str:
         (key, default, "all" if len(methods) == every else ", ".join(methods), text)
         for (key, default, text), methods in sorted(model.items(), key=lambda entry: entry[0][0])
     ]
+    calibration = [
+        (f"`{k}`", shown_default(f.default), meaning(f))
+        for k, f in fields.items()
+        if k.startswith("calibration.")
+    ]
     parts = [
         ("Top level", markdown_table(plain, top)),
         ("`[model]`: the method", markdown_table(("setting", "default", "methods", "meaning"), rows)),
         ("`[train]`: the training loop", markdown_table(plain, train)),
+        ("`[calibration]`: what may be tried after training", markdown_table(plain, calibration)),
     ]
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts)
 
 
 def renamed_settings() -> str:
-    """The settings of version 0.1.0 that have another name now."""
-    return markdown_table(
-        ("in 0.1.0", "now"), [(f"`{old}`", f"`{new}`") for old, new in RENAMED_KEYS.items()]
-    )
+    """The former settings that have another name now."""
+    return markdown_table(("before", "now"), [(f"`{old}`", f"`{new}`") for old, new in RENAMED_KEYS.items()])
 
 
 def all_commands(group: typer.Typer = app, path: str = "refiner") -> Iterator[tuple[str, Callable[..., Any]]]:

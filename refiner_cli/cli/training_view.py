@@ -39,7 +39,7 @@ def fit_with_progress(trainer: Trainer, stop: Callable[[], bool] = lambda: False
 
 
 def show_event(event: Event, trainer: Trainer) -> None:
-    from refiner_cli.training.events import Stopped, Validated
+    from refiner_cli.training.events import CalibrationDone, Stopped, Validated
     from refiner_cli.training.selection import MEANING
 
     if isinstance(event, Validated):
@@ -64,10 +64,24 @@ def show_event(event: Event, trainer: Trainer) -> None:
             )
         if event.waiting > DATA_BOUND and trainer.config.num_workers >= 0:  # a number that the user chose
             terminal.note("Decoding limits the speed: try more processes, --set train.num_workers=N.")
+    elif isinstance(event, CalibrationDone):
+        before, after = (format_metric(metrics["AUC"]) for metrics in (event.before, event.after))
+        chosen = describe_calibration(event.calibration)
+        terminal.note(f"calibrated {event.checkpoint}: {chosen}; validation AUC {before} -> {after}")
     elif isinstance(event, Stopped):
         terminal.note(f"stopped after step {event.step}; the state is saved")
     elif event.skipped:
         terminal.note(f"step {event.step} skipped: {event.skipped}")
+
+
+def describe_calibration(chosen: dict[str, Any]) -> str:
+    """The choices of a calibration in a line."""
+    temperature = chosen["closed"]["temperatures"]["pair"]
+    return (
+        f"{chosen['tta_shifts']} shifted views, words {chosen['wise_ft_alpha']:g}, hubness "
+        f"{chosen['hubness_strength']:g}, evidence {chosen['state_weight']:g} and "
+        f"{chosen['object_weight']:g}, bias {chosen['bias']:.2f}, temperature {temperature:.2f}"
+    )
 
 
 def show_training(result: dict[str, Any]) -> None:

@@ -76,9 +76,8 @@ def run_demo(
     spaces = {"closed": benchmark.label_space("test"), "open": benchmark.label_space("test", "open")}
     refined, info = read_model(model_folder(out / "run"))
     refined.to(trainer.model.device)
-    clip_config = method_section("clip")(tta_shifts=config.model.tta_shifts)
-    clip = build_model("clip", refined.backbone, clip_config, benchmark.vocabulary).to(refined.device)
-    clip.calibration, _ = calibrate(clip, benchmark, trainer.options)
+    clip = build_model("clip", refined.backbone, method_section("clip")(), benchmark.vocabulary)
+    calibrate(clip.to(refined.device), benchmark, config.calibration, trainer.options)
     zero_shot, ours_found = (
         evaluate_worlds(m, benchmark, "test", spaces, trainer.options) for m in (clip, refined)
     )

@@ -65,6 +65,8 @@ def evaluate_model(
             model, benchmark, feasibility, similarity, runtime, protocol=options.protocol, progress=progress
         )
     spaces = {str(world): benchmark.label_space(split, world) for world in worlds}
+    fits = {world: fit if world == "open" else None for world in spaces}
+    biases = {world: found.bias if found else model.calibration.bias for world, found in fits.items()}
     measured = measure_split(
         model,
         benchmark,
@@ -72,15 +74,14 @@ def evaluate_model(
         spaces,
         runtime,
         adjustments={"open": adjustment},
+        biases=biases,
         keep=keep,
         progress=progress,
     )
     results = {}
     for world, split_scores in measured.items():
-        world_fit = fit if world == "open" else None
-        bias = world_fit.bias if world_fit else model.calibration.bias
         results[world] = summarise_world(
-            split_scores, options.protocol, bias=bias, feasibility=world_fit, ks=options.ks,
+            split_scores, options.protocol, bias=biases[world], feasibility=fits[world], ks=options.ks,
             bootstrap_samples=options.bootstrap_samples, seed=options.seed,
         )  # fmt: skip
     images = [sample.path for sample in benchmark.samples[split]]

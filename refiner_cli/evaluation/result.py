@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from refiner_cli.core.models.base import Calibration
+from refiner_cli.core.models.calibration import LEVELS, Calibration, Level
 from refiner_cli.evaluation.feasibility.fit import FeasibilityFit
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import (
@@ -21,12 +21,14 @@ from refiner_cli.evaluation.metrics.bootstrap import (
 )
 from refiner_cli.evaluation.metrics.breakdown import (
     BreakdownRow,
+    bin_confidences,
     hardest_unseen,
     per_image,
     per_pair,
     per_primitive,
     top_k,
 )
+from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence, kept_promises
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 
 DEFAULT_TOP_K = (1, 3, 5, 10)
@@ -76,11 +78,52 @@ class WorldResult:
             },
             "validation_bias": self.bias,
             "feasibility": self.feasibility.to_json() if self.feasibility else None,
+            "confidence": confidence_json(self.measured.confidence) if self.measured.confidence else None,
             "hardest_unseen": [row.to_json() for row in self.hardest()],
             "pairs": [row.to_json() for row in self.pairs],
             "states": [row.to_json() for row in self.states],
             "objects": [row.to_json() for row in self.objects],
         }
+
+
+def calibration_errors(measured: MeasuredConfidence) -> dict[Level, tuple[float, float]]:
+    """The expected calibration error before and after the temperatures, in percentage points."""
+    sides = (measured.before, measured.after)
+    before, after = (
+        {level: bin_confidences(side.probability[level], side.right[level]).error for level in LEVELS}
+        for side in sides
+    )
+    return {level: (before[level], after[level]) for level in LEVELS}
+
+
+def confidence_json(measured: MeasuredConfidence) -> dict[str, Any]:
+    """Calibration errors in percentage points, coverage and precision in percent."""
+    errors = calibration_errors(measured)
+    return {
+        "temperatures": asdict(measured.confidence.temperatures),
+        "ece": {level: {"before": before, "after": after} for level, (before, after) in errors.items()},
+        "thresholds": [
+            {
+                "precision": 100 * kept.precision,
+                "verdict": kept.level,
+                "threshold": kept.threshold.probability,
+                "val": {
+                    "coverage": 100 * kept.threshold.coverage,
+                    "precision": percent(kept.threshold.precision),
+                },
+                "split": {
+                    "coverage": 100 * kept.coverage,
+                    "precision": percent(kept.measured),
+                    "interval": [100 * side for side in kept.interval] if kept.interval else None,
+                },
+            }
+            for kept in kept_promises(measured.after, measured.confidence)
+        ],
+    }
+
+
+def percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 import torch
 
-from refiner_cli.core.models.base import Calibration, Model, TextBank
+from refiner_cli.core.models.base import Model, TextBank
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.runtime.device import RuntimeOptions, autocast
 from refiner_cli.core.runtime.loader import EvalTransform, ImageBatch, load_batches, sequential_batches
 from refiner_cli.data.benchmark import Benchmark, Split
@@ -20,6 +21,7 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.feasibility.feasibility import FeasibilityAdjustment
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
+from refiner_cli.evaluation.metrics.confidence import ConfidenceStreams
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from refiner_cli.evaluation.score_writer import ScoreWriter
@@ -49,13 +51,19 @@ class WorldScorer:
     space: LabelSpace
     calibration: Calibration
     adjustment: FeasibilityAdjustment | None = None
+    bias: float | None = None  # of the probabilities; None: they are not measured
     keep: ScoreWriter | None = None
     stream: ScoreStream = field(init=False)
+    confidence: ConfidenceStreams | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        allowed = self.adjustment.allowed if self.adjustment else None
         if self.keep:
-            self.keep.begin(self.space, self.adjustment.allowed if self.adjustment else None)
-        self.stream = ScoreStream(self.space, self.adjustment.allowed if self.adjustment else None)
+            self.keep.begin(self.space, allowed)
+        self.stream = ScoreStream(self.space, allowed)
+        if self.bias is not None:
+            own = self.calibration.confidence(is_open=self.space.is_open)
+            self.confidence = ConfidenceStreams(self.space, own, self.bias, allowed)
 
     def update(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
         """Feed combined scores ``B x P`` and their truths to the stream."""
@@ -63,9 +71,12 @@ class WorldScorer:
         self.stream.update(adjusted, truth)
         if self.keep:
             self.keep.update(adjusted, truth)
+        if self.confidence:
+            self.confidence.update(adjusted, truth)
 
     def measured(self) -> MeasuredSplit:
-        return MeasuredSplit(self.stream.summary(), self.space)
+        confidence = self.confidence.result() if self.confidence else None
+        return MeasuredSplit(self.stream.summary(), self.space, confidence)
 
 
 def image_batches(
@@ -120,13 +131,13 @@ def score_split(
         for consumer in consumers:
             if id(consumer.space) not in by_space:
                 truth = torch.from_numpy(consumer.space.indices(pairs))
-                by_space[id(consumer.space)] = (model.encode_pairs(consumer.space), [], truth)
+                by_space[id(consumer.space)] = (model.text_bank(consumer.space), [], truth)
             by_space[id(consumer.space)][1].append(consumer)
         done = 0
         for batch in image_batches(model, benchmark, split, runtime):
             images = model.encode_images_tta(batch.images)
             for bank, group, truth in by_space.values():
-                scores = model.score(images, bank)
+                scores = model.corrected_scores(images, bank)
                 combined: dict[Calibration, torch.Tensor] = {}
                 for consumer in group:
                     if consumer.calibration not in combined:
@@ -146,16 +157,18 @@ def measure_split(
     runtime: RuntimeOptions,
     *,
     adjustments: Mapping[str, FeasibilityAdjustment | None] = MappingProxyType({}),
+    biases: Mapping[str, float] = MappingProxyType({}),
     keep: ScoreWriter | None = None,
     progress: ProgressFn = no_progress,
 ) -> dict[str, MeasuredSplit]:
     """The summary of a split's scores in each world, with the model's calibration.
 
     Args:
+        biases: by world, where its probabilities are measured too, with this bias of unseen pairs.
         keep: receives the scores as well; there is one world then.
     """
     scorers = {
-        world: WorldScorer(space, model.calibration, adjustments.get(world), keep)
+        world: WorldScorer(space, model.calibration, adjustments.get(world), biases.get(world), keep)
         for world, space in spaces.items()
     }
     score_split(model, benchmark, split, list(scorers.values()), runtime, progress)

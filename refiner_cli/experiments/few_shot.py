@@ -34,7 +34,8 @@ from torch.nn import functional as F
 
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.model_io.zero_shot import zero_shot_model
-from refiner_cli.core.models.base import Calibration, Model
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.data.benchmark import Benchmark, Sample, load_benchmark
 from refiner_cli.data.labels import Pair

@@ -13,10 +13,8 @@ from typing import Any, get_args
 
 import torch
 
-from refiner_cli.config import Config, MethodConfig
+from refiner_cli.config import Config
 from refiner_cli.core.model_io.checkpoint import read_model
-from refiner_cli.core.models.base import Model
-from refiner_cli.core.models.registry import build_model
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.evaluation.evaluate import similarity_of
 from refiner_cli.evaluation.feasibility.feasibility import FeasibilityAdjustment, FeasibilityMode
@@ -97,7 +95,11 @@ class Trial:
         }
         if self.backbone is not None:
             prints["backbone"] = hashlib.sha256(self.backbone.read_bytes()).hexdigest()[:16]
-        return {"config": self.config().model_dump(), "data": self.benchmark().fingerprint(), **prints}
+        return {
+            "config": self.config().model_dump(mode="json"),
+            "data": self.benchmark().fingerprint(),
+            **prints,
+        }
 
     def found(self) -> Found | None:
         """The stored metrics, or None."""
@@ -123,14 +125,6 @@ def train_trial(trial: Trial, benchmark: Benchmark, log: Callable[[str], None]) 
     return training
 
 
-def with_settings(model: Model, method: str, config: MethodConfig) -> Model:
-    """A trained model with other inference settings."""
-    other = build_model(method, model.backbone, config, model.space)
-    kept = {name: value for name, value in model.state_dict().items() if name in other.state_dict()}
-    other.load_state_dict(kept)
-    return other.eval()
-
-
 def run_trial(trial: Trial, log: Callable[[str], None] = lambda _: None) -> Found:
     """Train, measure and write one trial."""
     found = trial.found()
@@ -144,9 +138,7 @@ def run_trial(trial: Trial, log: Callable[[str], None] = lambda _: None) -> Foun
     model, _ = read_model(model_folder(trained.folder / "run"))
     val = best["val"] if best else None
     if trained is not trial:
-        model = with_settings(model, trial.config().method, trial.config().model)
-        model.calibration, metrics = calibrate(model, benchmark, setting)
-        val = metrics.to_json()
+        val = calibrate(model, benchmark, trial.config().calibration, setting).metrics.to_json()
     wide = benchmark.label_space("test", "open")
     spaces = {"closed": benchmark.label_space("test"), "open": wide}
     adjustments: dict[str, FeasibilityAdjustment | None] = {}

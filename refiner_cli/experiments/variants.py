@@ -35,7 +35,7 @@ METHODS = (
     Variant("clip", "CLIP zero-shot", {"method": "clip"}),
     Variant("coop", "CoOp", {"method": "coop", "train.lr": 2e-3}),
     Variant("csp", "CSP", {"method": "csp", "train.lr": 2e-3}),
-    Variant("troika-one-view", "Troika, equal terms, one view", {"model.tta_shifts": 1}, of=TROIKA),
+    Variant("troika-one-view", "Troika, equal terms, one view", {"calibration.tta_shifts": (1,)}, of=TROIKA),
     TROIKA,
     REFINER,
 )
@@ -45,7 +45,7 @@ ABLATIONS = (
     Variant("no-state", "without state alignment", {"model.align_state": False}),
     Variant("no-object", "without object alignment", {"model.align_object": False}),
     Variant("no-adapters", "without adapters", {"model.adapters": False}),
-    Variant("no-hubness", "without hubness correction", {"model.hubness_correction": False}, of=REFINER),
-    Variant("learned-words", "without interpolation", {"model.wise_ft_alpha": 1}, of=REFINER),
-    Variant("one-view", "without test-time augmentation", {"model.tta_shifts": 1}, of=REFINER),
+    Variant("no-hubness", "without hubness correction", {"calibration.hubness_strength": (0.0,)}, of=REFINER),
+    Variant("learned-words", "without interpolation", {"calibration.wise_ft_alpha": (1.0,)}, of=REFINER),
+    Variant("one-view", "without test-time augmentation", {"calibration.tta_shifts": (1,)}, of=REFINER),
 )

@@ -18,7 +18,7 @@ RANKED_FIELDS = {
     "states": ("name", "probability"),
     "objects": ("name", "probability"),
 }
-IMAGE_FIELDS = ("path", "status", "error", "size", "modified")
+IMAGE_FIELDS = ("path", "status", "error", "size", "modified", "verdict", "threshold")
 INPUTS = "inputs"  # what the source says about the image; a JSON object in a flat row
 FIRST_FIELDS = ("path", "status", "error")  # those that a short row begins with
 SHORT_FIELDS = ("state", "object", "probability", "seen")
@@ -82,6 +82,7 @@ def nest_row(row: RowDict) -> RowDict:
     """
     made: RowDict = {name: row.get(name) or None for name in IMAGE_FIELDS}
     made["size"] = None if row.get("size") in {None, ""} else int(row["size"])
+    made["threshold"] = None if row.get("threshold") in {None, ""} else float(row["threshold"])
     inputs = {INPUTS: json.loads(row[INPUTS], strict=False)} if row.get(INPUTS) else {}
     if "state" in row:
         return made | {"predictions": _nest_short(row), "states": [], "objects": [], **inputs}

@@ -56,6 +56,8 @@ class ImageRow:
             "error": self.error or None,
             "size": self.version.size,
             "modified": self.version.modified,
+            "verdict": made.verdict.level if made and made.verdict else None,
+            "threshold": made.verdict.threshold if made and made.verdict else None,
             "predictions": [dict(vars(one)) for one in made.compositions] if made else [],
             "states": [dict(vars(one)) for one in made.states] if made else [],
             "objects": [dict(vars(one)) for one in made.objects] if made else [],
@@ -178,7 +180,8 @@ class ParquetFormat(RowFormat):
         import pyarrow as pa
         from pyarrow import parquet
 
-        types = {"score": pa.float64(), "probability": pa.float64(), "seen": pa.bool_(), "size": pa.int64()}
+        numbers = dict.fromkeys(("score", "probability", "threshold"), pa.float64())
+        types = {**numbers, "seen": pa.bool_(), "size": pa.int64()}
         schema = pa.schema(
             [
                 (name, types.get(name.rpartition(".")[2], pa.string()))

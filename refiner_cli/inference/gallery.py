@@ -111,10 +111,20 @@ def link(page: Path, file: Path) -> str:
 
 
 def card(row: RowDict, picture: str, photo: str, missing: str) -> list[object]:
-    """A row for the script: path, error, thumbnail, predictions, link to the photo, or why not, note."""
+    """A row for the script: path, error, thumbnail, predictions, link to the photo, or why not, note,
+    verdict.
+    """
     predictions = [
         [one["state"], one["object"], round(one["probability"], 4), int(one["seen"])]
         for one in row["predictions"]
     ]
     error, note = row["error"] or "", row.get("note", "")
-    return [row["path"], error, picture, predictions, photo, missing, note]
+    return [row["path"], error, picture, predictions, photo, missing, note, verdict_text(row)]
+
+
+def verdict_text(row: RowDict) -> str:
+    """What a row's verdict says, for the badge of its card; empty without one."""
+    level = row.get("verdict")
+    if level in {"object", "state"}:
+        return f"{row[f'{level}s'][0]['name']} ({level} only)" if row[f"{level}s"] else f"{level} only"
+    return {"pair": "sure", "unknown": "unknown"}.get(level or "", "")

@@ -78,7 +78,7 @@ def open_for_writing(
 def backbone_facts(model: Model) -> dict[str, str]:
     """Which backbone a model has, for a training that starts from the index (see ``labelled_index``)."""
     spec = model.backbone.spec
-    return {"backbone": spec.name, "pretrained": spec.pretrained, "views": str(model.config.tta_shifts),
+    return {"backbone": spec.name, "pretrained": spec.pretrained, "views": str(model.calibration.tta_shifts),
             "backbone_fingerprint": model.backbone.fingerprint()}  # fmt: skip
 
 

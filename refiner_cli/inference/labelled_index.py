@@ -114,7 +114,7 @@ def index_layer(index: Index) -> Layer:
             hint="Run 'refiner index' again.",
         )
     values = {"method": "csp", "backbone": info.model["backbone"], "pretrained": info.model["pretrained"],
-              "model": {"tta_shifts": int(info.model["views"])}}  # fmt: skip
+              "calibration": {"tta_shifts": [int(info.model["views"])]}}  # fmt: skip
     return f"the index {index.folder}", values
 
 

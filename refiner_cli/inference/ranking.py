@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refiner_cli.core.models.calibration import Temperatures, tempered
 from refiner_cli.errors import ModelFileError
 
 
@@ -31,13 +32,22 @@ class ScoreRanking:
     Args:
         images: B.
         sizes: the numbers of states and objects.
+        temperatures: what makes probabilities of the scores; None: their softmax.
     """
 
-    def __init__(self, images: int, sizes: tuple[int, int], top_k: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: int,
+        sizes: tuple[int, int],
+        top_k: int,
+        device: torch.device,
+        temperatures: Temperatures | None = None,
+    ) -> None:
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.top_k = top_k
-        self.peak = torch.full((images, 1), -torch.inf, dtype=exact, device=device)  # best score so far
-        self.mass = torch.zeros(images, 1, dtype=exact, device=device)  # sum of exp(score - peak)
+        self.temperatures = temperatures or Temperatures()
+        self.peak = torch.full((images, 1), -torch.inf, dtype=exact, device=device)  # best value so far
+        self.mass = torch.zeros(images, 1, dtype=exact, device=device)  # sum of exp(value - peak)
         self.parts = [torch.zeros(images, size, dtype=exact, device=device) for size in sizes]
         self.scores = torch.empty(images, 0, device=device)
         self.pairs = torch.empty(images, 0, dtype=torch.int64, device=device)
@@ -55,7 +65,7 @@ class ScoreRanking:
         best = self.scores.topk(min(self.top_k, self.scores.shape[1]))
         self.scores, self.pairs = best.values, self.pairs.gather(1, best.indices)
 
-        values = scores.to(self.peak.dtype)
+        values = scores.to(self.peak.dtype) / self.temperatures.pair
         peak = torch.maximum(self.peak, values.amax(1, keepdim=True))
         shrink = (self.peak - peak).exp()  # of what was summed below an older peak
         weights = (values - peak).exp_()  # B x P'
@@ -70,6 +80,12 @@ class ScoreRanking:
                 "The model computes scores that are not finite numbers.",
                 hint="Its weights may be damaged; with --precision fp16 or bf16, try fp32.",
             )
-        probabilities = (self.scores.to(self.peak.dtype) - self.peak).exp() / self.mass
-        states, objects = (part / self.mass for part in self.parts)
+        values = self.scores.to(self.peak.dtype) / self.temperatures.pair
+        probabilities = (values - self.peak).exp() / self.mass
+        states, objects = (
+            tempered(part / self.mass, temperature)
+            for part, temperature in zip(
+                self.parts, (self.temperatures.state, self.temperatures.object), strict=True
+            )
+        )
         return RankedScores(self.pairs, self.scores, probabilities, states, objects)

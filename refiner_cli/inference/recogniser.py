@@ -22,6 +22,7 @@ from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.inference.ranking import RankedScores, ScoreRanking
+from refiner_cli.inference.verdicts import Verdict, VerdictRule
 
 BLOCK_PAIRS = 1 << 16  # pairs that are scored at once
 
@@ -61,6 +62,7 @@ class Prediction:
     states: tuple[Primitive, ...]
     objects: tuple[Primitive, ...]
     object_states: tuple[ObjectStates, ...] = ()  # of the best objects, if they were asked for
+    verdict: Verdict | None = None  # where the recogniser has a rule for it
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Recogniser:
         self.model = model.eval()
         self.space = space or model.space
         self.precision = precision
+        self.rule: VerdictRule | None = None  # what is sure enough to be said; None: no verdicts
         self.preprocess = Preprocess(model.backbone.spec.preprocess)
 
     @cached_property
@@ -111,7 +114,7 @@ class Recogniser:
             rows = slice(start, start + BLOCK_PAIRS)
             block = self.space if len(pairs) <= BLOCK_PAIRS else replace(self.space, pairs=pairs[rows])
             with autocast(self.model.device, self.precision):
-                part = self.model.encode_pairs(block)
+                part = self.model.text_bank(block)
             if len(pairs) <= BLOCK_PAIRS:
                 return part
             if bank is None:
@@ -203,7 +206,20 @@ class Recogniser:
         )
         columns = (ranked.pairs.tolist(), ranked.scores.tolist(), ranked.probabilities.tolist())
         compositions = [tuple(map(self.composition, *image)) for image in zip(*columns, strict=True)]
-        return [Prediction(*parts) for parts in zip(compositions, states, objects, strict=True)]
+        made = [Prediction(*parts) for parts in zip(compositions, states, objects, strict=True)]
+        return [replace(one, verdict=self.verdict(one)) for one in made]
+
+    def verdict(self, made: Prediction) -> Verdict | None:
+        """What the rule says of a prediction; None without a rule."""
+        if self.rule is None:
+            return None
+        return self.rule.decide(
+            {
+                "pair": made.compositions[0].probability,
+                "object": made.objects[0].probability,
+                "state": made.states[0].probability,
+            }
+        )
 
     @torch.no_grad()
     def rank(self, vectors: ImageVectors, top_k: int) -> RankedScores:
@@ -213,12 +229,18 @@ class Recogniser:
 
     def _rank(self, vectors: ImageVectors, top_k: int) -> RankedScores:
         bank, space, P = self.bank, self.space, len(self.space.pairs)
-        ranking = ScoreRanking(len(vectors), (len(space.states), len(space.objects)), top_k,
-                               self.model.device)  # fmt: skip
+        ranking = ScoreRanking(
+            len(vectors),
+            (len(space.states), len(space.objects)),
+            top_k,
+            self.model.device,
+            self.model.calibration.confidence(is_open=space.is_open).temperatures,
+        )
         for start in range(0, P, BLOCK_PAIRS):
             rows = slice(start, start + BLOCK_PAIRS)
             offsets = None if bank.offsets is None else bank.offsets[rows]
-            scores = self.model.score(vectors, replace(bank, pairs=bank.pairs[rows], offsets=offsets))
+            part = replace(bank, pairs=bank.pairs[rows], offsets=offsets)
+            scores = self.model.corrected_scores(vectors, part)
             block = PairBlock(space.pair_state[rows], space.pair_object[rows], space.is_open)
             total = self.model.combine(scores, block) + self.bias[rows]  # B x P'
             ranking.update(

@@ -143,7 +143,8 @@ def predict_to_output(
         RefinerError: an image cannot be read and the run is to stop then; the output is in use, or was
             changed by others.
     """
-    header: Header = {**recogniser.fingerprint(), "top_k": options.top_k, **source.header(),
+    header: Header = {**recogniser.fingerprint(), "verdict_rule": str(recogniser.rule or "none"),
+                      "top_k": options.top_k, **source.header(),
                       "batch": options.batch}  # fmt: skip
     with output.locked():
         header = output.prepare(header, overwrite=options.overwrite, folder=source.folder)

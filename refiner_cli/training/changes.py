@@ -39,7 +39,7 @@ def change_run(run: Run, benchmark: Benchmark, asked: Asked) -> Run:
     for key in changed:
         if key == EPOCHS:
             check_extension(run, benchmark, asked[key])
-        elif key not in FREE_KEYS:
+        elif key not in FREE_KEYS and not key.startswith("calibration."):
             value, source = asked[key]
             raise UsageError(
                 f"{source} says {key} = {value!r}, and the run {run.folder} has {present.get(key)!r}.",

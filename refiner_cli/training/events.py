@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from refiner_cli.core.models.base import Calibration
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.training.selection import Criterion
 
@@ -37,8 +36,7 @@ class StepDone:
 class Validated:
     step: int
     epoch: int  # epochs done
-    metrics: Metrics
-    calibration: Calibration
+    metrics: Metrics  # of the plain model: nothing is calibrated before training is over
     best: bool  # so far
     criterion: Criterion  # what "best" is decided by
     seconds: float
@@ -47,8 +45,18 @@ class Validated:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "val", "step": self.step, "total": self.total, "epoch": self.epoch,
-                **self.metrics.to_json(),
-                **self.calibration.to_json(), "waiting": round(self.waiting, 4)}  # fmt: skip
+                **self.metrics.to_json(), "waiting": round(self.waiting, 4)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CalibrationDone:
+    """Training is over and the best checkpoint is calibrated."""
+
+    checkpoint: str
+    calibration: dict[str, Any]
+    before: dict[str, Any]  # validation metrics
+    after: dict[str, Any]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Stopped:
     step: int
 
 
-Event = StepDone | Validated | Stopped
+Event = StepDone | Validated | CalibrationDone | Stopped
 
 
 def finite(value: float) -> float | None:

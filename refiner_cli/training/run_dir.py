@@ -10,6 +10,7 @@
     curves.html                  the same as charts
     checkpoints/step-00000120/   a model directory and the training state, complete or absent
     best.json                    which checkpoint did best on validation, and by which criterion
+    calibration.json             how it was calibrated after training, on validation
     feasibility.json             what ``refiner eval --feasibility`` selected, also on validation
 
 One training at a time writes into a run.
@@ -36,10 +37,11 @@ from refiner_cli.inference.labelled_index import LABELS
 from refiner_cli.training.checkpoints import Checkpoints, step_of
 from refiner_cli.training.folder_lock import LOCK, folder_lock, new_folder, remove_temporary
 
-RUN_FORMAT = "refiner.run/2"
+RUN_FORMAT = "refiner.run/3"
 OLD_RUN_FORMAT = "refiner.run/1"
 RUN = "run.json"
 BEST = "best.json"
+CALIBRATION = "calibration.json"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 
@@ -107,7 +109,8 @@ class Run:
 
     def write(self) -> None:
         """Write run.json."""
-        content = {"format": RUN_FORMAT, "config": self.config.model_dump(), "dataset": asdict(self.dataset),
+        config = self.config.model_dump(mode="json")
+        content = {"format": RUN_FORMAT, "config": config, "dataset": asdict(self.dataset),
                    "skipped": list(self.skipped), "changes": list(self.changes)}  # fmt: skip
         write_json(self.folder / RUN, content)
 
@@ -160,6 +163,10 @@ class Run:
         with atomic_file(self.folder / METRICS) as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         self.stored.discard_after(step)
+
+    def forget_calibration(self) -> None:
+        """Remove the record of a calibration: training goes on."""
+        (self.folder / CALIBRATION).unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Remove what killed processes left while writing. Call it while holding the run."""

@@ -27,13 +27,13 @@ from refiner_cli.core.model_io.checkpoint import (
     TRAINED,
     ModelInfo,
     load_saved_tensors,
-    read_config,
+    read_stored,
     read_tensors,
     usual_permissions,
     write_model,
 )
 from refiner_cli.core.model_io.tensor_files import load_tensors_from
-from refiner_cli.core.models.base import Calibration, Model
+from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import Run
@@ -78,7 +78,7 @@ class TrainerState:
         content = {
             "progress": asdict(progress),
             "scaler": self.scaler.state_dict(),
-            "config": self.run.config.model_dump(),
+            "config": self.run.config.model_dump(mode="json"),
             "skipped": list(self.run.skipped),
             "changes": list(self.run.changes),
         }
@@ -123,7 +123,7 @@ class TrainerState:
             then, scaler = result_settings(content["config"]), content["scaler"]
         except Exception as error:  # noqa: BLE001 - safetensors, JSON and the system have their own
             raise ModelFileError(f"The training state in {folder} cannot be read ({error}).") from None
-        for key, value in result_settings(self.run.config.model_dump()).items():
+        for key, value in result_settings(self.run.config.model_dump(mode="json")).items():
             before = [change[key][0] for change in self.run.changes if key in change]
             if then.get(key, value) not in (value, *before):
                 raise ModelFileError(
@@ -134,7 +134,7 @@ class TrainerState:
         load_saved_tensors(
             self.model, {n.removeprefix(TRAINED): v for n, v in saved if n.startswith(TRAINED)}, folder
         )
-        self.model.calibration = Calibration(**read_config(folder)["calibration"])
+        self.model.calibration = read_stored(folder)[1].calibration.value()
         if self.scaler.is_enabled() and scaler:
             self.scaler.load_state_dict(scaler)
         self._put(tensors, folder)
@@ -166,4 +166,8 @@ class TrainerState:
 
 def result_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Every dotted key of a configuration that decides what a training computes, and its value."""
-    return {key: value for key, value in flatten(config) if key not in FREE_KEYS}
+    return {
+        key: value
+        for key, value in flatten(config)
+        if key not in FREE_KEYS and not key.startswith("calibration.")  # which comes after training
+    }

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from refiner_cli.config import TrainConfig
-from refiner_cli.core.models.base import Calibration, Model
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedContext
 from refiner_cli.core.runtime.loader import (
@@ -31,12 +32,11 @@ from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.data.images import AUGMENTS, Preprocess
 from refiner_cli.errors import RefinerError, ScoresError
-from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.evaluation.scoring import ProgressFn, no_progress
 from refiner_cli.inference.encoded import EncodedBenchmark
-from refiner_cli.training.calibrate import calibrate, fit_hubness
+from refiner_cli.training.calibration_stage import CalibrationStage
 from refiner_cli.training.curves import write_curves
-from refiner_cli.training.events import Event, StepDone, Stopped, Validated
+from refiner_cli.training.events import CalibrationDone, Event, StepDone, Stopped, Validated
 from refiner_cli.training.nonfinite import check_nonfinite_steps, validation_error
 from refiner_cli.training.optimizer_step import OptimizerStep
 from refiner_cli.training.run_dir import Run
@@ -44,7 +44,7 @@ from refiner_cli.training.schedule import Schedule
 from refiner_cli.training.selection import best_record, is_better
 from refiner_cli.training.state import NotSavedError, TrainerState, TrainProgress
 from refiner_cli.training.token_cache import TokenCache
-from refiner_cli.training.validation_loss import validation_loss
+from refiner_cli.training.validation_loss import measure_plain
 
 
 class StopRequestedError(Exception):
@@ -119,6 +119,8 @@ class Trainer:
         with self.run.locked():
             self.run.discard_after(self.step, validated=self.progress.validated)
             self.run.write_best(self.progress.best)
+            if self.step < self.total:
+                self.run.forget_calibration()
             try:
                 yield from self._fit(stop)
             except NotSavedError:
@@ -142,6 +144,8 @@ class Trainer:
                     return
                 self.progress.validated = True
             if self.step == self.total:
+                if self.ranks.is_main:
+                    yield self.calibrate(stop)
                 return
             for batch in self.rest_of_epoch():
                 done, stop_requested = self.train_step(batch, stop)
@@ -210,27 +214,24 @@ class Trainer:
             self.run.append_metrics(done.to_json())
         return done, outcome.stop_requested
 
-    def validate(self, stop: Callable[[], bool]) -> Validated:
-        """Calibrate on validation, save, and record the best checkpoint."""
-        began = time.perf_counter()
+    def stop_check(self, stop: Callable[[], bool]) -> ProgressFn:
+        """A progress function that raises StopRequestedError once ``stop`` says so."""
 
-        def check_stop(done: int, total: int) -> None:
+        def check(done: int, total: int) -> None:
             self.watch(done, total)
             # Under several processes the others wait in the next all-reduce, which carries the request.
             if self.ranks.world_size == 1 and stop():
                 raise StopRequestedError
 
+        return check
+
+    def validate(self, stop: Callable[[], bool]) -> Validated:
+        """Measure the plain model on validation, save, and record the best checkpoint."""
+        began = time.perf_counter()
         try:
-            by_loss = None
-            if self.benchmark.samples["val"]:
-                calibration, metrics = calibrate(self.model, self.benchmark, self.options, check_stop)
-                if self.config.selection == "loss":
-                    by_loss = validation_loss(
-                        self.model, self.benchmark, self.options, self.config, check_stop
-                    )
-            else:
-                fit_hubness(self.model, self.benchmark, self.options, check_stop)
-                calibration, metrics = Calibration(), Metrics.of_no_images()
+            metrics, by_loss = measure_plain(
+                self.model, self.benchmark, self.options, self.config, self.stop_check(stop)
+            )
         except ScoresError as error:
             raise validation_error(self.step, error, self.optimizer_step.parameters) from None
         progress, name = self.progress, self.run.checkpoint(self.step).name
@@ -243,15 +244,22 @@ class Trainer:
         self.spent = self.waited = 0.0
         epoch = math.ceil(self.step / self.schedule.steps_per_epoch)
         seconds = time.perf_counter() - began
-        done = Validated(self.step, epoch, metrics, calibration, best, record["criterion"], seconds, waiting,
-                         self.total)  # fmt: skip
+        done = Validated(self.step, epoch, metrics, best, record["criterion"], seconds, waiting, self.total)
         self.run.append_metrics(done.to_json())
-        self.model.calibration = calibration
+        self.model.calibration = Calibration(bias=metrics.bias or 0.0)
         self.write_checkpoint(metrics.to_json())
         self.run.write_best(progress.best)
         self.prune()
         write_curves(self.run)
         return done
+
+    def calibrate(self, stop: Callable[[], bool]) -> CalibrationDone | Stopped:
+        """Calibrate the best checkpoint, unless an earlier process did."""
+        stage = CalibrationStage(self.run, self.model, self.benchmark, self.options)
+        try:
+            return stage.complete(self.stop_check(stop))
+        except StopRequestedError:
+            return Stopped(self.step)
 
     def recent_loss(self) -> float | None:
         """The mean training loss since the last validation; None if there was no finite step."""

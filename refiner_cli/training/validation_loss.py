@@ -1,4 +1,4 @@
-"""The loss on the validation split, for the methods that select their best epoch by it."""
+"""Validation while a model trains: of the plain model, and its loss for methods that select by it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,32 @@ import torch
 
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.runtime.device import RuntimeOptions, autocast
 from refiner_cli.data.benchmark import Benchmark
-from refiner_cli.evaluation.scoring import ProgressFn, evaluation_mode, image_batches, no_progress
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics
+from refiner_cli.evaluation.scoring import (
+    ProgressFn,
+    evaluate_worlds,
+    evaluation_mode,
+    image_batches,
+    no_progress,
+)
+
+
+def measure_plain(
+    model: Model, benchmark: Benchmark, options: RuntimeOptions, train: TrainConfig, progress: ProgressFn
+) -> tuple[Metrics, float | None]:
+    """Closed-world metrics of the model without calibration, and the loss if it selects the best epoch."""
+    model.calibration = Calibration()
+    if not benchmark.samples["val"]:
+        return Metrics.of_no_images(), None
+    spaces = {"closed": benchmark.label_space("val")}
+    metrics = evaluate_worlds(model, benchmark, "val", spaces, options, progress=progress)["closed"]
+    by_loss = None
+    if train.selection == "loss":
+        by_loss = validation_loss(model, benchmark, options, train, progress)
+    return metrics, by_loss
 
 
 @torch.no_grad()

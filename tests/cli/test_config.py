@@ -47,7 +47,7 @@ def test_recipes_are_listed_printed_and_named(cli: Cli, tmp_path: Path) -> None:
     assert (rows["train.epochs"]["value"], rows["train.epochs"]["source"]) == (20, "own.toml")
     refused = cli("config", "--recipe", "none")
     assert refused.code == 2
-    assert "The recipes are c-gqa, c-gqa-coop, " in refused.err
+    assert "The recipes are c-gqa, c-gqa-clip, " in refused.err
 
 
 def test_plain_flags_of_train_set_their_settings(cli: Cli, small_demo: Path, tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_a_model_of_other_labels_is_refused(cli: Cli, small_run: Path, shared: P
 def test_a_real_towers_path_runs_at_real_width(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small = ["--set", "train.max_steps=1", "--set", "train.batch_size=4"]
+    small += ["--set", "calibration.tta_shifts=1"]
     outcome = cli(
         "train", small_demo, "--backbone", "ViT-B-32", "--pretrained", "none", *small, "--out", out, "--json"
     )

@@ -18,7 +18,8 @@ import torch
 from torch.nn import functional as F
 
 from refiner_cli.config import method_section
-from refiner_cli.core.models.base import Calibration, ImageVectors, TextBank
+from refiner_cli.core.models.base import ImageVectors, TextBank
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.labels import LabelSpace

@@ -55,7 +55,7 @@ def cards(page: Path) -> list[Any]:
 def test_a_card_links_to_its_photo_and_says_if_that_is_gone(output: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "page.html"
     assert write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0) == 7
-    for path, _, picture, predictions, photo, missing, _ in cards(page):
+    for path, _, picture, predictions, photo, missing, _, _ in cards(page):
         if path == "gone.jpg":
             assert (picture, photo, missing) == ("", "", "the file is gone")
             continue

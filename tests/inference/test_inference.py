@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import refiner_cli
-from refiner_cli.core.models.base import Calibration
+from refiner_cli.core.models.calibration import Calibration, tempered
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import DatasetError, RefinerError, UsageError
 from refiner_cli.inference.predict import predict_files
@@ -47,10 +47,14 @@ def test_a_prediction_ranks_all_candidates_fairly(recogniser: Recogniser, some_i
     assert scores == sorted(scores, reverse=True)
     assert sum(one.probability for one in made.compositions) == pytest.approx(1)
     assert sum(part.probability for part in made.states) == pytest.approx(1)
-    best = made.states[0]
-    assert best.probability == pytest.approx(
-        sum(c.probability for c in made.compositions if c.state == best.name)
+    states = recogniser.space.states
+    sums = torch.tensor(
+        [sum(one.probability for one in made.compositions if one.state == state) for state in states]
     )
+    temperature = recogniser.model.calibration.closed.temperatures.state
+    best = made.states[0]
+    assert best.probability == pytest.approx(float(tempered(sums[None], temperature).max()), abs=1e-6)
+    assert best.name == states[int(sums.argmax())]
     seen = {(one.state, one.object) for one in made.compositions if one.seen}
     assert seen == recogniser.space.seen_pairs & set(recogniser.space.pairs)
 
@@ -59,7 +63,7 @@ def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[P
     made = next(recogniser.predict(some_images[:1], top_k=len(recogniser.space.pairs)))
     pixels = recogniser.preprocess(Image.open(some_images[0]).convert("RGB"))[None]
     with torch.no_grad():
-        scores = recogniser.model.score(recogniser.model.encode_images(pixels), recogniser.bank)
+        scores = recogniser.model.corrected_scores(recogniser.model.encode_images(pixels), recogniser.bank)
         total = recogniser.model.combine(scores, recogniser.space)[0]
     assert recogniser.model.calibration.bias != 0
     for one in made.compositions:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.inference.columns import (
+    IMAGE_FIELDS,
     RowDict,
     flatten_row,
     nest_row,
@@ -73,7 +74,7 @@ def test_a_short_csv_has_few_columns_and_gives_its_predictions_back(tmp_path: Pa
     header = file.read_text("utf-8").splitlines()[0].split(",")
     assert header == short_columns(top_k)
     assert header[:7] == ["path", "status", "error", "state", "object", "probability", "seen"]
-    assert len(header) == len(set(header)) == 5 + 4 * min(top_k, 3)
+    assert len(header) == len(set(header)) == len(IMAGE_FIELDS) + 4 * min(top_k, 3)
     assert list(read_rows(file)) == [without_what_is_left_out(value) for value in values]
     assert set(shorten_row(best)) == set(header)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from refiner_cli.config import method_section
-from refiner_cli.core.models.base import Calibration
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.towers.architectures import preprocess_config
 from refiner_cli.core.towers.backbone import BackboneSpec
 from refiner_cli.core.towers.tiny import tiny_config

@@ -13,7 +13,7 @@ from refiner_cli.core.model_io.checkpoint import read_model, read_tensors
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.errors import DatasetError
 from refiner_cli.settings import resolve
-from refiner_cli.training.events import StepDone, Stopped, Validated
+from refiner_cli.training.events import CalibrationDone, StepDone, Stopped, Validated
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
 from refiner_cli.training.setup import build_trainer, resume_trainer
 from refiner_cli.training.trainer import Trainer
@@ -79,13 +79,18 @@ def test_what_an_interruption_left_behind_is_dropped(tmp_path: Path, benchmark: 
 
 def test_the_best_checkpoint_is_chosen_by_validation_and_kept(tmp_path: Path, benchmark: Benchmark) -> None:
     training = begin(tmp_path / "run", benchmark)
-    validated = [event for event in training.fit() if isinstance(event, Validated)]
+    events = list(training.fit())
+    validated = [event for event in events if isinstance(event, Validated)]
     best = max(validated, key=lambda event: event.metrics.AUC)
     assert model_folder(tmp_path / "run").name == f"step-{best.step:08d}"
     assert len(training.run.checkpoints()) <= 3
     model, info = read_model(model_folder(tmp_path / "run"))
     assert info.step == best.step
-    assert model.calibration == best.calibration
+    done = events[-1]
+    assert isinstance(done, CalibrationDone)
+    assert done.checkpoint == model_folder(tmp_path / "run").name
+    assert model.calibration.to_json() == done.calibration
+    assert info.metrics == done.after
 
 
 def test_validation_after_every_so_many_epochs_and_at_the_end(tmp_path: Path, benchmark: Benchmark) -> None:

@@ -43,7 +43,8 @@ refiner predict {place} PHOTOS
 {figures}
 
 {weights} Inference weights (state {b_s:g}, object {b_o:g}) and the seen-unseen
-bias ({bias:.2f}) were chosen on the validation split.
+bias ({bias:.2f}), hubness correction ({strength:g}), interpolation with CLIP's words ({alpha:g}) and
+shifted views ({views}) were chosen on the validation split.
 
 | | |
 |---|---|
@@ -88,6 +89,9 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
         b_s=chosen.state_weight,
         b_o=chosen.object_weight,
         bias=chosen.bias,
+        strength=chosen.hubness_strength,
+        alpha=chosen.wise_ft_alpha,
+        views=chosen.tta_shifts,
         data_licence=facts.data_licence,
         backbone_licence=licence_of_backbone(spec),
         data_fingerprint=info.dataset_fingerprint or "none",

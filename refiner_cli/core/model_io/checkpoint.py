@@ -25,16 +25,17 @@ from safetensors.torch import save_file
 
 from refiner_cli._version import __version__
 from refiner_cli.config import MethodConfig
-from refiner_cli.core.model_io.migrate import OLD_FORMAT, migrate_config, migrate_tensors
+from refiner_cli.core.model_io.migrate import OLD_FORMATS, migrate_config, migrate_tensors
 from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel, read_json
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
 from refiner_cli.core.model_io.tensor_files import load_tensors_from
-from refiner_cli.core.models.base import Calibration, Model
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError, DatasetError, ModelFileError, RefinerError
 
-MODEL_FORMAT = "refiner.model/2"
+MODEL_FORMAT = "refiner.model/3"
 WEIGHTS_FILE = "model.safetensors"
 TRAINED = "trained."
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -112,7 +113,7 @@ def read_stored(folder: Path) -> tuple[dict[str, Any], StoredModel, MethodConfig
     except (OSError, ValueError) as error:
         raise ModelFileError(f"The model file {file} cannot be read ({error}).") from None
     found = config.get("format") if isinstance(config, dict) else None
-    if found == OLD_FORMAT:
+    if found in OLD_FORMATS:
         try:
             config = migrate_config(config, MODEL_FORMAT)
         except (KeyError, TypeError, AttributeError, RefinerError) as error:
@@ -194,12 +195,18 @@ def read_model(folder: Path) -> tuple[Model, ModelInfo]:
     load_saved_tensors(model, saved, file)
     if not (math.isfinite(backbone.logit_scale) and math.isfinite(backbone.logit_bias)):
         raise ModelFileError(f"The weights {file} are damaged: the logit scale or bias is not finite.")
-    model.calibration = Calibration(**stored.calibration.model_dump())
+    model.calibration = stored.calibration.value()
+    if model.calibration.hubness_strength and model.hubness is None:
+        raise ModelFileError(f"{file} does not fit its {CONFIG}: the tensor {CENTRES!r} is missing.")
     return model.eval(), model_info(config)
 
 
 def load_saved_tensors(model: Model, saved: dict[str, torch.Tensor], source: Path) -> None:
     """Copy stored values into a model. Raises ModelFileError if they do not fit."""
+    model.hubness = None
+    if CENTRES in saved:
+        pairs, joint = len(model.space.seen_pairs), model.backbone.embed_dim
+        model.hubness = HubnessCorrection(pairs, joint).to(model.device)
     wanted = model.saved_tensors()
     if wanted.keys() != saved.keys():
         odd = sorted(wanted.keys() ^ saved.keys())[0]

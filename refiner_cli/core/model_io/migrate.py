@@ -1,6 +1,7 @@
-"""Model directories of version 0.1.0 (format ``refiner.model/1``), read as the present format.
+"""Model directories of older formats, read as the present one.
 
-Only names changed: settings of the method, and the first part of some tensors' names.
+Up to ``refiner.model/2`` three values that are calibration now were settings of the method. In
+``refiner.model/1`` (version 0.1.0) some settings and tensors had other names.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from refiner_cli.config import method_section
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.settings import RENAMED_KEYS
 
-OLD_FORMAT = "refiner.model/1"
+OLD_FORMATS = ("refiner.model/1", "refiner.model/2")
+HUBNESS = {False: 0.0, True: 0.5}  # the strength of the correction when it was a switch
 RENAMED_TENSORS = {
     "learned.concepts.read_outs.": "trained.visual_refinement.pools.",
     "learned.concepts.": "trained.visual_refinement.",
@@ -25,12 +28,19 @@ RENAMED_TENSORS = {
 def migrate_config(config: dict[str, Any], new_format: str) -> dict[str, Any]:
     """The content of an old config.json as the present format has it."""
     known = method_section(config["method"]).model_fields
-    settings = {
-        RENAMED_KEYS.get(f"model.{key}", f"model.{key}").removeprefix("model."): value
-        for key, value in config["model"].items()
+    renamed_keys = {key: RENAMED_KEYS.get(f"model.{key}", f"model.{key}") for key in config["model"]}
+    settings = {new: config["model"][old] for old, new in renamed_keys.items()}
+    kept = {key: settings[f"model.{key}"] for key in known if f"model.{key}" in settings}
+    plain = Calibration()
+    own = settings if config["method"] == "refiner" else {}  # other methods ignored theirs
+    calibration = {
+        **config["calibration"],
+        "hubness_strength": HUBNESS[own.get("calibration.hubness_strength", False)],
+        "hubness_softness": plain.hubness_softness,
+        "wise_ft_alpha": own.get("calibration.wise_ft_alpha", plain.wise_ft_alpha),
+        "tta_shifts": settings.get("calibration.tta_shifts", plain.tta_shifts),
     }
-    kept = {key: value for key, value in settings.items() if key in known}  # old sections had every key
-    return {**config, "format": new_format, "model": kept}
+    return {**config, "format": new_format, "model": kept, "calibration": calibration}
 
 
 def migrate_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

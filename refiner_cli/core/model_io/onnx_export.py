@@ -116,7 +116,7 @@ def export_onnx(
 @torch.no_grad()
 def text_bank(model: Model, space: LabelSpace) -> TextBank:
     """The text vectors of the pairs that an export recognises."""
-    return model.eval().encode_pairs(space)
+    return model.eval().text_bank(space)
 
 
 def bank_tensors(bank: TextBank) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ class ScoreSide(nn.Module):
     def forward(self, composition: Tensor, state: Tensor, obj: Tensor, *tensors: Tensor) -> Tensor:
         given = dict(zip(self.names, tensors, strict=True))
         bank = TextBank(self.space, **{name: given.get(name) for name in BANK_TENSORS})  # type: ignore[arg-type]
-        scores = self.model.score(ImageVectors(composition, state, obj), bank)
+        scores = self.model.corrected_scores(ImageVectors(composition, state, obj), bank)
         return self.model.combine(scores, self.space)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +22,9 @@ from refiner_cli.core.model_io.onnx_files import (
     read_onnx_config,
     require_package,
 )
-from refiner_cli.core.models.base import Calibration, ImageVectors, Model, PairIndices, Scores, TextBank
+from refiner_cli.core.model_io.schema import StoredCalibration
+from refiner_cli.core.models.base import ImageVectors, Model, PairIndices, Scores, TextBank
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.towers.architectures import first_line
 from refiner_cli.core.towers.backbone import Backbone, BackboneSpec
 from refiner_cli.data.labels import LabelSpace
@@ -77,7 +80,7 @@ class OnnxModel(Model):
         model = cls(backbone, LabelSpace.from_json(config["labels"]), folder, config["tensors"])
         if model.stored["pairs"].shape != (len(model.space.pairs), width):
             raise ModelFileError(f"{folder / TEXT_FILE} does not fit the labels in config.json.")
-        model.calibration = Calibration(**config["calibration"])
+        model.calibration = StoredCalibration.model_validate_json(json.dumps(config["calibration"])).value()
         return model.eval()
 
     def encode_images(self, images: Tensor) -> ImageVectors:
@@ -98,6 +101,12 @@ class OnnxModel(Model):
             space, self.stored["pairs"], self.stored.get("states"), self.stored.get("objects"),
             self.stored.get("offsets"),
         )  # fmt: skip
+
+    def text_bank(self, space: LabelSpace) -> TextBank:
+        return self.encode_pairs(space)  # with its offsets
+
+    def corrected_scores(self, images: ImageVectors, bank: TextBank) -> Scores:
+        return self.score(images, bank)  # the graph subtracts the offsets itself
 
     def score(self, images: ImageVectors, bank: TextBank) -> Scores:
         """The final scores in the place of the composition logits: the graph combines them itself."""

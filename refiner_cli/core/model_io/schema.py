@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from refiner_cli.config import MethodConfig, method_section
+from refiner_cli.core.models.calibration import Calibration, Confidence, Promise, Temperatures, Threshold
 from refiner_cli.errors import ModelFileError
 
 CONFIG = "config.json"
@@ -176,10 +177,63 @@ class StoredLabels(Part):
         return self
 
 
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+
+
+UnitShare = Annotated[float, Field(ge=0, le=1)]
+
+
+class StoredTemperatures(Part):
+    pair: Temperature = 1.0
+    object: Temperature = 1.0
+    state: Temperature = 1.0
+
+
+class StoredThreshold(Part):
+    probability: UnitShare | None
+    coverage: UnitShare
+    precision: UnitShare | None
+
+    def value(self) -> Threshold:
+        return Threshold(self.probability, self.coverage, self.precision)
+
+
+class StoredPromise(Part):
+    precision: UnitShare
+    pair: StoredThreshold
+    object: StoredThreshold
+    state: StoredThreshold
+
+    def value(self) -> Promise:
+        return Promise(self.precision, self.pair.value(), self.object.value(), self.state.value())
+
+
+class StoredConfidence(Part):
+    temperatures: StoredTemperatures = StoredTemperatures()
+    promises: Annotated[list[StoredPromise], Field(max_length=1000)] = Field(default_factory=list)
+
+    def value(self) -> Confidence:
+        kept = tuple(sorted((one.value() for one in self.promises), key=lambda one: one.precision))
+        return Confidence(Temperatures(**self.temperatures.model_dump()), kept)
+
+
 class StoredCalibration(Part):
     state_weight: Annotated[float, Field(ge=0, le=1e3)]
     object_weight: Annotated[float, Field(ge=0, le=1e3)]
     bias: Annotated[float, Field(ge=-1e6, le=1e6)]
+    hubness_strength: Annotated[float, Field(ge=0, le=1)]
+    hubness_softness: Annotated[float, Field(ge=1e-3, le=1e2)]
+    wise_ft_alpha: Annotated[float, Field(ge=0, le=1)]
+    tta_shifts: Literal[1, 2, 4]
+    closed: StoredConfidence = StoredConfidence()
+    open: StoredConfidence = StoredConfidence()
+
+    def value(self) -> Calibration:
+        return Calibration(
+            **self.model_dump(exclude={"closed", "open"}),
+            closed=self.closed.value(),
+            open=self.open.value(),
+        )
 
 
 class StoredModel(Part):

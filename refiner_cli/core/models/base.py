@@ -8,10 +8,9 @@ Shapes: ``B`` images, ``S`` states, ``O`` objects, ``P`` pairs, ``D`` joint embe
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refiner_cli.config import MethodConfig, TrainConfig
-from refiner_cli.core.models.hubness import HubnessCorrection
+from refiner_cli.core.models.calibration import Calibration
+from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
 from refiner_cli.core.models.shifted_views import shifted_views
 from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers.backbone import Backbone
@@ -41,6 +41,12 @@ class ImageVectors:
 
     def __getitem__(self, rows: slice) -> ImageVectors:
         return ImageVectors(self.composition[rows], self.state[rows], self.object[rows])
+
+    def take(self, rows: Tensor) -> Self:
+        """Some of the images, by their places ``B'`` int64."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        chosen = {name: value[rows.to(value.device)] for name, value in tensors.items()}
+        return replace(self, **chosen, branches=())
 
     @staticmethod
     def average(parts: Sequence[ImageVectors]) -> ImageVectors:
@@ -100,17 +106,9 @@ class Scores:
     object: Tensor | None  # B x O
     branches: tuple[Scores, ...] = ()  # in training, the logits of each branch of the image vectors
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """Inference weights and bias fitted on validation; the weights apply in the closed world only."""
-
-    state_weight: float = 0.0  # b_s
-    object_weight: float = 0.0  # b_o
-    bias: float = 0.0  # added to the scores of unseen pairs, for the best harmonic mean
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def corrected(self, offsets: Tensor | None) -> Scores:
+        """With the offsets ``P`` of a hubness correction subtracted from the composition logits."""
+        return self if offsets is None else replace(self, composition=self.composition - offsets)
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,7 @@ class Model(nn.Module, ABC):
     has_state_branch = False  # whether Scores.state is weighted in combine()
     has_object_branch = False
     frozen_image_side = False  # whether encode_images is the backbone alone, and takes its vectors, too
+    learns_words = False  # whether encode_pairs() interpolates trained word vectors with CLIP's
     scores_from_vectors = True  # whether ImageVectors hold all that score() needs of an image
 
     def __init__(self, backbone: Backbone, config: MethodConfig, space: LabelSpace) -> None:
@@ -144,7 +143,7 @@ class Model(nn.Module, ABC):
         self.config = config
         self.space = space
         self.calibration = Calibration()
-        self.hubness: HubnessCorrection | None = None
+        self.hubness: HubnessCorrection | None = None  # fitted by calibration, if it has a strength
         self.memory = MemoryOptions()
 
     @classmethod
@@ -169,7 +168,7 @@ class Model(nn.Module, ABC):
     def saved_tensors(self) -> dict[str, Tensor]:
         """The tensors that a file of the model holds, by name: trained ones, and those fitted afterwards."""
         saved: dict[str, Tensor] = dict(self.trainable_parameters())
-        return saved if self.hubness is None else saved | {"hubness.centres": self.hubness.centres}
+        return saved if self.hubness is None else saved | {CENTRES: self.hubness.centres}
 
     def label_tables(self) -> dict[str, Literal["state", "object"]]:
         """The saved tensors with one row per state or object of ``space``, by name."""
@@ -189,16 +188,32 @@ class Model(nn.Module, ABC):
         """Preprocessed images ``B x 3 x H x W`` -> vectors."""
 
     def encode_images_tta(self, images: Tensor) -> ImageVectors:
-        """As :meth:`encode_images`, averaged over ``model.tta_shifts`` shifted views; not for training."""
+        """As :meth:`encode_images`, averaged over the calibration's shifted views; not for training."""
         if images.ndim == 2:  # vectors, see frozen_image_side
             return self.encode_images(images)
-        shifted = shifted_views(images, self.backbone.visual.patch_size, self.config.tta_shifts)
+        shifted = shifted_views(images, self.backbone.visual.patch_size, self.calibration.tta_shifts)
         views = [self.encode_images(view) for view in shifted]
         return views[0] if len(views) == 1 else views[0].average(views)
 
     @abstractmethod
     def encode_pairs(self, space: LabelSpace) -> TextBank:
         """Text vectors of every candidate."""
+
+    def text_bank(self, space: LabelSpace) -> TextBank:
+        """As :meth:`encode_pairs`, with the calibration's hubness offsets; not for training."""
+        return self.with_offsets(self.encode_pairs(space), self.calibration)
+
+    def with_offsets(self, bank: TextBank, calibration: Calibration) -> TextBank:
+        """A bank with the offsets of a calibration's hubness correction, if it has one."""
+        if self.hubness is None or not calibration.hubness_strength:
+            return replace(bank, offsets=None)
+        offsets = self.hubness(
+            bank.pairs,
+            self.backbone.logit_scale,
+            strength=calibration.hubness_strength,
+            softness=calibration.hubness_softness,
+        )
+        return replace(bank, offsets=offsets)
 
     @property
     def has_queries(self) -> bool:
@@ -214,14 +229,16 @@ class Model(nn.Module, ABC):
         scale, shift = self.backbone.logit_scale, self.backbone.logit_bias
         with torch.autocast(images.composition.device.type, enabled=False):
             composition = scale * images.composition @ bank.pairs.T  # B x P
-            if bank.offsets is not None:
-                composition = composition - bank.offsets
             return Scores(
                 composition + shift if shift else composition,
                 None if bank.states is None else scale * images.state @ bank.states.T,
                 None if bank.objects is None else scale * images.object @ bank.objects.T,
                 tuple(self.score(branch, bank) for branch in images.branches if self.training),
             )
+
+    def corrected_scores(self, images: ImageVectors, bank: TextBank) -> Scores:
+        """As :meth:`score`, with the bank's offsets subtracted."""
+        return self.score(images, bank).corrected(bank.offsets)
 
     def combine(self, scores: Scores, space: PairIndices, calibration: Calibration | None = None) -> Tensor:
         """The final scores ``B x P``: composition logits and weighted evidence for state and object.

@@ -20,14 +20,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-# Both were selected on held-out training pairs and on validation of the demo (see the study's notes).
-SOFTNESS = 0.25  # T
-STRENGTH = 0.5  # a
+SOFTNESS = 0.25  # T, selected on held-out training pairs of the demo (see the study's notes)
+CENTRES = "hubness.centres"  # the name of the centres in a stored model
 CHUNK_SIZE = 4096  # texts compared with all centres at once
 
 
 class HubnessCorrection(nn.Module):
-    """Per-text similarity offset, estimated on training images; 0 before it is fitted.
+    """Per-text similarity offset, estimated on training images; 0 before they are seen.
 
     Args:
         pairs: Q seen pairs.
@@ -52,10 +51,10 @@ class HubnessCorrection(nn.Module):
         count = sums.new_zeros(len(sums)).index_add_(0, truth, ones).clamp(min=1)
         self.centres.copy_(sums / count[:, None])
 
-    def forward(self, texts: Tensor, scale: float | Tensor) -> Tensor:
+    def forward(self, texts: Tensor, scale: float | Tensor, *, strength: float, softness: float) -> Tensor:
         """Unit vectors ``P x D`` -> their offsets ``P`` in logits, float32 whatever the precision outside."""
         with torch.autocast(texts.device.type, enabled=False):
             parts = [
-                (SOFTNESS * scale * part @ self.centres.T).logsumexp(-1) for part in texts.split(CHUNK_SIZE)
+                (softness * scale * part @ self.centres.T).logsumexp(-1) for part in texts.split(CHUNK_SIZE)
             ]
-            return (torch.cat(parts) - math.log(len(self.centres))) * STRENGTH / SOFTNESS
+            return (torch.cat(parts) - math.log(len(self.centres))) * strength / softness

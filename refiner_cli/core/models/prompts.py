@@ -30,9 +30,6 @@ class Prompts(nn.Module):
         space: its S states and O objects get a vector each.
         context: words such as "a photo of", n tokens.
         dropout: share of a vector's entries that is dropped in training.
-        wise_ft_alpha: weight of the trained vectors at inference, interpolated with CLIP's own (0: CLIP's,
-            1: trained). Trained vectors fit the seen pairs first; interpolation helps unseen ones, as it
-            does for whole networks (WiSE-FT, Wortsman et al., CVPR 2022).
         roles: which contexts there are.
         learn_context: whether the contexts are trained.
         learn_primitives: whether the state and object vectors are trained.
@@ -48,14 +45,13 @@ class Prompts(nn.Module):
         *,
         context: str,
         dropout: float,
-        wise_ft_alpha: float = 1.0,
         roles: Sequence[Role] = ROLES,
         learn_context: bool = True,
         learn_primitives: bool = True,
     ) -> None:
         super().__init__()
         self.text = text
-        self.dropout, self.wise_ft_alpha = dropout, wise_ft_alpha
+        self.dropout = dropout
         self.index = {
             "state": {name: i for i, name in enumerate(space.states)},
             "object": {name: i for i, name in enumerate(space.objects)},
@@ -74,12 +70,20 @@ class Prompts(nn.Module):
         """The learned tensors with a row per label."""
         return {"states": "state", "objects": "object"}
 
-    def embed(self, role: Literal["state", "object"], names: Sequence[str]) -> Tensor:
-        """The vectors of ``names`` in their role, ``len(names) x E``: trained where known, else CLIP's."""
+    def embed(
+        self, role: Literal["state", "object"], names: Sequence[str], wise_ft_alpha: float = 1.0
+    ) -> Tensor:
+        """The vectors of ``names`` in their role, ``len(names) x E``: trained where known, else CLIP's.
+
+        Args:
+            wise_ft_alpha: weight of the trained vectors at inference, interpolated with CLIP's own (0:
+                CLIP's, 1: trained). Trained vectors fit the seen pairs first; interpolation helps unseen
+                ones, as it does for whole networks (WiSE-FT, Wortsman et al., CVPR 2022).
+        """
         table: Tensor = self.states if role == "state" else self.objects
-        if not self.training and self.wise_ft_alpha < 1:
+        if not self.training and wise_ft_alpha < 1:
             own = self.clip_states if role == "state" else self.clip_objects
-            table = torch.lerp(own, table, self.wise_ft_alpha)
+            table = torch.lerp(own, table, wise_ft_alpha)
         index = self.index[role]
         unknown = [name for name in names if name not in index]
         if unknown:
@@ -90,15 +94,23 @@ class Prompts(nn.Module):
         return F.dropout(rows, self.dropout, self.training)
 
     def encode(
-        self, space: LabelSpace, *, chunk_size: int, with_states: bool = True, with_objects: bool = True
+        self,
+        space: LabelSpace,
+        *,
+        chunk_size: int,
+        wise_ft_alpha: float = 1.0,
+        with_states: bool = True,
+        with_objects: bool = True,
     ) -> TextBank:
         """The text vectors of a label space.
 
         Args:
             chunk_size: prompts encoded at once.
+            wise_ft_alpha: as in :meth:`embed`.
             with_states: whether the bank has vectors of the states alone; likewise ``with_objects``.
         """
-        states, objects = self.embed("state", space.states), self.embed("object", space.objects)
+        states = self.embed("state", space.states, wise_ft_alpha)
+        objects = self.embed("object", space.objects, wise_ft_alpha)
         state, obj = (to_device(i, states.device) for i in (space.pair_state, space.pair_object))
         pairs = self.text.encode_pairs(
             self.contexts["composition"], states, objects[obj], state, chunk_size=chunk_size

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from refiner_cli.config import MethodConfig, TrainConfig
 from refiner_cli.core.models.adapters import AdapterStack
 from refiner_cli.core.models.base import ImageVectors, Model, Scores, TextBank
-from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.image_to_text import ImageToText
 from refiner_cli.core.models.prompts import ROLES, Prompts
 from refiner_cli.core.models.visual_refinement import VisualRefinement
@@ -48,15 +47,6 @@ class RefinerConfig(MethodConfig):
     learn_context: bool = Field(default=True, description="whether the contexts are trained")
     learn_primitives: bool = Field(default=True, description="whether state and object vectors are trained")
     primitive_dropout: float = Field(0.3, ge=0, lt=1, description="dropout on state and object vectors")
-    wise_ft_alpha: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="weight of the learned state and object vectors at inference (0: CLIP's, 1: learned)",
-    )
-    hubness_correction: bool = Field(
-        default=True, description="subtract a pair's typical similarity to training images"
-    )
 
 
 class Refiner(Model):
@@ -75,15 +65,14 @@ class Refiner(Model):
         visual_refinement: VisualRefinement | None,
         image_to_text: Mapping[str, ImageToText],
         prompts: Prompts,
-        hubness: HubnessCorrection | None = None,
     ) -> None:
         super().__init__(backbone, config, space)
         self.adapters = adapters
         self.visual_refinement = visual_refinement
         self.image_to_text = nn.ModuleDict(dict(image_to_text))
         self.prompts = prompts
-        self.hubness = hubness
         self.has_state_branch, self.has_object_branch = config.align_state, config.align_object
+        self.learns_words = config.learn_primitives
 
     @classmethod
     def build(cls, backbone: Backbone, config: RefinerConfig, space: LabelSpace) -> Self:
@@ -114,11 +103,9 @@ class Refiner(Model):
                 space,
                 context=config.prompt_init,
                 dropout=config.primitive_dropout,
-                wise_ft_alpha=config.wise_ft_alpha,
                 learn_context=config.learn_context,
                 learn_primitives=config.learn_primitives,
             ),
-            hubness=HubnessCorrection(len(space.seen_pairs), D) if config.hubness_correction else None,
         )
 
     def encode_images(self, images: Tensor) -> ImageVectors:
@@ -132,15 +119,13 @@ class Refiner(Model):
         return replace(ImageVectors.average([whole, regions]), branches=(whole, regions))
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
-        bank = self.prompts.encode(
+        return self.prompts.encode(
             space,
             chunk_size=self.memory.text_chunk_size,
+            wise_ft_alpha=self.calibration.wise_ft_alpha,
             with_states=self.config.align_state,
             with_objects=self.config.align_object,
         )
-        if self.hubness is None or self.training:
-            return bank
-        return replace(bank, offsets=self.hubness(bank.pairs, self.backbone.logit_scale))
 
     def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:
         if not scores.branches:

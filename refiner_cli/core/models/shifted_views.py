@@ -12,24 +12,28 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.nn import functional as F
 
-# The shifts of two and of four views, in quarters of a patch right and down.
-SHIFTS = {2: ((-1, -1), (1, 1)), 4: ((-1, -1), (1, 1), (-1, 1), (1, -1))}
+Shift = tuple[int, int]  # quarters of a patch right and down
+
+# The shifts of one, two and four views.
+SHIFTS: dict[int, tuple[Shift, ...]] = {
+    1: ((0, 0),),
+    2: ((-1, -1), (1, 1)),
+    4: ((-1, -1), (1, 1), (-1, 1), (1, -1)),
+}
 
 
-def shifted_views(images: Tensor, patch: int, count: int) -> Iterator[Tensor]:
-    """The images shifted by up to a quarter of a patch, once per view, with mirrored edges.
-
-    Args:
-        images: ``B x 3 x H x W``.
-        patch: its side in pixels.
-        count: how many views; 1 is the image as it is, else a key of ``SHIFTS``.
-    """
-    if count == 1:
-        yield images
-        return
+def shifted_view(images: Tensor, patch: int, shift: Shift) -> Tensor:
+    """The images ``B x 3 x H x W`` moved by a shift, with mirrored edges; ``patch`` is its side in pixels."""
+    if shift == (0, 0):
+        return images
     step = max(1, round(patch / 4))
     height, width = images.shape[-2:]
     padded = F.pad(images, (step,) * 4, "reflect")
-    for right, down in SHIFTS[count]:
-        x, y = step * (1 + right), step * (1 + down)
-        yield padded[..., y : y + height, x : x + width]
+    x, y = (step * (1 + quarters) for quarters in shift)
+    return padded[..., y : y + height, x : x + width]
+
+
+def shifted_views(images: Tensor, patch: int, count: int) -> Iterator[Tensor]:
+    """The images shifted by up to a quarter of a patch, once per view; ``count`` is a key of ``SHIFTS``."""
+    for shift in SHIFTS[count]:
+        yield shifted_view(images, patch, shift)

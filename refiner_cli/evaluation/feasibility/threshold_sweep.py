@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refiner_cli.core.models.base import Calibration
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.evaluation.metrics.seen_unseen import SeenUnseenCurve, step_curve

@@ -19,6 +19,7 @@ from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import ScoresError
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.breakdown import top_k
+from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence
 from refiner_cli.evaluation.metrics.score_summary import FloatArray, ScoreSummary
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.metric_names import METRIC_NAMES
@@ -128,6 +129,7 @@ class MeasuredSplit:
 
     summary: ScoreSummary
     space: LabelSpace
+    confidence: MeasuredConfidence | None = None  # where it was asked for
 
 
 def differences(

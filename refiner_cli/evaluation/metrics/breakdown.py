@@ -158,13 +158,17 @@ class Reliability:
 
 def reliability(summary: ScoreSummary, bias: float = 0.0, *, bins: int = 10) -> Reliability:
     """How well the softmax over all candidates matches the accuracy at this bias."""
-    confidence, right = confidences(summary, bias), summary.correct(bias)
+    return bin_confidences(confidences(summary, bias), summary.correct(bias), bins=bins)
+
+
+def bin_confidences(confidence: FloatArray, right: BoolArray, *, bins: int = 10) -> Reliability:
+    """Confidences ``N`` in 0..1 against whether they were right; the error weighs each bin by its images."""
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     images = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):  # an empty bin has no mean
         mean = 100 * np.bincount(place, confidence, bins) / images
         accuracy = 100 * np.bincount(place, right.astype(np.float64), bins) / images
-    error = float(np.nansum(np.abs(mean - accuracy) * images) / len(summary))
+    error = float(np.nansum(np.abs(mean - accuracy) * images) / len(confidence))
     return Reliability(mean, accuracy, images, error)
 
 

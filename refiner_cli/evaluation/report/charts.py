@@ -96,9 +96,9 @@ def draw_point(axes: Axes, point: OperatingPoint, style: str) -> None:
     axes.dot((point.unseen, point.seen), classes, title=point.text)
 
 
-def calibration_chart(worlds: Sequence[tuple[str, Reliability]]) -> Markup:
+def calibration_chart(worlds: Sequence[tuple[str, Reliability]], title: str = "Calibration") -> Markup:
     """Accuracy against confidence; a dot's area grows with its share of the images."""
-    axes = Axes("Calibration", "confidence, %", "accuracy, %", 0, 100, 0, 100)
+    axes = Axes(title, "confidence, %", "accuracy, %", 0, 100, 0, 100)
     diagonal = path_data([axes.place(0, 0), axes.place(100, 100)])
     element(axes.svg, "path", class_="diagonal", d=diagonal)
     for style, reliability in worlds:
@@ -108,8 +108,8 @@ def calibration_chart(worlds: Sequence[tuple[str, Reliability]]) -> Markup:
         for i, (confidence, accuracy) in zip(filled, points, strict=True):
             images = int(reliability.images[i])
             radius = 2 + 9 * math.sqrt(images / reliability.images.sum())
-            title = f"{images} images: confidence {confidence:.0f} %, accuracy {accuracy:.0f} %"
-            axes.dot((confidence, accuracy), style, radius=radius, title=title)
+            hover = f"{images} images: confidence {confidence:.0f} %, accuracy {accuracy:.0f} %"
+            axes.dot((confidence, accuracy), style, radius=radius, title=hover)
     return axes.markup()
 
 

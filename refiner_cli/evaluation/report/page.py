@@ -21,14 +21,16 @@ from refiner_cli.evaluation.metrics.bootstrap import Interval
 from refiner_cli.evaluation.metrics.breakdown import (
     BreakdownRow,
     PrimitiveKind,
+    bin_confidences,
     confusion,
     difficulty,
     reliability,
 )
+from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence, kept_promises
 from refiner_cli.evaluation.report import charts
 from refiner_cli.evaluation.report.sentences import calibration_text, choice_sentences, undefined_sentences
-from refiner_cli.evaluation.result import Result, WorldResult
-from refiner_cli.metric_names import METRIC_NAMES, format_metric
+from refiner_cli.evaluation.result import Result, WorldResult, calibration_errors
+from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED, format_metric
 from refiner_cli.render import data_url, thumbnail, write_page
 
 PHOTO_SIDE = 160  # pixels of a thumbnail, shown at half that size: sharp on a high-density screen
@@ -96,12 +98,63 @@ def write_report(
         validation=[
             chart for name, world in result.worlds.items() if (chart := feasibility_chart(name, world))
         ],
-        calibration=charts.calibration_chart(
-            [(world_style(n), reliability(w.measured.summary, w.bias)) for n, w in result.worlds.items()]
-        ),
+        split=result.split,
+        reliability=list(reliability_charts(result)),
+        calibration_errors=[
+            (f"{name} world, {level}", [(f"{before:.1f}", ""), (f"{after:.1f}", "")])
+            for name, world in result.worlds.items()
+            if world.measured.confidence
+            for level, (before, after) in calibration_errors(world.measured.confidence).items()
+        ],
+        thresholds=[
+            (name, threshold_rows(world.measured.confidence))
+            for name, world in result.worlds.items()
+            if world.measured.confidence and world.measured.confidence.confidence.promises
+        ],
         calibration_text=calibration_text(result),
         worlds=[world_section(name, world, result, images) for name, world in result.worlds.items()],
     )
+
+
+def reliability_charts(result: Result) -> Iterator[Markup]:
+    """Confidence in the best pair against accuracy, before the temperatures and after."""
+    measured = {name: world.measured.confidence for name, world in result.worlds.items()}
+    for side, title in (("before", "before temperature"), ("after", "after temperature")):
+        lines = [
+            (world_style(name), bin_confidences(found.probability["pair"], found.right["pair"]))
+            for name, one in measured.items()
+            if one and (found := getattr(one, side))
+        ]
+        if lines:
+            yield charts.calibration_chart(lines, f"Calibration {title}")
+    if not any(measured.values()):
+        yield charts.calibration_chart(
+            [(world_style(n), reliability(w.measured.summary, w.bias)) for n, w in result.worlds.items()]
+        )
+
+
+def threshold_rows(measured: MeasuredConfidence) -> list[tuple[str, list[tuple[str, str]]]]:
+    """For every promised precision and verdict: threshold, coverage and precision on both splits."""
+
+    def share(value: float | None) -> str:
+        return UNDEFINED if value is None else f"{100 * value:.1f}"
+
+    return [
+        (
+            f"{100 * kept.precision:.0f} %, {kept.level}",
+            [
+                (
+                    UNDEFINED if kept.threshold.probability is None else f"{kept.threshold.probability:.3f}",
+                    "",
+                ),
+                (share(kept.threshold.coverage), ""),
+                (share(kept.threshold.precision), ""),
+                (share(kept.coverage), ""),
+                (share(kept.measured), " to ".join(f"{100 * side:.1f}" for side in kept.interval or ())),
+            ],
+        )
+        for kept in kept_promises(measured.after, measured.confidence)
+    ]
 
 
 def world_style(name: str) -> str:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from refiner_cli.config import method_section
+from refiner_cli.core.models.calibration import Calibration
+from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone, load_backbone
@@ -174,35 +176,33 @@ def test_attention_of_the_queries_sums_to_one(tiny: Backbone) -> None:
 
 
 def test_own_words_keep_clips_vectors_and_known_words_their_learned_ones(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, RefinerConfig(primitive_dropout=0, wise_ft_alpha=0.25), SPACE)
+    model = Refiner.build(tiny, RefinerConfig(primitive_dropout=0), SPACE)
     with torch.no_grad():
         model.prompts.states += 1
     for training, moved in ((True, 1.0), (False, 0.25)):
-        rows = model.train(training).prompts.embed("state", ["frozen", "wet"])
+        rows = model.train(training).prompts.embed("state", ["frozen", "wet"], 0.25)
         assert torch.equal(rows[0], tiny.text.embed_label("frozen"))
         assert torch.allclose(rows[1], tiny.text.embed_label("wet") + moved)
 
 
 def test_levels_are_taken_from_the_compositions_outside_training(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, RefinerConfig(), SPACE)
-    without = Refiner.build(tiny, RefinerConfig(hubness_correction=False), SPACE)
-    without.load_state_dict(model.state_dict(), strict=False)
-    assert model.train().encode_pairs(SPACE).offsets is None
+    model = Refiner.build(tiny, RefinerConfig(), SPACE).eval()
     with torch.no_grad():
-        seen = model.eval().encode_images(images(tiny, 3))
-        assert model.hubness is not None
+        seen = model.encode_images(images(tiny, 3))
+        model.hubness = HubnessCorrection(3, tiny.embed_dim)
         model.hubness.fit(seen.composition, torch.arange(3))
-        bank, plain = model.encode_pairs(SPACE), without.eval().encode_pairs(SPACE)
+        assert model.text_bank(SPACE).offsets is None  # the calibration has no strength
+        model.calibration = Calibration(hubness_strength=0.5)
+        assert model.encode_pairs(SPACE).offsets is None  # what training sees
+        bank = model.text_bank(SPACE)
         assert bank.offsets is not None
         assert bank.offsets.abs().min() > 0
-        ours, theirs = model.score(seen, bank), without.score(seen, plain)
+        ours, theirs = model.corrected_scores(seen, bank), model.score(seen, model.encode_pairs(SPACE))
     assert torch.allclose(ours.composition, theirs.composition - bank.offsets)
     assert torch.equal(ours.state, theirs.state)  # type: ignore[arg-type]
 
 
 def test_combine_weighs_state_and_object_evidence(tiny: Backbone) -> None:
-    from refiner_cli.core.models.base import Calibration
-
     model = Refiner.build(tiny, RefinerConfig(), SPACE).eval()
     with torch.no_grad():
         scores = model.score(model.encode_images(images(tiny)), model.encode_pairs(SPACE))

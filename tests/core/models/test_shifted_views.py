@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from refiner_cli.config import method_section
-from refiner_cli.core.models.base import Calibration
 from refiner_cli.core.models.baselines.traction import PatchedVectors
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.models.shifted_views import SHIFTS, shifted_views
 from refiner_cli.core.runtime.device import RuntimeOptions
@@ -53,7 +53,8 @@ def test_four_grids_lie_half_a_patch_apart_both_ways(pixels: torch.Tensor) -> No
 
 @pytest.mark.parametrize("method", BUILT_IN_METHODS)
 def test_what_is_read_on_the_grids_is_added(tiny: Backbone, pixels: torch.Tensor, method: str) -> None:
-    model = build_model(method, tiny, method_section(method)(tta_shifts=2), SPACE).eval()
+    model = build_model(method, tiny, method_section(method)(), SPACE).eval()
+    model.calibration = Calibration(tta_shifts=2)
     with torch.no_grad():
         read = model.encode_images_tta(pixels)
         parts = [model.encode_images(view) for view in shifted_views(pixels, tiny.visual.patch_size, 2)]
@@ -63,7 +64,7 @@ def test_what_is_read_on_the_grids_is_added(tiny: Backbone, pixels: torch.Tensor
         if isinstance(read, PatchedVectors):
             assert isinstance(parts[0], PatchedVectors)
             assert read.patches.shape[1] == 2 * parts[0].patches.shape[1]
-        model.config = type(model.config)(tta_shifts=1)
+        model.calibration = Calibration()
         one, plain = model.encode_images_tta(pixels), model.encode_images(pixels)
     assert torch.allclose(one.composition, plain.composition, atol=1e-6)
     assert not torch.allclose(read.composition, plain.composition, atol=1e-3)
@@ -85,7 +86,8 @@ class Kept:
 def test_evaluation_reads_on_the_grids(tiny: Backbone, small_demo: Path) -> None:
     demo = load_benchmark(small_demo)
     space, setting = demo.label_space("val"), RuntimeOptions()
-    model = build_model("clip", tiny, method_section("clip")(tta_shifts=2), space)
+    model = build_model("clip", tiny, method_section("clip")(), space)
+    model.calibration = Calibration(tta_shifts=2)
     kept = Kept(space)
     score_split(model, demo, "val", [kept], setting)
     with torch.no_grad():

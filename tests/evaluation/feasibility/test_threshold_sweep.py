@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refiner_cli.core.models.base import Calibration
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.evaluation.feasibility.feasibility import make_adjustment
 from refiner_cli.evaluation.feasibility.threshold_sweep import ThresholdStream
 from refiner_cli.evaluation.metrics.bias_sweep import seen_unseen_curve

@@ -34,6 +34,7 @@ class PromptTuning(Clip):
 
     def __init__(self, backbone: Backbone, config: MethodConfig, space: LabelSpace) -> None:
         super().__init__(backbone, config, space)
+        self.learns_words = self.learn_primitives
         self.prompts = Prompts(
             backbone.text,
             space,
@@ -46,7 +47,11 @@ class PromptTuning(Clip):
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
         return self.prompts.encode(
-            space, chunk_size=self.memory.text_chunk_size, with_states=False, with_objects=False
+            space,
+            chunk_size=self.memory.text_chunk_size,
+            wise_ft_alpha=self.calibration.wise_ft_alpha,
+            with_states=False,
+            with_objects=False,
         )
 
 

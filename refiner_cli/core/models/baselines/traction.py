@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from refiner_cli.core.models.base import Calibration, ImageVectors, Model, PairIndices, Scores, TextBank
+from refiner_cli.core.models.base import ImageVectors, Model, PairIndices, Scores, TextBank
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.prompts import Prompts, Role
 from refiner_cli.core.runtime.device import to_device
 from refiner_cli.data.labels import LabelSpace
@@ -44,10 +45,13 @@ class TractionModel(Model):
     """A model whose text vectors are moved by the patches of the image that they are compared with."""
 
     scores_from_vectors = False  # traction reads the patches
+    has_state_branch = has_object_branch = True
     prompts: Prompts
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
-        return self.prompts.encode(space, chunk_size=self.memory.text_chunk_size)
+        return self.prompts.encode(
+            space, chunk_size=self.memory.text_chunk_size, wise_ft_alpha=self.calibration.wise_ft_alpha
+        )
 
     def score(self, images: ImageVectors, bank: TextBank) -> Scores:
         assert isinstance(images, PatchedVectors)  # noqa: S101 - encode_images makes them
@@ -81,9 +85,12 @@ class TractionModel(Model):
         return torch.cat([checkpoint(part, rows, use_reentrant=False) for rows in blocks], 1)
 
     def combine(self, scores: Scores, space: PairIndices, calibration: Calibration | None = None) -> Tensor:
-        """The published score: composition logit plus the product of state and object probabilities."""
-        del calibration  # the published score has no weights
+        """The published score, composition logit plus the product of state and object probabilities.
+
+        Calibration may add weighted evidence in the closed world, as it does for every method.
+        """
         assert scores.state is not None  # noqa: S101 - all three are always aligned
         assert scores.object is not None  # noqa: S101
         state, obj = (to_device(i, self.device) for i in (space.pair_state, space.pair_object))
-        return scores.composition + scores.state.softmax(-1)[:, state] * scores.object.softmax(-1)[:, obj]
+        product = scores.state.softmax(-1)[:, state] * scores.object.softmax(-1)[:, obj]
+        return super().combine(scores, space, calibration) + product

@@ -138,6 +138,7 @@ class Troika(TractionModel):
 
     def __init__(self, backbone: Backbone, config: TroikaConfig, space: LabelSpace) -> None:
         super().__init__(backbone, config, space)
+        self.learns_words = True
         tower, D = backbone.visual, backbone.embed_dim
         self.adapters = nn.ModuleList(
             [

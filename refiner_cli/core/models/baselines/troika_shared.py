@@ -82,6 +82,7 @@ class TroikaShared(TractionModel):
 
     def __init__(self, backbone: Backbone, config: TroikaSharedConfig, space: LabelSpace) -> None:
         super().__init__(backbone, config, space)
+        self.learns_words = config.learn_primitives
         tower, D = backbone.visual, backbone.embed_dim
         adapted = min(config.adapter_blocks or tower.depth, tower.depth) if config.adapters else 0
         self.adapters = AdapterStack(tower, adapted, config.adapter_dim)

@@ -1,0 +1,89 @@
+"""What is fitted after training, on the validation split alone, for any method."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from refiner_cli.core.models.hubness import SOFTNESS
+
+Level = Literal["pair", "object", "state"]
+LEVELS: tuple[Level, ...] = get_args(Level)  # in the order in which a verdict tries them
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """What logits are divided by before they become probabilities (Guo et al., ICML 2017).
+
+    Those of states and objects divide the logarithms of their probabilities, which are sums over pairs.
+    """
+
+    pair: float = 1.0
+    object: float = 1.0
+    state: float = 1.0
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which probability on a verdict is given, and what validation shows of it."""
+
+    probability: float | None  # None: no threshold keeps the promise
+    coverage: float  # share of the images that get this verdict
+    precision: float | None  # share of these that are right; None without any
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The thresholds that keep a precision: each counts for the images that those before it leave over."""
+
+    precision: float
+    pair: Threshold
+    object: Threshold
+    state: Threshold
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How scores become probabilities in one world, and how far these can be relied on."""
+
+    temperatures: Temperatures = Temperatures()
+    promises: tuple[Promise, ...] = ()  # by rising precision
+
+    def promise(self, precision: float) -> Promise | None:
+        """The promise of at least a precision; None if it is higher than any."""
+        return next((one for one in self.promises if one.precision >= precision - 1e-9), None)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a trained model is used; the defaults are the plain model.
+
+    The weights of the evidence apply in the closed world only.
+    """
+
+    state_weight: float = 0.0  # b_s, of the state evidence
+    object_weight: float = 0.0  # b_o
+    bias: float = 0.0  # added to the scores of unseen pairs, for the best harmonic mean
+    hubness_strength: float = 0.0  # a; 0: no correction
+    hubness_softness: float = SOFTNESS  # T
+    wise_ft_alpha: float = 1.0  # weight of the learned word vectors (0: CLIP's, 1: learned)
+    tta_shifts: int = 1  # shifted views averaged
+    closed: Confidence = Confidence()
+    open: Confidence = Confidence()
+
+    def confidence(self, *, is_open: bool) -> Confidence:
+        """That of a label space: in the open world more pairs compete, by other scores."""
+        return self.open if is_open else self.closed
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def tempered(probabilities: Tensor, temperature: float) -> Tensor:
+    """Rows of probabilities ``B x S`` whose logarithms are divided by a temperature; rows sum to 1."""
+    if temperature == 1:
+        return probabilities
+    return (probabilities.log() / temperature).softmax(-1)

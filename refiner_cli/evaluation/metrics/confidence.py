@@ -1,0 +1,268 @@
+"""How sure a model is of pairs, objects and states, whether it is right, and from where on it can be trusted.
+
+A *verdict* says of an image what is sure: the pair where its probability reaches a threshold, else the
+object alone, else the state alone, else nothing. A threshold keeps a promised precision if, with 95 %
+confidence, that share of the verdicts it gives is right (Wilson's lower bound on validation). Each
+threshold is found on the images that those before it leave over, as it is used.
+
+Images of one pair are alike: a split of 44 pairs with 12 images each says less than 528 images of 528
+pairs would. So images count by Kish's design effect, ``1 + rho (m - 1)``, with ``m`` images a pair and
+``rho`` the correlation of being right within a pair.
+
+Shapes: ``N`` or ``B`` images, ``P`` pairs, ``S`` states or objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refiner_cli.core.models.calibration import (
+    LEVELS,
+    Confidence,
+    Level,
+    Promise,
+    Temperatures,
+    Threshold,
+    tempered,
+)
+from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
+from refiner_cli.evaluation.metrics.score_summary import FloatArray
+from refiner_cli.evaluation.metrics.streaming import BLOCK_ELEMENTS
+
+PROMISES = (*(percent / 100 for percent in range(50, 100, 5)), 0.97, 0.98, 0.99)
+NOTHING = len(LEVELS)  # the verdict that nothing is sure
+SURE = 0.95  # confidence that a promise is kept
+
+
+@dataclass(frozen=True)
+class TopProbabilities:
+    """The probability of each image's best pair, object and state, and whether it is right; ``N`` each."""
+
+    probability: Mapping[Level, FloatArray]
+    right: Mapping[Level, BoolArray]
+    pairs: IntArray  # the true pair
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def class_sums(probabilities: Tensor, index: Tensor, count: int) -> Tensor:
+    """Probabilities of pairs ``B x P`` summed over the pairs of each class (state or object), ``B x count``.
+
+    Args:
+        index: ``P`` int64, the class of each pair.
+    """
+    sums = probabilities.new_zeros(len(probabilities), count)
+    return sums.index_add_(1, index.to(probabilities.device), probabilities)
+
+
+def level_probabilities(
+    scores: Tensor, space: LabelSpace, temperatures: Temperatures
+) -> dict[Level, tuple[Tensor, IntArray]]:
+    """Probabilities of pairs ``B x P``, objects and states, each with the class of every pair, ``P``."""
+    pairs = (scores / temperatures.pair).softmax(-1)
+    objects = class_sums(pairs, torch.from_numpy(space.pair_object), len(space.objects))
+    states = class_sums(pairs, torch.from_numpy(space.pair_state), len(space.states))
+    return {
+        "pair": (pairs, np.arange(len(space.pairs))),
+        "object": (tempered(objects, temperatures.object), space.pair_object),
+        "state": (tempered(states, temperatures.state), space.pair_state),
+    }
+
+
+@dataclass
+class ConfidenceStream:
+    """Takes final scores of images once and keeps how sure the model is of its best guesses.
+
+    Args:
+        bias: added to the scores of unseen pairs.
+    """
+
+    space: LabelSpace
+    temperatures: Temperatures
+    bias: float
+    allowed: BoolArray | None = None  # P, the pairs that may compete; None: all
+    _parts: list[dict[Level, tuple[Tensor, Tensor]]] = field(init=False, default_factory=list)
+    _pairs: list[Tensor] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        offset = torch.where(torch.from_numpy(self.space.seen), 0.0, self.bias)
+        if self.allowed is not None:
+            offset = offset.masked_fill(torch.from_numpy(~self.allowed), -torch.inf)
+        self._offset = offset.float()  # P
+
+    @torch.no_grad()
+    def update(self, scores: Tensor, truth: Tensor) -> None:
+        """Scores ``B x P`` and the true pair of each image, ``B`` int64."""
+        self._offset = self._offset.to(scores.device)
+        rows = max(BLOCK_ELEMENTS // scores.shape[1], 1)
+        for block, true in zip(scores.float().split(rows), truth.split(rows), strict=True):
+            found = level_probabilities(block + self._offset, self.space, self.temperatures)
+            part: dict[Level, tuple[Tensor, Tensor]] = {}
+            for level, (probabilities, index) in found.items():
+                best = probabilities.max(-1)
+                part[level] = (best.values.cpu(), best.indices.cpu() == torch.from_numpy(index)[true.cpu()])
+            self._parts.append(part)
+            self._pairs.append(true.cpu())
+
+    def result(self) -> TopProbabilities:
+        columns = {level: list(zip(*(part[level] for part in self._parts), strict=True)) for level in LEVELS}
+        return TopProbabilities(
+            {level: torch.cat(values).double().numpy() for level, (values, _) in columns.items()},
+            {level: torch.cat(right).numpy() for level, (_, right) in columns.items()},
+            torch.cat(self._pairs).numpy(),
+        )
+
+
+def wilson_interval(
+    share: FloatArray, counted: FloatArray, confidence: float
+) -> tuple[FloatArray, FloatArray]:
+    """Wilson's score intervals of shares among so many independent images, elementwise.
+
+    Each side is passed with probability ``(1 - confidence) / 2``.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    spread = z * z / counted
+    middle = share + spread / 2
+    reach = z * np.sqrt(share * (1 - share) / counted + spread / (4 * counted))
+    low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)
+
+
+def pair_correlation(right: BoolArray, pairs: IntArray) -> float:
+    """``rho`` in 0..1: how much alike images of one pair are in being right; both arguments ``N``.
+
+    From the variance of a share over pairs, divided by that of as many independent images.
+    """
+    if not len(right):
+        return 0.0
+    share = right.mean()
+    _, group = np.unique(pairs, return_inverse=True)
+    sizes = np.bincount(group)
+    excess = np.bincount(group, right - share)  # right images of each pair beyond the mean
+    size = float((sizes**2).sum() / len(right))  # m
+    if share in {0, 1} or len(sizes) < 2 or size <= 1:
+        return 0.0
+    effect = (excess**2).sum() * len(sizes) / (len(sizes) - 1) / (len(right) * share * (1 - share))
+    return float(np.clip((effect - 1) / (size - 1), 0, 1))
+
+
+def counted_images(pairs: IntArray, correlation: float) -> FloatArray:
+    """As how many independent images the first 1, 2, ... N images count."""
+    seen: dict[int, int] = {}
+    added = np.empty(len(pairs))  # to the sum of the squared sizes of all pairs
+    for place, pair in enumerate(pairs.tolist()):
+        added[place] = 2 * seen.get(pair, 0) + 1
+        seen[pair] = seen.get(pair, 0) + 1
+    images = np.arange(1, len(pairs) + 1)
+    return images / (1 + correlation * (np.cumsum(added) / images - 1))
+
+
+def widest_threshold(
+    probability: FloatArray, right: BoolArray, pairs: IntArray, precision: float, correlation: float
+) -> float | None:
+    """The lowest probability from which on guesses keep a precision, surely; None if none does."""
+    if not len(probability):
+        return None
+    order = np.argsort(-probability, kind="stable")
+    ranked, images = probability[order], np.arange(1, len(order) + 1)
+    share = np.cumsum(right[order]) / images
+    low, _ = wilson_interval(share, counted_images(pairs[order], correlation), 2 * SURE - 1)
+    ends = np.append(ranked[1:] < ranked[:-1], True)  # equal probabilities are on one side of a threshold
+    kept = np.flatnonzero(ends & (low >= precision))
+    return float(ranked[kept[-1]]) if len(kept) else None
+
+
+def find_promises(found: TopProbabilities) -> tuple[Promise, ...]:
+    """The thresholds of every precision in ``PROMISES``, on validation."""
+    promises = []
+    alike = {level: pair_correlation(found.right[level], found.pairs) for level in LEVELS}
+    for precision in PROMISES:
+        left = np.ones(len(found), np.bool_)
+        thresholds: dict[Level, Threshold] = {}
+        for level in LEVELS:
+            probability, right = found.probability[level], found.right[level]
+            value = widest_threshold(
+                probability[left], right[left], found.pairs[left], precision, alike[level]
+            )
+            given = left & (probability >= (np.inf if value is None else value))
+            thresholds[level] = Threshold(value, *share_and_precision(given, right))
+            left &= ~given
+        promises.append(Promise(precision, **thresholds))
+    return tuple(promises)
+
+
+def share_and_precision(given: BoolArray, right: BoolArray) -> tuple[float, float | None]:
+    """Which share of the images got a verdict, and which share of these is right."""
+    count = int(given.sum())
+    return count / len(given), float(right[given].mean()) if count else None
+
+
+def verdicts(found: TopProbabilities, promise: Promise) -> IntArray:
+    """``N`` int64: the place in ``LEVELS`` of each image's verdict, or ``NOTHING``."""
+    verdict = np.full(len(found), NOTHING)
+    for place, level in reversed(list(enumerate(LEVELS))):
+        value = getattr(promise, level).probability
+        if value is not None:
+            verdict[found.probability[level] >= value] = place
+    return verdict
+
+
+@dataclass(frozen=True)
+class KeptPromise:
+    """One threshold, what validation showed of it, and what another split shows."""
+
+    precision: float  # promised
+    level: Level
+    threshold: Threshold  # with coverage and precision on validation
+    coverage: float  # on this split
+    measured: float | None
+    interval: tuple[float, float] | None  # 95 %, of the measured precision
+
+
+def kept_promises(found: TopProbabilities, confidence: Confidence) -> Iterator[KeptPromise]:
+    """What a split shows of every stored threshold."""
+    for promise in confidence.promises:
+        verdict = verdicts(found, promise)
+        for place, level in enumerate(LEVELS):
+            given, right = verdict == place, found.right[level]
+            coverage, measured = share_and_precision(given, right)
+            interval = None
+            if measured is not None:
+                counted = counted_images(found.pairs[given], pair_correlation(right, found.pairs))[-1]
+                low, high = wilson_interval(np.array(measured), np.array(counted), SURE)
+                interval = float(low), float(high)
+            yield KeptPromise(promise.precision, level, getattr(promise, level), coverage, measured, interval)
+
+
+@dataclass(frozen=True)
+class MeasuredConfidence:
+    """How sure a model is on a split, before temperatures and after."""
+
+    before: TopProbabilities
+    after: TopProbabilities
+    confidence: Confidence
+
+
+class ConfidenceStreams:
+    """Measures a split's probabilities before and after the temperatures; arguments as ConfidenceStream's."""
+
+    def __init__(
+        self, space: LabelSpace, confidence: Confidence, bias: float, allowed: BoolArray | None = None
+    ) -> None:
+        self.confidence = confidence
+        self.before = ConfidenceStream(space, Temperatures(), bias, allowed)
+        self.after = ConfidenceStream(space, confidence.temperatures, bias, allowed)
+
+    def update(self, scores: Tensor, truth: Tensor) -> None:
+        self.before.update(scores, truth)
+        self.after.update(scores, truth)
+
+    def result(self) -> MeasuredConfidence:
+        return MeasuredConfidence(self.before.result(), self.after.result(), self.confidence)

@@ -1,0 +1,245 @@
+"""Calibration: every candidate is measured as it would be used, and the plainest good one is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from refiner_cli.config import CalibrationConfig, method_section
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.calibration import Calibration, tempered
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.runtime.device import RuntimeOptions
+from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.data.benchmark import Benchmark, load_benchmark
+from refiner_cli.evaluation.metrics.bootstrap import resample
+from refiner_cli.evaluation.scoring import evaluate_worlds, no_progress
+from refiner_cli.training import calibrate as module
+from refiner_cli.training import candidates as grid
+from refiner_cli.training.calibrate import calibrate, fit_hubness, measure_candidates, spread_rows
+from refiner_cli.training.candidates import choose, composition_candidates, evidence_candidates, surely_better
+from refiner_cli.training.encoded_images import EncodedImages, encode_views, spread_mask
+from refiner_cli.training.temperature import best_temperature, minimum, surely_positive
+from tests.evaluation.cases import make_case
+
+OPTIONS = RuntimeOptions(batch_size=20)
+METHODS = ("refiner", "clip", "troika")
+
+
+@pytest.fixture(scope="module")
+def demo(small_demo: Path) -> Benchmark:
+    return load_benchmark(small_demo)
+
+
+def model_of(method: str, tiny: Backbone, demo: Benchmark) -> Model:
+    """An untrained model whose learned values are moved a little, so that every setting matters."""
+    torch.manual_seed(0)
+    model = build_model(method, tiny, method_section(method)(), demo.vocabulary)
+    with torch.no_grad():
+        for parameter in model.trainable_parameters().values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "values", [(1.0, 2.0, 2.5, 3.0), (3.0, 2.0, 2.0, 1.0), (2.0, 3.0, 3.0, 1.0), (1.0,) * 4]
+)
+@pytest.mark.parametrize("complexities", [(0, 1, 1, 2), (0, 1, 2, 3), (0, 2, 2, 2)])
+def test_the_plainest_that_the_best_does_not_surely_surpass_is_chosen(
+    values: Sequence[float], complexities: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates: list[Any] = [
+        SimpleNamespace(value=value, complexity=complexity, samples=lambda place=i: place)
+        for i, (value, complexity) in enumerate(zip(values, complexities, strict=True))
+    ]
+    best = min((i for i in range(4) if values[i] == max(values)), key=lambda i: complexities[i])
+    for surpassed in itertools.product((False, True), repeat=4):
+        monkeypatch.setattr(
+            candidates_module, "surely_better", lambda plain, _best, lost=surpassed: lost[plain]
+        )
+        left = [i for i in range(4) if i == best or not surpassed[i]]
+        plainest = min(complexities[i] for i in left)
+        want = max((i for i in left if complexities[i] == plainest), key=lambda i: values[i])
+        chosen = choose(candidates)
+        assert (chosen.complexity, chosen.value) == (plainest, values[want])
+
+
+def test_surely_better_is_better_by_more_than_chance() -> None:
+    weak, same, strong = (
+        resample(case.summary(), case.space, bootstrap_samples=200)["AUC"]
+        for case in (make_case(3, images=200, skill=skill) for skill in (0.5, 0.51, 1.5))
+    )
+    assert surely_better(weak, strong)
+    assert not surely_better(strong, weak)
+    assert not surely_better(weak, same)
+    assert not surely_better(weak, np.full(200, np.nan))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_candidate_is_measured_as_it_would_be_used(
+    method: str, tiny: Backbone, demo: Benchmark
+) -> None:
+    model = model_of(method, tiny, demo)
+    fit_hubness(model, demo, OPTIONS)
+    settings = [
+        (Calibration(), 0),
+        (Calibration(tta_shifts=2, hubness_strength=0.5, hubness_softness=1.0), 3),
+        (Calibration(tta_shifts=4, wise_ft_alpha=0.25, state_weight=0.5, object_weight=2.0), 6),
+    ]
+    images = EncodedImages(model, demo, "val", OPTIONS, no_progress, (1, 2, 4))
+    spaces = {"closed": demo.label_space("val"), "open": demo.label_space("val", "open")}
+    found = measure_candidates(model, images, settings, list(spaces.values()))
+    for one, (tried, _) in zip(found, settings, strict=True):
+        model.calibration = tried
+        want = evaluate_worlds(model, demo, "val", spaces, OPTIONS)
+        for (_, metrics), wanted in zip(one.worlds, want.values(), strict=True):
+            assert pytest.approx(wanted.AUC, abs=1e-6) == metrics.AUC
+        assert one.value == pytest.approx((want["closed"].AUC + want["open"].AUC) / 2)  # type: ignore[operator]
+    again = measure_candidates(
+        model, images, grid, [spaces["closed"]]
+    )  # with kept vectors, where they are kept
+    assert [one.metrics for one in again] == [one.metrics for one in found]
+
+
+def test_a_view_that_several_numbers_share_is_encoded_once(
+    tiny: Backbone, demo: Benchmark, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls = model_of("refiner", tiny, demo), []
+    encode = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda x: calls.append(len(x)) or encode(x))
+    with torch.no_grad():
+        found = encode_views(model, pixels, (1, 2, 4))
+        assert len(calls) == 5
+        for count, vectors in found.items():
+            model.calibration = Calibration(tta_shifts=count)
+            assert torch.allclose(vectors.composition, model.encode_images_tta(pixels).composition, atol=1e-6)
+
+
+def test_candidates_begin_with_the_plainest_and_leave_out_what_has_no_effect(
+    tiny: Backbone, demo: Benchmark
+) -> None:
+    config = CalibrationConfig()
+    refiner, clip = model_of("refiner", tiny, demo), model_of("clip", tiny, demo)
+    grid = composition_candidates(refiner, config)
+    assert grid[0] == (Calibration(), 0)
+    assert len(grid) == len(dict(grid)) == 3 * 3 * (1 + 2 * 2)
+    assert [complexity for _, complexity in grid] == sorted(complexity for _, complexity in grid)
+    assert dict(grid)[Calibration(tta_shifts=4, wise_ft_alpha=0.5, hubness_strength=0.5)] == 4
+    assert {tried.wise_ft_alpha for tried, _ in composition_candidates(clip, config)} == {1.0}
+    assert len(evidence_candidates(refiner, Calibration(), config)) == 36
+    assert evidence_candidates(clip, Calibration(), config) == [(Calibration(), 0)]
+    fixed = CalibrationConfig(tta_shifts=2, wise_ft_alpha=0.5, hubness_strength=0.5, hubness_softness=1)
+    (only,) = composition_candidates(refiner, fixed)
+    assert only[0] == Calibration(tta_shifts=2, wise_ft_alpha=0.5, hubness_strength=0.5, hubness_softness=1.0)
+
+
+@pytest.mark.parametrize("method", ["refiner", "troika"])
+def test_the_model_is_left_with_the_choice(
+    method: str, tiny: Backbone, demo: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "COMPARISON_SAMPLES", 20)
+    model = model_of(method, tiny, demo)
+    found = calibrate(
+        model,
+        demo,
+        CalibrationConfig(hubness_strength=(0.5,), hubness_softness=(0.25,), tta_shifts=(2,)),
+        OPTIONS,
+    )
+    assert model.calibration == found.calibration
+    assert model.hubness is not None
+    assert (found.calibration.tta_shifts, found.calibration.hubness_strength) == (2, 0.5)
+    used = evaluate_worlds(model, demo, "val", {"closed": demo.label_space("val")}, OPTIONS)["closed"]
+    assert pytest.approx(found.metrics.AUC) == used.AUC
+    assert used.bias == pytest.approx(found.calibration.bias)
+    fixed = CalibrationConfig(
+        tta_shifts=1, wise_ft_alpha=1, hubness_strength=0, state_weight=0, object_weight=0, temperature=False
+    )
+    plain = calibrate(model, demo, fixed, OPTIONS).calibration
+    assert model.hubness is None
+    assert (plain.closed, plain.open) == (Calibration().closed, Calibration().open)
+
+
+def test_the_temperature_has_the_lowest_negative_log_likelihood() -> None:
+    chance = torch.Generator().manual_seed(0)
+    truth = torch.randint(5, (400,), generator=chance)
+    logits = torch.randn(400, 5, generator=chance) + 1.5 * F.one_hot(truth, 5)
+    for scale in (0.2, 1.0, 30.0):
+        found = best_temperature(scale * logits, truth, truth.numpy())
+        losses = {t: float(F.cross_entropy(scale * logits / t, truth)) for t in np.geomspace(0.01, 100, 2000)}
+        assert found == pytest.approx(min(losses, key=losses.__getitem__), rel=0.01)
+    every = np.arange(400)
+    plain = best_temperature(logits, truth, every)
+    assert best_temperature(30 * logits, truth, every) == pytest.approx(30 * plain, rel=0.01)
+
+
+def test_a_temperature_that_does_not_surely_help_is_left_at_one() -> None:
+    chance = torch.Generator().manual_seed(0)
+    logits = torch.randn(300, 5, generator=chance)
+    torch.manual_seed(1)
+    truth = torch.distributions.Categorical(logits=logits).sample()  # the logits tell the truth
+    assert best_temperature(logits, truth, np.arange(300)) == 1
+    assert best_temperature(3 * logits, truth, np.arange(300)) == pytest.approx(3, rel=0.3)
+    values = np.concatenate([np.full(50, 1.0), np.full(50, -0.5)])
+    assert surely_positive(values, np.arange(100))
+    assert not surely_positive(values, np.repeat(np.arange(2), 50))  # two pairs say little
+
+
+def test_the_minimum_of_a_valley_is_found() -> None:
+    assert minimum(lambda x: (x - 0.3) ** 2, -5, 5) == pytest.approx(0.3, abs=1e-3)
+    assert minimum(lambda x: x, -5, 5) == pytest.approx(-5, abs=1e-2)
+
+
+def test_tempered_probabilities_sum_to_one_and_keep_their_order() -> None:
+    rows = torch.rand(6, 4).softmax(-1)
+    for temperature in (0.3, 1.0, 4.0):
+        found = tempered(rows, temperature)
+        want = rows ** (1 / temperature)
+        assert torch.allclose(found, want / want.sum(-1, keepdim=True), atol=1e-6)
+    assert torch.equal(tempered(torch.tensor([[1.0, 0.0]]), 2.0), torch.tensor([[1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_some_are_spread_evenly_and_none_twice(count: int) -> None:
+    found = spread_rows(np.arange(count)).tolist()
+    assert len(set(found)) == len(found) == min(count, 8)
+    assert found[0] == 0
+    assert count == 1 or found[-1] == count - 1
+    for most in (0, 1, 5, 200):
+        mask = spread_mask(count, most)
+        assert mask.sum() == max(1, min(count, most))
+        assert mask[0]
+
+
+def test_a_large_open_world_is_measured_on_some_images(
+    tiny: Backbone, demo: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = demo.label_space("val", "open")
+    monkeypatch.setattr(module, "MAX_SCORES", 10 * len(space.pairs))
+    model = model_of("clip", tiny, demo)
+    images = EncodedImages(model, demo, "val", OPTIONS, no_progress, (1,))
+    (one,) = measure_candidates(model, images, [(Calibration(), 0)], [demo.label_space("val"), space])
+    closed, wide = (split.summary for split, _ in one.worlds)
+    pairs = [sample.pair for sample in demo.samples["val"]]
+    assert len(wide) == 10 < len(closed) < len(pairs)
+    assert [space.pairs[i] for i in wide.truth] == [
+        pairs[i] for i in spread_mask(len(pairs), 10).nonzero().squeeze(1).tolist()
+    ]
+
+
+def test_without_unseen_pairs_what_stands_for_the_auc_is_compared(tiny: Backbone, demo: Benchmark) -> None:
+    seen = set(demo.pairs["train"])
+    val = tuple(sample for sample in demo.samples["val"] if sample.pair in seen)
+    few = dataclasses.replace(demo, samples={**demo.samples, "val": val})
+    found = calibrate(model_of("clip", tiny, demo), few, CalibrationConfig(), OPTIONS)
+    assert found.criterion == "S"
+    assert found.metrics.AUC is None
+    assert found.calibration.bias == 0
