@@ -144,8 +144,7 @@ class Trainer:
                     return
                 self.progress.validated = True
             if self.step == self.total:
-                if self.ranks.is_main:
-                    yield self.calibrate(stop)
+                yield from [self.calibrate(stop)] if self.ranks.is_main else []
                 return
             for batch in self.rest_of_epoch():
                 done, stop_requested = self.train_step(batch, stop)
@@ -229,9 +228,8 @@ class Trainer:
         """Measure the plain model on validation, save, and record the best checkpoint."""
         began = time.perf_counter()
         try:
-            metrics, by_loss = measure_plain(
-                self.model, self.benchmark, self.options, self.config, self.stop_check(stop)
-            )
+            metrics, by_loss = measure_plain(self.model, self.benchmark, self.options, self.config,
+                                             self.stop_check(stop))  # fmt: skip
         except ScoresError as error:
             raise validation_error(self.step, error, self.optimizer_step.parameters) from None
         progress, name = self.progress, self.run.checkpoint(self.step).name
@@ -255,8 +253,8 @@ class Trainer:
 
     def calibrate(self, stop: Callable[[], bool]) -> CalibrationDone | Stopped:
         """Calibrate the best checkpoint, unless an earlier process did."""
-        stage = CalibrationStage(self.run, self.model, self.benchmark, self.options)
         try:
+            stage = CalibrationStage(self.run, self.model, self.benchmark, self.options)
             return stage.complete(self.stop_check(stop))
         except StopRequestedError:
             return Stopped(self.step)

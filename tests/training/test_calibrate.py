@@ -63,9 +63,7 @@ def test_the_plainest_that_the_best_does_not_surely_surpass_is_chosen(
     ]
     best = min((i for i in range(4) if values[i] == max(values)), key=lambda i: complexities[i])
     for surpassed in itertools.product((False, True), repeat=4):
-        monkeypatch.setattr(
-            candidates_module, "surely_better", lambda plain, _best, lost=surpassed: lost[plain]
-        )
+        monkeypatch.setattr(grid, "surely_better", lambda plain, _best, lost=surpassed: lost[plain])
         left = [i for i in range(4) if i == best or not surpassed[i]]
         plainest = min(complexities[i] for i in left)
         want = max((i for i in left if complexities[i] == plainest), key=lambda i: values[i])
@@ -105,7 +103,7 @@ def test_every_candidate_is_measured_as_it_would_be_used(
             assert pytest.approx(wanted.AUC, abs=1e-6) == metrics.AUC
         assert one.value == pytest.approx((want["closed"].AUC + want["open"].AUC) / 2)  # type: ignore[operator]
     again = measure_candidates(
-        model, images, grid, [spaces["closed"]]
+        model, images, settings, [spaces["closed"]]
     )  # with kept vectors, where they are kept
     assert [one.metrics for one in again] == [one.metrics for one in found]
 
