@@ -52,7 +52,9 @@ def slice_file(folder: Path, number: int) -> Path:
 def to_entry(image: ImageFile) -> dict[str, Any]:
     """An image as a line of a listing holds it; what goes without saying is left out."""
     content = image.content
-    entry: dict[str, Any] = {"name": image.name, "file": str(image.file), "shown": image.shown}
+    entry: dict[str, Any] = {"name": image.name, "file": str(image.file)}
+    if image.shown:
+        entry["shown"] = image.shown
     if isinstance(content, WebContent | BucketContent):
         entry["url"] = content.url
     elif isinstance(content, Failed):
@@ -78,5 +80,11 @@ def from_entry(entry: dict[str, Any]) -> ImageFile:
     version = FileVersion(entry["size"], entry["modified"]) if "size" in entry else None
     box = Box(**entry["box"]) if "box" in entry else None
     return ImageFile(
-        Path(entry["file"]), entry["name"], content, version, box, entry.get("inputs", {}), entry["shown"]
+        Path(entry["file"]),
+        entry["name"],
+        content,
+        version,
+        box,
+        entry.get("inputs", {}),
+        entry.get("shown", ""),
     )
