@@ -18,6 +18,7 @@ from pydantic import (
     SerializeAsAny,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from refiner_cli.plugins import method_class, method_names
@@ -65,8 +66,11 @@ class TrainConfig(Section):
         "affine: flip, rotation, scale, translation with mirrored edges; none",
     )
     text_chunk_size: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations inside visual blocks instead of keeping them"
+    micro_batch: int = Field(0, ge=0, description="images computed at once; 0: as many as fit in memory")
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="recompute activations inside visual blocks instead of keeping them; "
+        "auto: where few images fit otherwise",
     )
     cached_views: int = Field(
         0, ge=0, description="augmented views per image whose frozen activations are kept on disk; 0: none"
@@ -81,6 +85,9 @@ class TrainConfig(Section):
         "for it where it is undefined), or the loss",
     )
     eval_every: int = Field(1, ge=1, description="epochs between validations; the last epoch always has one")
+    val_per_epoch: int = Field(
+        1, ge=1, description="validations within each epoch, evenly spaced; above 1 needs eval_every=1"
+    )
     max_nonfinite_steps: int = Field(
         10, ge=0, description="consecutive steps with a NaN or infinity before training stops"
     )
@@ -90,6 +97,12 @@ class TrainConfig(Section):
     deterministic: bool = Field(
         default=False, description="use only kernels that repeat their results bit by bit; slower"
     )
+
+    @model_validator(mode="after")
+    def _one_rhythm_of_validation(self) -> TrainConfig:
+        if self.eval_every > 1 and self.val_per_epoch > 1:
+            raise ValueError("train.val_per_epoch above 1 needs train.eval_every=1")
+        return self
 
 
 def as_list(value: Any) -> Any:

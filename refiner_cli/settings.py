@@ -27,7 +27,7 @@ Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested
 # Former keys and what they are called now; only for the hint of an error.
 RENAMED_KEYS = {
     "model.adapter_width": "model.adapter_dim",
-    "model.queries": "model.num_queries",
+    "model.queries": "model.queries_per_role",
     "model.fusion": "model.image_to_text",
     "model.fusion_width": "model.image_to_text_dim",
     "model.context": "model.prompt_init",

@@ -19,6 +19,7 @@ from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.memory_plan import fit_step
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def bench_step(
     size, why = pick_chunk_size(
         config.train.text_chunk_size, backbone.text, len(space.pairs), device, machine.precision, context
     )
-    model.memory = MemoryOptions(size, config.train.gradient_checkpointing)
+    model.memory = MemoryOptions(size)
     log(f"{name}: text chunks of {size} prompts ({why})")
     images = random_images(backbone, B, device)
     truth = torch.arange(B, device=device) % len(space.pairs)
@@ -62,6 +63,8 @@ def bench_step(
         scale=lambda loss: loss,
         log=log,
     )
+
+    gradient_step.micro_batch = fit_step(model, space, config.train, machine.precision, images[:1], log)
 
     def step() -> None:
         gradient_step.backward(images, truth, 0)

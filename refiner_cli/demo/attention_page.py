@@ -60,7 +60,7 @@ def write_attention_page(file: Path, scenes: list[DemoScene], clip: Recogniser, 
         file,
         "demo/attention_page.html",
         title="What the concept queries attend to",
-        queries=attention.shape[1],
+        captions=model.query_roles,
         cards=cards,
     )
 

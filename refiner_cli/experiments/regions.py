@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from torch import Tensor
 
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.models.base import Model
-from refiner_cli.core.models.prompts import ROLES
 from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.data.crop import Crop
@@ -214,41 +213,22 @@ def attention(model: Refiner, images: Tensor) -> tuple[Tensor, Tensor]:
     tower = model.backbone.visual
     if not tower.num_prefix_tokens:
         raise UsageError("This backbone has no class token to compare the queries with.")
-    x = model.encode_upper_blocks(images)
-    blocks = range(model.first_query_block, tower.depth - 1)
-    x = model.adapters.encode(tower, x, blocks)
+    x = model.encode_tokens(images)
     patches = tower.attention_weights(tower.depth - 1, x)[:, 0, tower.num_prefix_tokens :]  # B x L
     return patches / patches.sum(-1, keepdim=True), model.query_attention(images)
-
-
-@torch.no_grad()
-def query_roles(model: Refiner, images: Tensor) -> list[str]:
-    """The role whose read-out weighs each query most, relative to the other roles."""
-    refinement = model.visual_refinement
-    assert refinement is not None  # noqa: S101 - checked by the caller
-    tower = model.backbone.visual
-    _, queries = model.pass_query_blocks(model.encode_upper_blocks(images))
-    _, tokens = tower.pool_and_project(cast("Tensor", queries))
-    joint = torch.nn.functional.normalize(tower.project_tokens(tokens), dim=-1)  # B x K x D
-    weights = []
-    for role in ROLES:
-        pool: Any = refinement.pools[role]
-        weights.append((pool.norm(joint) @ pool.probe).softmax(-1).mean(0))  # K
-    return [ROLES[i] for i in torch.stack(weights).argmax(0).tolist()]
 
 
 def measure_model(model: Model, masks: Iterator[tuple[Path, Image.Image]]) -> dict[str, Any]:
     """The report of a model on images with masks. Raises UsageError if the model has no queries."""
     if not isinstance(model, Refiner) or model.visual_refinement is None:
         raise UsageError("This model has no queries, so there is no attention to measure.")
-    preprocess, found, roles = Preprocess(model.backbone.spec.preprocess), [], None
+    preprocess, found = Preprocess(model.backbone.spec.preprocess), []
     while batch := [pair for _, pair in zip(range(BATCH_SIZE), masks, strict=False)]:
         images = torch.stack([preprocess(decode(file)) for file, _ in batch])
         shares = [patch_shares(m, preprocess.crop, model.backbone.visual.patch_size) for _, m in batch]
         regions = Regions(torch.stack([o for o, _ in shares]), torch.stack([c for _, c in shares]))
         found.append(measure(*attention(model, images), regions))
-        roles = roles or query_roles(model, images)
-    return concat(found).to_json(roles or [])
+    return concat(found).to_json(model.query_roles)
 
 
 def table(report: dict[str, Any]) -> str:

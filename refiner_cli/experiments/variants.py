@@ -24,7 +24,7 @@ class Variant:
 
 
 REFINER = Variant("refiner", "Refiner", feasibility=True, clutter=True)
-NO_QUERIES = Variant("no-queries", "without queries", {"model.num_queries": 0}, clutter=True)
+NO_QUERIES = Variant("no-queries", "without queries", {"model.queries_per_role": 0}, clutter=True)
 
 # Each method has its best learning rate. With batches of 32, CoOp and CSP were tried at 5e-4, 2e-3 and 5e-3,
 # Troika and Refiner at those and 1e-2, on the validation split of another seed; with batches of 16 the latter

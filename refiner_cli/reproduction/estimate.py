@@ -80,7 +80,7 @@ def estimate_job(
     chunk_size, _ = pick_chunk_size(
         config.train.text_chunk_size, backbone.text, len(space.pairs), device, precision, words
     )
-    model.memory = MemoryOptions(chunk_size, config.train.gradient_checkpointing)
+    model.memory = MemoryOptions(chunk_size, config.train.gradient_checkpointing == "on")
     images = random_images(backbone, PROBE_IMAGES, device)
     steps, train, peak = 0, 0.0, None
     if model.trainable_parameters():

@@ -112,7 +112,7 @@ class GradientStep:
         if now == 1:
             raise RefinerError(
                 "Out of memory with a single image at a time.",
-                hint="Use --set train.gradient_checkpointing=true, a smaller train.text_chunk_size "
+                hint="Use --set train.gradient_checkpointing=on, a smaller train.text_chunk_size "
                 "or --precision bf16.",
             )
         self.micro_batch = (now + 1) // 2

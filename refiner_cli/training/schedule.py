@@ -44,6 +44,14 @@ class Schedule:
             return config.lr
         return config.lr * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
 
+    def validates(self, step: int) -> bool:
+        """Whether validation follows after ``step`` steps: between epochs, or several times within each."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if position == 0:
+            return epoch % self.config.eval_every == 0
+        count = min(self.config.val_per_epoch, self.steps_per_epoch)
+        return position in {round(i * self.steps_per_epoch / count) for i in range(1, count)}
+
     def batch_images(self, step: int) -> int:
         """Images of a step; the last of an epoch may have fewer."""
         return min(self.config.batch_size, self.count - step % self.steps_per_epoch * self.config.batch_size)

@@ -30,6 +30,7 @@ from refiner_cli.errors import ConfigError
 from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.training.changes import Asked, change_run, describe_change
 from refiner_cli.training.compiled import compile_images
+from refiner_cli.training.memory_plan import blank_image, fit_step
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
@@ -93,9 +94,7 @@ def build_trainer(
     chunk_size, why_chunk = pick_chunk_size(
         config.train.text_chunk_size, text, prompts, device, precision, context
     )
-    model.memory = MemoryOptions(chunk_size, config.train.gradient_checkpointing)
-    if config.train.compile:
-        log(compile_images(model))
+    model.memory = MemoryOptions(chunk_size)
     log(f"text chunks of {chunk_size} prompts ({why_chunk})")
     count = sum(p.numel() for p in model.trainable_parameters().values())
     log(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} trainable parameters")
@@ -122,7 +121,16 @@ def build_trainer(
         if not ranks.is_main:  # finds every file in place
             cache.fill(log)
     options = RuntimeOptions(precision, config.train.batch_size, workers)
-    return Trainer(model, benchmark, run, options, log, ranks, cache)
+    trainer = Trainer(model, benchmark, run, options, log, ranks, cache)
+    if trainer.total:
+        image = blank_image(backbone.spec.preprocess, device)
+        trainer.optimizer_step.gradient_step.micro_batch = fit_step(
+            model, trainer.optimizer_step.space, config.train, precision,
+            image if cache is None else cache.tokens(image), log,
+        )  # fmt: skip
+    if config.train.compile:  # after the plan, which tries several sizes
+        log(compile_images(model))
+    return trainer
 
 
 def resume_trainer(

@@ -98,9 +98,8 @@ class Trainer:
 
     @property
     def validation_due(self) -> bool:
-        """Whether validation belongs here: after ``eval_every`` epochs, and after the last step."""
-        epoch = self.step // self.schedule.steps_per_epoch
-        return self.epoch_over and (epoch % self.config.eval_every == 0 or self.step == self.total)
+        """Whether validation belongs here: where the schedule says so, and after the last step."""
+        return self.step == self.total or self.schedule.validates(self.step)
 
     def fit(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the end, or until ``stop`` says so; yield what happens.
@@ -153,7 +152,7 @@ class Trainer:
                     self.save()
                     yield Stopped(self.step)
                     return
-                if self.epoch_over:
+                if self.epoch_over or self.validation_due:
                     break
                 if time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes:
                     self.save()

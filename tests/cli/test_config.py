@@ -21,13 +21,13 @@ def test_every_setting_is_listed_with_the_source_of_its_value(
     monkeypatch.setenv("REFINER_TRAIN__WARMUP", "0.2")
     file = tmp_path / "mine.toml"
     file.write_text("[train]\nlr = 0.5\n")
-    done = cli("config", "demo", "--config", file, "--set", "model.num_queries=3", "--json")
+    done = cli("config", "demo", "--config", file, "--set", "model.queries_per_role=3", "--json")
     rows = {row["key"]: row for row in done.json["settings"]}
     assert set(rows) == set(known_keys("refiner"))
     assert all(row["description"] and row["type"] for row in rows.values())
     assert (rows["train.lr"]["value"], rows["train.lr"]["source"]) == (0.5, str(file))
     assert (rows["train.warmup"]["value"], rows["train.warmup"]["source"]) == (0.2, "environment")
-    assert (rows["model.num_queries"]["value"], rows["model.num_queries"]["source"]) == (3, "--set")
+    assert (rows["model.queries_per_role"]["value"], rows["model.queries_per_role"]["source"]) == (3, "--set")
     assert (rows["backbone"]["value"], rows["backbone"]["source"]) == ("tiny", "demo.toml")
     assert (rows["seed"]["value"], rows["seed"]["source"]) == (0, "default")
 
@@ -36,7 +36,7 @@ def test_the_settings_are_those_of_the_method(cli: Cli) -> None:
     text = cli("config", "--method", "csp").out
     assert "model.primitive_dropout = 0.3" in text
     assert "[number; default 0.3]" in text
-    assert "model.num_queries" not in text
+    assert "model.queries_per_role" not in text
 
 
 def test_recipes_are_listed_printed_and_named(cli: Cli, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.refiner import Refiner
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo.attention_page import write_attention_page
 from refiner_cli.demo.walkthrough import some_scenes
@@ -26,9 +27,12 @@ def test_every_scene_has_its_photo_predictions_and_a_map_per_query(
     recogniser = Recogniser(model)
     write_attention_page(tmp_path / "page.html", scenes, recogniser, recogniser)
     text = (tmp_path / "page.html").read_text("utf-8")
-    queries = int(re.search(r"one of\s+the (\d+) learned queries|of the (\d+) learned", text).group(1) or 0)  # type: ignore[union-attr]
+    assert isinstance(model, Refiner)
+    roles = model.query_roles
+    assert f"one of the {len(roles)} learned queries" in text
+    assert text.count("<figcaption>state</figcaption>") == 3 * roles.count("state")
     assert text.count('<div class="row">') == 3
-    assert text.count("<img ") == 3 * (1 + queries)
+    assert text.count("<img ") == 3 * (1 + len(roles))
     assert text.count("<dt>CLIP</dt>") == text.count("<dt>Refiner</dt>") == 3
     for scene in scenes:
         assert f"<dt>truth</dt><dd>{' '.join(scene.sample.pair)}</dd>" in text

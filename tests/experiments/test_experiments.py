@@ -59,7 +59,7 @@ def test_a_trial_is_measured_once_and_again_gives_the_same(trial: Trial) -> None
 def test_what_was_measured_of_something_else_is_not_taken(trial: Trial) -> None:
     run_trial(trial)
     other = dataclasses.replace(
-        trial, variant=dataclasses.replace(trial.variant, settings={**SHORT, "model.num_queries": 2})
+        trial, variant=dataclasses.replace(trial.variant, settings={**SHORT, "model.queries_per_role": 1})
     )
     before = trial.found()
     assert before is not None

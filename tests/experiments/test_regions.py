@@ -104,5 +104,5 @@ def test_the_command_reports_on_a_run(small_run: Path, small_demo: Path) -> None
     report = json.loads(done.stdout)
     assert report["images"] == len(load_benchmark(small_demo).samples["val"])
     assert 0 < report["area"] < 0.5
-    assert len(report["queries"]) == 8
+    assert len(report["queries"]) == 6
     assert all(0 <= query["object"] <= 1 for query in [*report["queries"], report["class_token"]])

@@ -27,7 +27,7 @@ SPACE = LabelSpace.from_pairs(PAIRS, PAIRS)
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
-    config = RefinerConfig(adapter_blocks=1, query_blocks=1)
+    config = RefinerConfig(adapter_blocks=1)
     return build_model("refiner", load_backbone("tiny", "none"), config, SPACE).train()
 
 

@@ -29,7 +29,7 @@ def benchmark(small_demo: Path) -> Benchmark:
 
 @pytest.fixture(scope="module")
 def model(benchmark: Benchmark) -> Refiner:
-    config = RefinerConfig(adapter_blocks=1, query_blocks=1)
+    config = RefinerConfig(adapter_blocks=1)
     return Refiner.build(load_backbone("tiny", "none"), config, benchmark.vocabulary)
 
 

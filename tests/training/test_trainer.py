@@ -11,7 +11,7 @@ import torch
 
 from refiner_cli.core.model_io.checkpoint import read_model, read_tensors
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
-from refiner_cli.errors import DatasetError
+from refiner_cli.errors import ConfigError, DatasetError
 from refiner_cli.settings import resolve
 from refiner_cli.training.events import CalibrationDone, StepDone, Stopped, Validated
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
@@ -101,6 +101,28 @@ def test_validation_after_every_so_many_epochs_and_at_the_end(tmp_path: Path, be
     again = resume_trainer(training.run, benchmark, lambda line: None)
     events += again.fit()
     assert [event.epoch for event in events if isinstance(event, Validated)] == [0, 2, 3]
+
+
+def test_validation_several_times_an_epoch_changes_no_step_and_survives_a_stop(
+    tmp_path: Path, benchmark: Benchmark
+) -> None:
+    settings = {"train.val_per_epoch": 3, "train.batch_size": 36}
+    plain = begin(tmp_path / "plain", benchmark, **settings | {"train.val_per_epoch": 1})
+    list(plain.fit())
+    first = begin(tmp_path / "often", benchmark, **settings)
+    assert (first.schedule.steps_per_epoch, first.total) == (4, 8)
+    seen = [event.step for event in first.fit(stop=lambda: first.step == 2) if isinstance(event, Validated)]
+    again = resume_trainer(first.run, benchmark, lambda line: None)
+    seen += [event.step for event in again.fit() if isinstance(event, Validated)]
+    assert seen == [0, 1, 3, 4, 5, 7, 8]
+    assert losses(again.run) == losses(plain.run)
+    steps = [row["step"] for row in again.run.metrics() if row["kind"] == "val"]
+    assert steps == seen
+
+
+def test_two_rhythms_of_validation_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"val_per_epoch above 1 needs train\.eval_every=1"):
+        resolve([("test", {"train.val_per_epoch": 2, "train.eval_every": 2})])
 
 
 def test_the_test_split_is_not_read(tmp_path: Path, small_demo: Path) -> None:

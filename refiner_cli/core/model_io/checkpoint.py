@@ -115,7 +115,9 @@ def read_stored(folder: Path) -> tuple[dict[str, Any], StoredModel, MethodConfig
     found = config.get("format") if isinstance(config, dict) else None
     if found in OLD_FORMATS:
         try:
-            config = migrate_config(config, MODEL_FORMAT)
+            config = migrate_config(config, MODEL_FORMAT, file)
+        except ModelFileError:
+            raise
         except (KeyError, TypeError, AttributeError, RefinerError) as error:
             raise ModelFileError(f"{file} is incomplete or damaged ({error!r}).") from None
     elif found != MODEL_FORMAT:

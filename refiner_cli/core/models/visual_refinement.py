@@ -1,164 +1,137 @@
-"""Fine-grained visual refinement: learnable queries read the patches and pick up regional semantics.
+"""Visual refinement: learnable queries of a role read the patches and refine the class token.
 
-The queries pass through the last blocks of CLIP's own image tower as if each were another class token:
-they attend to each other and to all tokens of the image and end in the joint space, where CLIP has
-already aligned what its blocks read with words. Newly initialised decoder blocks know no word at
-first, and learned too little in the time that prompts and adapters need. The class token and the
-patches do not attend to the queries.
+Each role (composition, state, object) has a group of queries. A query is a learned vector plus what the
+image as a whole asks for, and attends over the patches. What it reads from a patch is what the last
+block's attention reads there, without the residual stream: behind several blocks that stream carries the
+same global content in every patch, and a mixture of whole tokens would say nothing of a region. The
+read-out is added to the class token through a gate that starts at zero::
 
-The composition read-out has no learned projection: a learned map behind the joint space fits the seen
-pairs and misleads the unseen ones.
+    v = normalise(class_token + gate * normalise(sum_l attention_l value_l))
 
-Shapes: ``B`` images, ``N`` visual tokens, ``L`` patches, ``K`` queries, ``W`` visual width, ``D`` joint
-width.
+No learned projection stands behind the joint space: one that does fits the seen pairs and misleads the
+unseen ones (see the study's notes).
+
+Shapes: ``B`` images, ``N`` visual tokens, ``L`` patches, ``k`` queries of a role, ``K`` of all roles, ``W``
+visual width, ``D`` joint width, ``d`` width of queries and keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_cli.core.models.adapters import BlockAdapter
+from refiner_cli.core.models.adapters import Adapter
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.core.models.prompts import ROLES
-from refiner_cli.core.towers.image import ImageTower, ParallelAdapter, run_blocks
+from refiner_cli.core.towers.image import ImageTower
 
-QUERY_STD = 0.5  # standard deviation of the queries around the class token
+QUERY_DIM = 64  # d
+# Adam moves a parameter by about the learning rate a step: counted in this unit, a gate opens within some
+# hundred steps at the small learning rates of large backbones too.
+GATE_UNIT = 30.0
+# Training shows seen pairs, which regions help most: unlimited, gates open to 0.7, where unseen pairs lose.
+GATE_LIMIT = 0.5
 
 
-class AttentionPool(nn.Module):
-    """Attention-pool the queries into one joint-space vector.
+class RoleQueries(nn.Module):
+    """The queries of one role.
 
     Args:
-        joint: D.
-        project: whether a learned projection follows, which starts as the identity.
+        count: k.
+        width: W.
     """
 
-    def __init__(self, joint: int, *, project: bool) -> None:
+    def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(joint)
-        self.probe = nn.Parameter(torch.randn(joint) * joint**-0.5)
-        self.project = nn.Linear(joint, joint) if project else nn.Identity()
-        if isinstance(self.project, nn.Linear):
-            nn.init.eye_(self.project.weight)
-            nn.init.zeros_(self.project.bias)
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(count, QUERY_DIM))
+        self.from_image = nn.Linear(width, QUERY_DIM)
+        self.keys = nn.Linear(width, QUERY_DIM)
+        self.gate_logit = nn.Parameter(torch.zeros(()))
 
-    def forward(self, queries: Tensor) -> Tensor:
-        """Unit vectors ``B x K x D`` -> unit vectors ``B x D``."""
-        weights = (self.norm(queries) @ self.probe).softmax(-1)  # B x K
-        return F.normalize(self.project((weights[..., None] * queries).sum(1)).float(), dim=-1)
+    @property
+    def gate(self) -> Tensor:
+        """How much of a region is added to the class token, between plus and minus ``GATE_LIMIT``."""
+        return GATE_LIMIT * torch.tanh(GATE_UNIT * self.gate_logit)
 
+    def attend(self, whole: Tensor, patches: Tensor) -> Tensor:
+        """Where the queries look, ``B x k x L``; rows sum to 1.
 
-@dataclass(frozen=True)
-class RoutedAdapter:
-    """The adapters of a block whose first ``count`` tokens are queries with adapters of their own."""
+        Args:
+            whole: ``B x 1 x W``, the token that stands for the image.
+            patches: ``B x L x W``.
+        """
+        queries = self.queries + self.from_image(self.norm(whole))  # B x k x d
+        keys = self.keys(self.norm(patches))  # B x L x d
+        return (queries @ keys.transpose(1, 2) * QUERY_DIM**-0.5).float().softmax(-1)
 
-    count: int
-    queries: ParallelAdapter
-    others: ParallelAdapter
+    def read(self, whole: Tensor, patches: Tensor, values: Tensor) -> Tensor:
+        """What the group reads from values ``B x L x D``, unit vectors ``B x D``; the rest as above."""
+        attention = self.attend(whole, patches).mean(1, keepdim=True)  # B x 1 x L
+        return F.normalize((attention @ values).squeeze(1), dim=-1)
 
-    def attention(self, x: Tensor) -> Tensor:
-        first, rest = x[:, : self.count], x[:, self.count :]
-        return torch.cat([self.queries.attention(first), self.others.attention(rest)], 1)
-
-    def mlp(self, x: Tensor) -> Tensor:
-        first, rest = x[:, : self.count], x[:, self.count :]
-        return torch.cat([self.queries.mlp(first), self.others.mlp(rest)], 1)
-
-
-class NullAdapter:
-    """Stands for the adapters of a block that has none."""
-
-    attention = mlp = staticmethod(torch.zeros_like)
+    def refine(self, class_token: Tensor, region: Tensor) -> Tensor:
+        """Unit vectors ``B x D``; the class token itself as long as the gate is closed."""
+        return F.normalize(class_token + self.gate * region, dim=-1)
 
 
 class VisualRefinement(nn.Module):
-    """K queries, their adapters in the tower's last blocks, and a read-out per role.
+    """A group of queries per role, and the values that they read.
 
     Args:
-        num_queries: K.
-        blocks: how many of the tower's last blocks the queries pass through.
+        per_role: k, queries of each group.
         width: W.
-        adapter_dim: r, the adapters' inner width.
-        joint: D.
+        adapter_dim: r, inner width of the adapter beside the last block's values.
     """
 
-    def __init__(self, *, num_queries: int, blocks: int, width: int, adapter_dim: int, joint: int) -> None:
+    def __init__(self, per_role: int, width: int, adapter_dim: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(num_queries, width) * QUERY_STD)
-        self.adapters = nn.ModuleList([BlockAdapter(width, adapter_dim) for _ in range(blocks)])
-        self.pools = nn.ModuleDict(
-            {role: AttentionPool(joint, project=role != "composition") for role in ROLES}
-        )
+        self.roles = nn.ModuleDict({role: RoleQueries(per_role, width) for role in ROLES})
+        self.norm = nn.LayerNorm(width)
+        self.adapter = Adapter(width, adapter_dim)
 
-    @property
-    def num_queries(self) -> int:
-        return len(self.queries)
+    def groups(self) -> list[RoleQueries]:
+        """The groups of the roles, in their order."""
+        return [cast("RoleQueries", self.roles[role]) for role in ROLES]
 
-    def run_with_queries(
-        self,
-        tower: ImageTower,
-        x: Tensor,
-        until: int,
-        adapters: Sequence[ParallelAdapter],
-        *,
-        rows: int | None = None,
-        gradient_checkpointing: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens ``B x N x W`` and the queries through the query blocks below ``until``.
-
-        The queries start around the class token.
+    def forward(self, tower: ImageTower, class_token: Tensor, tokens: Tensor) -> ImageVectors:
+        """The refined class token of each role.
 
         Args:
-            adapters: those of the other tokens, in the tower's last blocks.
-            rows: how many of the other tokens are needed after the tower's last block; None: all.
+            tower: the frozen tower that the tokens come from.
+            class_token: ``B x D``, unit vectors.
+            tokens: ``B x N x W``, before the tower's last block.
 
         Returns:
-            The other tokens, ``B x N x W`` (after the last block ``B x rows x W``), and the queries,
-            ``B x K x W``.
+            Unit vectors; their branch is what the queries read, without the class token.
         """
-        K = self.num_queries
-        start = x[:, :1] if tower.num_prefix_tokens else x.mean(1, keepdim=True)  # B x 1 x W
-        x = torch.cat([start + self.queries, x], 1)  # B x (K + N) x W
-        mask = torch.zeros(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype)
-        mask[K:, :K] = -torch.inf
-        first, first_adapted = tower.depth - len(self.adapters), tower.depth - len(adapters)
-        routed = [
-            RoutedAdapter(
-                K,
-                cast("BlockAdapter", own),
-                adapters[block - first_adapted] if block >= first_adapted else NullAdapter(),
-            )
-            for block, own in enumerate(self.adapters, first)
-        ]
-        x = run_blocks(
-            tower,
-            x,
-            range(first, until),
-            routed,
-            rows=None if rows is None else K + rows,
-            mask=mask,
-            gradient_checkpointing=gradient_checkpointing,
+        whole, patches = split_tokens(tower, tokens)
+        values = self.values(tower, tokens)  # B x L x D
+        composition, state, obj = (group.read(whole, patches, values) for group in self.groups())  # B x D
+        regions = ImageVectors(composition, state, obj)
+        composition, state, obj = (
+            group.refine(class_token, getattr(regions, role))
+            for role, group in zip(ROLES, self.groups(), strict=True)
         )
-        return x[:, K:], x[:, :K]
+        return ImageVectors(composition, state, obj, branches=(regions,))
 
-    def forward(self, tower: ImageTower, queries: Tensor) -> ImageVectors:
-        """Queries after the last block ``B x K x W`` -> a unit vector per role, ``B x D``."""
-        _, tokens = tower.pool_and_project(queries)
-        joint = F.normalize(tower.project_tokens(tokens), dim=-1)  # B x K x D
-        composition, state, obj = (self.pools[role](joint) for role in ROLES)
-        return ImageVectors(composition, state, obj)
+    def values(self, tower: ImageTower, tokens: Tensor) -> Tensor:
+        """What the last block reads from each patch, in the joint space: unit vectors ``B x L x D``."""
+        read = tower.token_values(tower.depth - 1, tokens) + self.adapter(self.norm(tokens))
+        _, read = tower.pool_and_project(read)
+        values = tower.project_tokens(read[:, tower.num_prefix_tokens :])
+        return F.normalize(values.float(), dim=-1)
 
-    @torch.no_grad()
-    def attention_weights(self, tower: ImageTower, x: Tensor, adapters: Sequence[ParallelAdapter]) -> Tensor:
-        """How much each query attends to each patch in the last block, ``B x K x L``; rows sum to 1."""
-        last = tower.depth - 1
-        others, queries = self.run_with_queries(tower, x, last, adapters)
-        weights = tower.attention_weights(last, torch.cat([queries, others], 1))
-        weights = weights[:, : self.num_queries, self.num_queries + tower.num_prefix_tokens :]
-        return weights / weights.sum(-1, keepdim=True)
+    def attention(self, tower: ImageTower, tokens: Tensor) -> Tensor:
+        """Where all queries look, role by role, ``B x K x L``; rows sum to 1."""
+        whole, patches = split_tokens(tower, tokens)
+        return torch.cat([group.attend(whole, patches) for group in self.groups()], 1)
+
+
+def split_tokens(tower: ImageTower, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The token of the whole image ``B x 1 x W`` (the mean where there is none), and the patches."""
+    prefix = tower.num_prefix_tokens
+    return tokens[:, :1] if prefix else tokens.mean(1, keepdim=True), tokens[:, prefix:]

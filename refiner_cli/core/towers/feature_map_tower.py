@@ -68,6 +68,10 @@ class FeatureMapTower:
         del x, adapters, spec
         raise IndexError(f"The image tower has no block {index}.")
 
+    def token_values(self, index: int, x: Tensor) -> NoReturn:
+        del x
+        raise IndexError(f"The image tower has no block {index}.")
+
     def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         feature_map = self.feature_map(x)
         if self.trunk is None:

@@ -66,6 +66,13 @@ class ImageTower(Protocol):
     ) -> Tensor:
         """One block with adapters parallel to attention and MLP, ``B x N x W`` -> ``B x N x W``."""
 
+    def token_values(self, index: int, x: Tensor) -> Tensor:
+        """What the attention of a block reads from each token alone, ``B x N x W`` -> ``B x N x W``.
+
+        Without the residual stream and without a mixture of tokens, each of these is local (Lan et al.,
+        ClearCLIP, ECCV 2024).
+        """
+
     def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens after the last block -> the image vector ``B x D`` and the read-out tokens ``B x N x W``."""
 
@@ -78,6 +85,12 @@ class ImageTower(Protocol):
         Raises:
             ConfigError: the tower's attention does not return its weights.
         """
+
+
+def own_token_mask(x: Tensor) -> Tensor:
+    """An attention mask under which each token attends to itself alone, ``N x N``, for ``B x N x W``."""
+    mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, device=x.device, dtype=x.dtype)
+    return mask.fill_diagonal_(0)
 
 
 def run_blocks(

@@ -6,8 +6,15 @@ from typing import Any
 
 import open_clip
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter, adapter_input
+from refiner_cli.core.towers.image import (
+    FULL_ATTENTION,
+    AttentionSpec,
+    ParallelAdapter,
+    adapter_input,
+    own_token_mask,
+)
 from refiner_cli.core.towers.library_internals import open_clip_embed, open_clip_pool
 from refiner_cli.errors import ConfigError
 
@@ -49,6 +56,14 @@ class OpenClipTower:
         x = x + adapters.attention(read)
         h = block.ln_2(x)
         return x + block.ls_2(block.mlp(h)) + adapters.mlp(adapter_input(adapters, x, h))
+
+    def token_values(self, index: int, x: Tensor) -> Tensor:
+        block: Any = self.visual.transformer.resblocks[index]
+        h, attn = block.ln_1(x), block.attn
+        if isinstance(attn, nn.MultiheadAttention):
+            weight, bias = attn.in_proj_weight[-self.width :], attn.in_proj_bias[-self.width :]
+            return block.ls_1(attn.out_proj(F.linear(h, weight, bias)))
+        return block.ls_1(block.ln_attn(attn(h, attn_mask=own_token_mask(x))))
 
     def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return open_clip_pool(self.visual, x) @ self.visual.proj, self.visual.ln_post(x)

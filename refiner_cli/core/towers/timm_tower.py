@@ -12,7 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter, adapter_input
+from refiner_cli.core.towers.image import (
+    FULL_ATTENTION,
+    AttentionSpec,
+    ParallelAdapter,
+    adapter_input,
+    own_token_mask,
+)
 from refiner_cli.core.towers.library_internals import timm_positions
 
 
@@ -60,6 +66,10 @@ class TimmTower(TimmTrunk):
         x = x + adapters.attention(adapter_input(adapters, raw, h[:, : spec.num_outputs]))
         h = block.norm2(x)
         return x + block.ls2(block.mlp(h)) + adapters.mlp(adapter_input(adapters, x, h))
+
+    def token_values(self, index: int, x: Tensor) -> Tensor:
+        block: Any = self.trunk.blocks[index]
+        return block.ls1(block.attn(block.norm1(x), attn_mask=own_token_mask(x)))
 
     def attention_weights(self, index: int, x: Tensor) -> Tensor:
         block: Any = self.trunk.blocks[index]
@@ -112,6 +122,13 @@ class EvaTower(TimmTrunk):
         widened = block.mlp(h)
         x = x + (block.norm2(widened) if norm_last else widened if second is None else second * widened)
         return x if adapters is None else x + adapters.mlp(adapter_input(adapters, raw, h))
+
+    def token_values(self, index: int, x: Tensor) -> Tensor:
+        block: Any = self.trunk.blocks[index]
+        norm_last, scale = isinstance(block, EvaBlockPostNorm), getattr(block, "gamma_1", None)
+        h = x if norm_last else block.norm1(x)
+        read = block.attn(h, rope=self.rotation(x.shape[1]), attn_mask=own_token_mask(x))
+        return block.norm1(read) if norm_last else read if scale is None else scale * read
 
     def attention_weights(self, index: int, x: Tensor) -> Tensor:
         block: Any = self.trunk.blocks[index]

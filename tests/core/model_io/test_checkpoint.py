@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from refiner_cli.core.model_io.checkpoint import read_model
+from refiner_cli.config import method_section
+from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model
+from refiner_cli.core.model_io.export import export_model
+from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import model_folder
-from tests.conftest import Cli
+from tests.core.cases import SPACE
 
 
 def test_an_export_and_its_run_hold_the_same_model(small_run: Path, small_export: Path) -> None:
@@ -104,16 +109,31 @@ def test_a_run_without_validation_is_no_model_yet(tmp_path: Path, small_run: Pat
         model_folder(folder)
 
 
-def test_a_model_exported_by_version_0_1_0_predicts_the_same_rows(tmp_path: Path, cli: Cli) -> None:
-    # Made with the old names of settings and tensors; the expected rows were written by that version.
-    old = Path(__file__).with_name("version-0.1.0")
-    out = tmp_path / "rows.jsonl"
-    assert cli("-q", "predict", old / "model", old / "photos", "--out", out, "--device", "cpu").code == 0
-    rows, want = (
-        [json.loads(line) for line in f.read_text().splitlines()] for f in (out, old / "rows.jsonl")
-    )
-    assert [row["path"] for row in rows] == [row["path"] for row in want]
-    for row, expected in zip(rows, want, strict=True):
-        for found, wanted in zip(row["predictions"], expected["predictions"], strict=True):
-            assert (found["state"], found["object"]) == (wanted["state"], wanted["object"])
-            assert found["score"] == pytest.approx(wanted["score"], abs=1e-4)
+@pytest.mark.parametrize("earlier", ["refiner.model/1", "refiner.model/2"])
+def test_a_refiner_of_an_earlier_design_is_refused_with_a_way_out(
+    tmp_path: Path, small_export: Path, earlier: str
+) -> None:
+    shutil.copytree(small_export, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text().replace(MODEL_FORMAT, earlier))
+    with pytest.raises(ModelFileError, match="a Refiner of an earlier design") as raised:
+        read_model(tmp_path / "model")
+    assert "Train it again" in str(raised.value.hint)
+
+
+def test_a_baseline_of_the_first_format_predicts_as_before(tmp_path: Path) -> None:
+    model = build_model("csp", load_backbone("tiny", "built-in"), method_section("csp")(), SPACE).eval()
+    info = ModelInfo("csp", "none", "", "", 1, {})
+    export_model(tmp_path / "model", model, info, dtype="fp32", with_backbone=True)
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    settings = config["model"]
+    settings["word_dropout"] = settings.pop("primitive_dropout")
+    file.write_text(json.dumps({**config, "format": "refiner.model/1", "model": settings}))
+    weights = tmp_path / "model" / "model.safetensors"
+    old = {name.replace("trained.", "learned."): value for name, value in load_file(weights).items()}
+    save_file(old, weights)
+    again, _ = read_model(tmp_path / "model")
+    with torch.no_grad():
+        ours, theirs = (m.encode_pairs(SPACE).pairs for m in (model, again))
+    assert torch.equal(ours, theirs)

@@ -45,7 +45,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.json").write_text(json.dumps(SMALL))
     backbone = load_backbone(str(folder / "small.json"), "none")
     section = method_section("refiner")
-    settings = section.model_validate({"adapter_dim": 4, "adapter_blocks": 1, "num_queries": 2})
+    settings = section.model_validate({"adapter_dim": 4, "adapter_blocks": 1, "queries_per_role": 1})
     model = build_model("refiner", backbone, settings, SPACE)
     metrics = {"S": 1.0, "U": None, "HM": None, "AUC": None}
     (folder / "model").mkdir()
@@ -182,7 +182,7 @@ def make_fifo(name: str) -> Callable[[Path], None]:
         write_config("1e400"),
         write_config('{"format": {"a": 1}}'),
         write_config('{"format": "refiner.model/1"}'),
-        write_config('{"format": "refiner.model/2"}'),
+        write_config('{"format": "refiner.model/3"}'),
         write_config("1" * 10_000),
     ],
 )  # fmt: skip

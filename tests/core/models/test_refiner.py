@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ from torch.nn import functional as F
 from refiner_cli.config import method_section
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.hubness import HubnessCorrection
+from refiner_cli.core.models.prompts import ROLES
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
 from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.models.visual_refinement import GATE_LIMIT, GATE_UNIT
 from refiner_cli.core.towers.backbone import Backbone, load_backbone
 from refiner_cli.core.towers.image import run_blocks
 from tests.core.cases import SPACE, steps
+
+SIGLIP = str(Path(__file__).with_name("siglip.json"))  # a small tower of the same build
+BACKBONES = [("tiny", "built-in"), ("ViT-B-32", "none"), (SIGLIP, "none")]
 
 
 def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
@@ -25,32 +31,41 @@ def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("name", "pretrained"), [("tiny", "built-in"), ("ViT-B-32", "none")])
-def test_at_its_start_it_is_clip_zero_shot(name: str, pretrained: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "pretrained"), [("tiny", "built-in"), ("ViT-B-32", "none"), (SIGLIP, "none")]
+)
+def test_untrained_with_every_part_on_it_is_clip_zero_shot(name: str, pretrained: str) -> None:
     backbone = load_backbone(name, pretrained)
     model = build_model("refiner", backbone, method_section("refiner")(), SPACE)
+    assert len(model.adapters) == backbone.visual.depth
     pixels = images(backbone)
     with torch.no_grad():
-        bank = model.eval().encode_pairs(SPACE)
-        class_token, _ = model.encode_images(pixels).branches
-        ours = model.score(class_token, bank).composition
+        ours = model.eval()(pixels, model.encode_pairs(SPACE)).composition
         text = backbone.text.encode_texts([f"a photo of {s} {o}" for s, o in SPACE.pairs])
-        want = backbone.logit_scale * (
+        want = backbone.logit_bias + backbone.logit_scale * (
             F.normalize(backbone.clip.encode_image(pixels), dim=-1) @ F.normalize(text, dim=-1).T
         )
     assert torch.allclose(ours, want, rtol=0, atol=1e-5 * want.abs().max())
 
 
-def test_image_vectors_are_the_sum_of_class_token_and_regions(tiny: Backbone) -> None:
-    model, pixels = Refiner.build(tiny, RefinerConfig(), SPACE), images(tiny)
+def test_each_role_is_refined_by_its_own_region_as_far_as_its_gate_is_open(tiny: Backbone) -> None:
+    model, pixels = Refiner.build(tiny, RefinerConfig(image_to_text=False), SPACE), images(tiny)
+    refinement = model.eval().visual_refinement
+    assert refinement is not None
+    gates = (0.0, 0.1, 0.4)
     with torch.no_grad():
-        found = model.eval().encode_images(pixels)
-        whole, regions = found.branches
-    for role in ("composition", "state", "object"):
-        v, c = getattr(whole, role), getattr(regions, role)
-        assert torch.allclose(c.norm(dim=-1), torch.ones(2), atol=1e-5)
-        assert not torch.allclose(v, c, atol=1e-2)
-        assert torch.allclose(getattr(found, role), F.normalize(v + c, dim=-1), atol=1e-5)
+        for group, gate in zip(refinement.groups(), gates, strict=True):
+            group.gate_logit.fill_(math.atanh(gate / GATE_LIMIT) / GATE_UNIT)
+        tokens = model.encode_tokens(pixels)
+        class_token, values = model.read_class_token(tokens), refinement.values(tiny.visual, tokens)
+        looks = model.query_attention(pixels)  # B x K x L
+        found = model.encode_images(pixels)
+    for number, (role, gate) in enumerate(zip(ROLES, gates, strict=True)):
+        group = looks[:, 2 * number : 2 * number + 2].mean(1)  # B x L
+        region = F.normalize(torch.einsum("bl,bld->bd", group, values), dim=-1)
+        want = F.normalize(class_token + gate * region, dim=-1)
+        assert torch.allclose(getattr(found, role), want, atol=1e-5)
+        assert torch.allclose(getattr(found.branches[0], role), region, atol=1e-5)
 
 
 def test_clip_baseline_equals_the_backbone(tiny: Backbone) -> None:
@@ -63,22 +78,19 @@ def test_clip_baseline_equals_the_backbone(tiny: Backbone) -> None:
 
 def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
     # A small tower of the same build: timm trunk with a pooling head, text that is not causal.
-    backbone = load_backbone(str(Path(__file__).with_name("siglip.json")), "none")
+    backbone = load_backbone(SIGLIP, "none")
     text = backbone.text
     assert not text.causal
     words = [*text.tokens.encode("a photo of wet dog")]
     ids = torch.tensor([[*text.tokens.prefix_ids, *words, text.tokens.eos_id] + [text.tokens.pad_id] * 64])[
         :, : text.context_length
     ]
-    model = Refiner.build(backbone, RefinerConfig(adapter_blocks=1, query_blocks=1), SPACE)
+    model = Refiner.build(backbone, RefinerConfig(adapter_blocks=1), SPACE)
     pixels = images(backbone)
     with torch.no_grad():
         bank = model.eval().encode_pairs(SPACE)
         want = F.normalize(backbone.clip.encode_text(ids), dim=-1)
-        class_token, _ = model.encode_images(pixels).branches
         assert torch.allclose(bank.pairs[SPACE.pair_index["wet", "dog"]], want[0], atol=1e-5)
-        own = F.normalize(backbone.clip.encode_image(pixels), dim=-1)
-        assert torch.allclose(class_token.composition, own, atol=1e-5)
     looks = model.eval().query_attention(pixels)
     assert torch.allclose(looks.sum(-1), torch.ones(looks.shape[:2]), atol=1e-5)
     assert looks.std(-1).min() > 1e-4
@@ -88,7 +100,7 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
 
 @pytest.mark.parametrize(
     "off",
-    [{"adapters": False}, {"num_queries": 0}, {"image_to_text": False}, {"align_state": False},
+    [{"adapters": False}, {"queries_per_role": 0}, {"image_to_text": False}, {"align_state": False},
      {"align_object": False}, {"learn_context": False}, {"learn_primitives": False}],
 )  # fmt: skip
 def test_every_part_can_be_switched_off_and_the_rest_still_learns(
@@ -107,20 +119,30 @@ def test_every_part_can_be_switched_off_and_the_rest_still_learns(
     assert losses[-1] < losses[0]
 
 
-def test_every_learned_parameter_gets_a_gradient_once_the_adapters_are_open(tiny: Backbone) -> None:
+def test_every_learned_parameter_gets_a_gradient_once_the_zeros_are_open(tiny: Backbone) -> None:
     model = Refiner.build(tiny, RefinerConfig(), SPACE)
     with torch.no_grad():
         for name, parameter in model.trainable_parameters().items():
-            if ".up." in name or ".narrow." in name:
+            if ".up." in name or ".narrow." in name or name.endswith(".gate_logit"):
                 parameter.normal_(std=0.1)
     steps(model, images(tiny), 1)
     silent = [n for n, p in model.trainable_parameters().items() if p.grad is None or not p.grad.abs().sum()]
-    # A key's bias shifts all attention logits of a query alike, so only rounding reaches it; the key
-    # and value biases share one tensor, which is not silent.
     assert silent == []
 
 
-@pytest.mark.parametrize("name", ["tiny", str(Path(__file__).with_name("siglip.json"))])
+def test_gates_and_maps_open_at_the_first_step(tiny: Backbone) -> None:
+    model = Refiner.build(tiny, RefinerConfig(), SPACE)
+    steps(model, images(tiny), 1)
+    maps = model.image_to_text
+    assert model.visual_refinement is not None
+    assert maps is not None
+    assert all(group.gate.abs() > 0 for group in model.visual_refinement.groups())
+    assert all(
+        p.abs().max() > 0 for p in (maps.composition.gap, maps.state.narrow.weight, maps.object.narrow.bias)
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny", SIGLIP])
 def test_tokens_that_are_not_needed_are_left_out_without_a_difference(name: str) -> None:
     backbone = load_backbone(name, "built-in" if name == "tiny" else "none")
     model = Refiner.build(backbone, RefinerConfig(), SPACE).eval()
@@ -138,26 +160,6 @@ def test_tokens_that_are_not_needed_are_left_out_without_a_difference(name: str)
     assert torch.allclose(plain, run_blocks(tower, x, blocks, ())[:, :3], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tiny", str(Path(__file__).with_name("siglip.json"))])
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_class_token_and_patches_do_not_see_the_queries(name: str, blocks: int) -> None:
-    backbone = load_backbone(name, "built-in" if name == "tiny" else "none")
-    model = Refiner.build(backbone, RefinerConfig(adapter_blocks=1, query_blocks=blocks), SPACE).eval()
-    torch.manual_seed(0)
-    nn.init.normal_(model.adapters.blocks()[0].attention.up.weight, std=0.1)
-    tower, refinement, adapters = backbone.visual, model.visual_refinement, model.adapters.blocks()
-    assert refinement is not None
-    x = model.encode_upper_blocks(images(backbone))
-    others, queries = refinement.run_with_queries(tower, x, tower.depth, adapters)
-    plain = run_blocks(tower, x, range(model.first_query_block, tower.depth), adapters)
-    assert torch.allclose(others, plain, rtol=0, atol=1e-5 * float(plain.detach().abs().max()))
-    with torch.no_grad():
-        refinement.queries.mul_(-1)
-    moved_others, moved_queries = refinement.run_with_queries(tower, x, tower.depth, adapters)
-    assert torch.allclose(moved_others, others, atol=1e-5)
-    assert not torch.allclose(moved_queries, queries, atol=1e-2)
-
-
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:
     before = tiny.fingerprint()
     model = Refiner.build(tiny, RefinerConfig(), SPACE)
@@ -168,10 +170,10 @@ def test_the_towers_stay_frozen(tiny: Backbone) -> None:
 
 
 def test_attention_of_the_queries_sums_to_one(tiny: Backbone) -> None:
-    model = Refiner.build(tiny, RefinerConfig(num_queries=5, query_blocks=2), SPACE).eval()
+    model = Refiner.build(tiny, RefinerConfig(queries_per_role=3), SPACE).eval()
     weights = model.query_attention(images(tiny))
-    assert weights.shape == (2, 5, 64)
-    assert torch.allclose(weights.sum(-1), torch.ones(2, 5), atol=1e-5)
+    assert weights.shape == (2, 9, 64)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 9), atol=1e-5)
     assert weights.std(-1).min() > 1e-4
 
 

@@ -186,7 +186,7 @@ def test_every_kind_scores_as_open_clip_trains_and_reloads(tmp_path: Path, kind:
         cosines = F.normalize(backbone.clip.encode_image(images), dim=-1) @ F.normalize(texts, dim=-1).T
     assert torch.allclose(scores.composition / backbone.logit_scale, cosines, atol=1e-5)
 
-    model = Refiner.build(backbone, RefinerConfig(num_queries=2), SPACE).train()
+    model = Refiner.build(backbone, RefinerConfig(queries_per_role=1), SPACE).train()
     scores = model.score(model.encode_images(images), model.encode_pairs(SPACE))
     model.loss(scores, torch.tensor([0, 1]), SPACE, TrainConfig()).backward()
     learned = model.trainable_parameters()

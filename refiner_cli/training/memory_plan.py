@@ -1,0 +1,187 @@
+"""How a training step fits into memory: what a step takes is measured, on two and on four images.
+
+A step's peak grows in a straight line with the images computed at once. So two small steps tell the peak
+of every larger one, on any device and for any method, tower and precision: no formula has to be kept true.
+Smaller micro-batches cost next to nothing as long as they keep the device busy, because the text is
+encoded once a step; recomputing activations costs about a third more time. The plan therefore halves the
+micro-batch down to :data:`LEAST_BUSY`, then recomputes, then halves on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from refiner_cli.config import TrainConfig
+from refiner_cli.core.models.base import Model
+from refiner_cli.core.runtime.device import GIB, free_memory
+from refiner_cli.core.runtime.log import LogFn
+from refiner_cli.core.runtime.memory import release_memory
+from refiner_cli.data.labels import LabelSpace
+from refiner_cli.training.gradient_step import GradientStep
+
+BUDGET = 0.9  # share of the free memory that a plan may use
+PROBED = (2, 4)  # images of the two steps that are measured; with one, the text may make the peak
+LEAST_BUSY = 8  # images at once that still keep a device busy
+Probe = Callable[[Tensor], object]  # one step on images ``B x 3 x H x W``, which leaves its gradients
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How to compute a batch."""
+
+    micro_batch: int  # images at once
+    gradient_checkpointing: bool
+    peak: int  # bytes that a step is expected to take beyond what is held already
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Peak bytes of a step of ``b`` images: ``base + b * per_image``."""
+
+    base: int
+    per_image: int
+
+    def peak(self, images: int) -> int:
+        return self.base + images * self.per_image
+
+    def largest(self, budget: float) -> int:
+        """The largest number of images whose peak is within the budget; it may be below 1."""
+        return int((budget - self.base) // self.per_image)
+
+
+class LivePeak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and still held, and their largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        out = func(*args, **(kwargs or {}))
+        held = {storage.data_ptr() for storage in storages((args, kwargs))}
+        for storage in storages(out):
+            if storage.data_ptr() not in held:
+                self.add(storage)
+        return out
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not size or address in self.known:
+            return
+        self.known.add(address)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.drop, address, size)
+
+    def drop(self, address: int, size: int) -> None:
+        self.known.discard(address)
+        self.live -= size
+
+
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    """What the tensors among nested values are stored in."""
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def measure_step(probe: Probe, image: Tensor) -> StepMemory:
+    """The memory of a step, from one of each of :data:`PROBED`.
+
+    Args:
+        image: ``1 x 3 x H x W`` on the device.
+    """
+    few, more = (peak_of(probe, image.expand(count, *image.shape[1:])) for count in PROBED)
+    per_image = max(1, (more - few) // (PROBED[1] - PROBED[0]))
+    return StepMemory(few - PROBED[0] * per_image, per_image)
+
+
+def peak_of(probe: Probe, images: Tensor) -> int:
+    """Peak bytes of one step beyond what is held before it."""
+    if images.device.type == "cuda":
+        release_memory(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+        probe(images)
+        return torch.cuda.max_memory_allocated(images.device) - before
+    with LivePeak() as counted:
+        probe(images)
+    return counted.peak
+
+
+def fit_step(
+    model: Model, space: LabelSpace, config: TrainConfig, precision: torch.dtype, image: Tensor, log: LogFn
+) -> int:
+    """Choose how a batch is computed within the free memory, and say why.
+
+    Args:
+        space: the pairs of the loss.
+        image: ``1 x 3 x H x W``, or its tokens, on the model's device.
+        log: receives a line with the plan.
+
+    Returns:
+        Images at once. The model's memory options say whether activations are recomputed.
+    """
+    step = GradientStep(
+        model, space, config, precision, log=log, scale=lambda loss: loss,
+        encode=lambda: model.encode_pairs(space),
+    )  # fmt: skip
+
+    def probe(images: Tensor) -> None:
+        step.backward(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), 0)
+
+    plan = plan_memory(model, probe, image, config)
+    log(f"memory: {plan.reason}")
+    return plan.micro_batch
+
+
+def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig) -> MemoryPlan:
+    """The plan for a batch; ``probe`` is one step on images, ``image`` one of them."""
+    model.train()
+    parameters = list(model.trainable_parameters().values())
+    # The moments of Adam come with the first step; gradients are in the probe.
+    moments = 2 * sum(p.numel() * p.element_size() for p in parameters)
+    free, batch = free_memory(model.device), config.batch_size
+    wanted = min(batch, config.micro_batch or LEAST_BUSY)
+    plan = None
+    for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]:
+        model.memory = replace(model.memory, gradient_checkpointing=recompute)
+        step = measure_step(probe, image)
+        fit = min(batch, config.micro_batch or max(1, step.largest(BUDGET * free - moments)))
+        plan = describe_plan(step, batch, fit, free, moments, recompute=recompute)
+        if fit >= wanted and plan.peak <= BUDGET * free:
+            break
+    assert plan is not None  # noqa: S101 - the loop runs at least once
+    for parameter in parameters:
+        parameter.grad = None
+    release_memory(model.device)
+    return plan
+
+
+def blank_image(preprocess: dict[str, Any], device: torch.device) -> Tensor:
+    """One black image as the backbone takes it, ``1 x 3 x H x W``."""
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.zeros(1, 3, height, width, device=device)
+
+
+def describe_plan(
+    step: StepMemory, batch: int, fit: int, free: int, moments: int, *, recompute: bool
+) -> MemoryPlan:
+    """The plan where ``fit`` images go at once, with its reason."""
+    pieces = -(-batch // fit)
+    even = -(-batch // pieces)
+    peak = step.peak(even) + moments
+    how = "activations recomputed" if recompute else "activations kept"
+    whole = f"all {batch} images at once" if pieces == 1 else f"{even} of {batch} images at once"
+    reason = f"{whole}, {how}: a step takes about {peak / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
+    return MemoryPlan(even, recompute, peak, reason)

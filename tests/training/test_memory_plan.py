@@ -1,0 +1,82 @@
+"""The memory plan: measured on two and four images, and fitted to what is free."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refiner_cli.config import TrainConfig
+from refiner_cli.core.models.refiner import Refiner, RefinerConfig
+from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.training import memory_plan
+from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.memory_plan import (
+    MemoryPlan,
+    blank_image,
+    fit_step,
+    measure_step,
+    peak_of,
+    plan_memory,
+)
+from tests.core.cases import SPACE
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(tiny: Backbone) -> Refiner:
+    return Refiner.build(tiny, RefinerConfig(), SPACE)
+
+
+def probe_of(model: Refiner) -> memory_plan.Probe:
+    space = SPACE.training()
+    step = GradientStep(
+        model, space, TrainConfig(), torch.float32, encode=lambda: model.encode_pairs(space),
+        scale=lambda loss: loss, log=lambda line: None,
+    )  # fmt: skip
+    return lambda images: step.backward(images, torch.zeros(len(images), dtype=torch.int64), 0)
+
+
+def plan(monkeypatch: pytest.MonkeyPatch, model: Refiner, free: int, **settings: object) -> MemoryPlan:
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: free)
+    image = blank_image(model.backbone.spec.preprocess, CPU)
+    config = TrainConfig.model_validate({"batch_size": 32, **settings})
+    return plan_memory(model, probe_of(model), image, config)
+
+
+def test_two_small_steps_tell_the_peak_of_a_larger_one(model: Refiner) -> None:
+    image, probe = blank_image(model.backbone.spec.preprocess, CPU), probe_of(model.train())
+    step = measure_step(probe, image)
+    assert peak_of(probe, image.expand(12, -1, -1, -1)) == pytest.approx(step.peak(12), rel=0.05)
+
+
+def test_less_memory_first_makes_pieces_then_recomputes(
+    monkeypatch: pytest.MonkeyPatch, model: Refiner
+) -> None:
+    ample = plan(monkeypatch, model, 2**40)
+    assert (ample.micro_batch, ample.gradient_checkpointing) == (32, False)
+    assert "all 32 images at once, activations kept" in ample.reason
+    assert all(p.grad is None for p in model.trainable_parameters().values())
+    half = plan(monkeypatch, model, round(ample.peak * 0.6))
+    assert 8 <= half.micro_batch < 32
+    assert not half.gradient_checkpointing
+    assert half.peak <= 0.6 * ample.peak
+    least = plan(monkeypatch, model, round(ample.peak * 0.25))
+    assert least.gradient_checkpointing
+    assert least.peak < half.peak
+    assert "activations recomputed" in least.reason
+
+
+def test_what_is_requested_is_kept(monkeypatch: pytest.MonkeyPatch, model: Refiner) -> None:
+    found = plan(monkeypatch, model, 0, micro_batch=6, gradient_checkpointing="off")
+    assert (found.micro_batch, found.gradient_checkpointing) == (6, False)
+    assert plan(monkeypatch, model, 2**40, gradient_checkpointing="on").gradient_checkpointing
+
+
+def test_the_plan_is_logged_and_followed(monkeypatch: pytest.MonkeyPatch, model: Refiner) -> None:
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 0)
+    said: list[str] = []
+    image = blank_image(model.backbone.spec.preprocess, CPU)
+    assert fit_step(model, SPACE.training(), TrainConfig(), torch.float32, image, said.append) == 1
+    assert model.memory.gradient_checkpointing
+    assert said[-1].startswith("memory: 1 of 64 images at once, activations recomputed: a step takes about")
