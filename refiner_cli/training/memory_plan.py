@@ -94,7 +94,7 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def measure_step(probe: Probe, image: Tensor) -> StepMemory:
+def probe_memory(probe: Probe, image: Tensor) -> StepMemory:
     """The memory of a step, from one of each of :data:`PROBED`.
 
     Args:
@@ -155,7 +155,7 @@ def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig) 
     plan = None
     for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]:
         model.memory = replace(model.memory, gradient_checkpointing=recompute)
-        step = measure_step(probe, image)
+        step = probe_memory(probe, image)
         fit = min(batch, config.micro_batch or max(1, step.largest(BUDGET * free - moments)))
         plan = describe_plan(step, batch, fit, free, moments, recompute=recompute)
         if fit >= wanted and plan.peak <= BUDGET * free:

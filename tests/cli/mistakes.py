@@ -44,7 +44,7 @@ TRAIN: list[Mistake] = [
     ("train data --set train.batch=1", 2, "now called 'train.batch_size'"),
     ("train data --set train.lr=fast", 2, "--set: train.lr = 'fast'"),
     ("train data --set train.augment=wild", 2, "train.augment"),
-    ("train data --method clip --set model.num_queries=3", 2, "has no setting 'model.num_queries'"),
+    ("train data --method clip --set model.queries_per_role=3", 2, "has no setting 'model.queries_per_role'"),
     ("train data --config gone.toml", 3, "gone.toml does not exist"),
     ("train data --config bad.toml", 3, "not valid TOML"),
     ("train data --config photos", 3, "photos"),

@@ -14,9 +14,9 @@ from refiner_cli.training.memory_plan import (
     MemoryPlan,
     blank_image,
     fit_step,
-    measure_step,
     peak_of,
     plan_memory,
+    probe_memory,
 )
 from tests.core.cases import SPACE
 
@@ -46,7 +46,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, model: Refiner, free: int, **settings:
 
 def test_two_small_steps_tell_the_peak_of_a_larger_one(model: Refiner) -> None:
     image, probe = blank_image(model.backbone.spec.preprocess, CPU), probe_of(model.train())
-    step = measure_step(probe, image)
+    step = probe_memory(probe, image)
     assert peak_of(probe, image.expand(12, -1, -1, -1)) == pytest.approx(step.peak(12), rel=0.05)
 
 

@@ -1,8 +1,8 @@
 """Model directories of earlier formats, read as the present one, or refused where their parts are gone.
 
-With ``refiner.model/3`` Refiner has other queries and other image-to-text maps: an earlier model of this method
-cannot give the rows that it gave. Those of the other methods can. Up to ``/2`` the shifted views were a
-setting of the method; they are calibration now. In ``/1`` (version 0.1.0) some settings and tensors had other names.
+With ``refiner.model/3`` Refiner has other queries and other image-to-text maps: an earlier model of this
+method cannot give the rows that it gave, those of the other methods can. Up to ``/2`` the shifted views were
+a setting of the method and are calibration now; in ``/1`` (version 0.1.0) some names were others.
 """
 
 from __future__ import annotations
