@@ -57,10 +57,25 @@ def info(
         terminal.json({"schema": "refiner.info/1", **facts})
         return
     table = new_table(what, "", "")
+    if "calibration" in facts:
+        facts["calibration"] = shorten_calibration(facts["calibration"])
     for name, value in facts.items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
             table.add_row(f"{name} {key}".strip().replace("_", " "), format_fact(inner))
     terminal.table(table)
+
+
+def shorten_calibration(calibration: dict[str, Any]) -> dict[str, Any]:
+    """A calibration for a table: of both worlds the temperatures, and the precisions that are promised."""
+    short = {key: value for key, value in calibration.items() if key not in {"closed", "open"}}
+    for world in ("closed", "open"):
+        confidence = calibration.get(world) or {}
+        for level, value in confidence.get("temperatures", {}).items():
+            short[f"temperature {level} {world}"] = f"{value:.2f}"
+        kept = [one for one in confidence.get("promises", []) if one["pair"]["probability"] is not None]
+        if kept:
+            short[f"highest precision {world}"] = f"{kept[-1]['precision']:g} of pairs"
+    return short
 
 
 def describe_model(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from refiner_cli.training.encoded_images import EncodedImages, spread_mask
 MAX_SCORES_HELD = 1 << 27  # scores held at once; where there are more, evenly spread images are taken
 WORLDS: tuple[World, World] = ("closed", "open")
 RANGE = (1e-2, 1e2)  # of a temperature
-PAIR_SAMPLES = 1000  # bootstrap samples that a temperature must win on
+PAIR_SAMPLES = 1000  # bootstrap samples that a temperature below 1 must win on
 PRECISION = 1e-3  # of its logarithm
 
 
@@ -84,9 +84,10 @@ def biased_scores(model: Model, images: EncodedImages, space: LabelSpace) -> tup
 
 
 def best_temperature(logits: Tensor, truth: Tensor, pairs: IntArray) -> float:
-    """The temperature with the lowest mean negative log-likelihood of the truth, if it surely helps; else 1.
+    """The temperature with the lowest mean negative log-likelihood of the truth.
 
-    The likelihood is concave in 1 / T, so the minimum over log T is the only one.
+    The likelihood is concave in 1 / T, so the minimum over log T is the only one. One below 1, which makes
+    a model surer of itself, has to help surely, else it is 1: other pairs may be harder than validation's.
 
     Args:
         logits: ``N x C``.
@@ -99,7 +100,7 @@ def best_temperature(logits: Tensor, truth: Tensor, pairs: IntArray) -> float:
 
     found = minimum(lambda x: float(losses(x).mean()), math.log(RANGE[0]), math.log(RANGE[1]))
     gain = (losses(0.0) - losses(found)).double().numpy()
-    return math.exp(found) if surely_positive(gain, pairs) else 1.0
+    return math.exp(found) if found > 0 or surely_positive(gain, pairs) else 1.0
 
 
 def surely_positive(values: FloatArray, pairs: IntArray) -> bool:

@@ -179,13 +179,17 @@ def test_the_temperature_has_the_lowest_negative_log_likelihood() -> None:
     assert best_temperature(30 * logits, truth, every) == pytest.approx(30 * plain, rel=0.01)
 
 
-def test_a_temperature_that_does_not_surely_help_is_left_at_one() -> None:
+def test_a_temperature_below_one_has_to_help_surely() -> None:
     chance = torch.Generator().manual_seed(0)
     logits = torch.randn(300, 5, generator=chance)
     torch.manual_seed(1)
     truth = torch.distributions.Categorical(logits=logits).sample()  # the logits tell the truth
-    assert best_temperature(logits, truth, np.arange(300)) == 1
-    assert best_temperature(3 * logits, truth, np.arange(300)) == pytest.approx(3, rel=0.3)
+    alone, few = np.arange(300), np.repeat([0, 1, 2], 100)
+    exact = best_temperature(3 * logits, truth, alone) / 3
+    assert exact == pytest.approx(1, rel=0.3)
+    assert best_temperature(3 * logits, truth, few) == pytest.approx(3 * exact, rel=0.01)
+    assert best_temperature(0.95 * logits / exact, truth, alone) == 1
+    assert best_temperature(0.3 * logits / exact, truth, alone) == pytest.approx(0.3, rel=0.01)
     values = np.concatenate([np.full(50, 1.0), np.full(50, -0.5)])
     assert surely_positive(values, np.arange(100))
     assert not surely_positive(values, np.repeat(np.arange(2), 50))  # two pairs say little
