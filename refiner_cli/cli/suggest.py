@@ -38,7 +38,7 @@ def suggest(
     world: Annotated[
         Literal["closed", "open"],
         typer.Option(help="Candidates: the pairs of the model, or every state with every object."),
-    ] = "open",
+    ] = "closed",
     states: Annotated[Path | None, typer.Option(help="Text file of your own states, one per line.")] = None,
     objects: Annotated[Path | None, typer.Option(help="Text file of your own objects, one per line.")] = None,
     pairs: Annotated[
