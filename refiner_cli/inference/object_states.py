@@ -4,10 +4,10 @@ In a ranking of pairs states compete, so that of a car that is dirty and broken 
 probability of the other. Here each state ``s`` of an object ``o`` is compared with what a state that the
 image does not show would score: the median of the object's other states, as most are absent::
 
-    p(s | o) = sigmoid(z(s, o) - median over s' != s of z(s', o) - log(S - 1))
+    p(s | o) = sigmoid((z(s, o) - median over s' != s of z(s', o)) / T - log(S - 1))
 
-``z`` are the scores of the pairs, ``S`` is the number of states, and one of S is expected beforehand. With
-two states this is their softmax.
+``z`` are the scores of the pairs, ``T`` is the temperature of their probabilities in the open world, ``S`` is
+the number of states, and one of S is expected beforehand. With two states this is their softmax.
 
 Shapes: ``B`` images, ``S`` states.
 """
@@ -69,14 +69,16 @@ class MultiStateRecogniser(Recogniser):
             self.by_object[obj] = Recogniser(self.model, space, self.precision)
         own = self.by_object[obj]
         ranked = own.rank(vectors, top_k=len(own.space.pairs))
+        temperature = self.model.calibration.confidence(is_open=True).temperatures.pair
+        probabilities = state_probabilities(ranked.scores / temperature)
         return [
             ObjectStates(obj, tuple(Primitive(own.space.pairs[i][0], p) for i, p in zip(*image, strict=True)))
-            for image in zip(ranked.pairs.tolist(), state_probabilities(ranked.scores).tolist(), strict=True)
+            for image in zip(ranked.pairs.tolist(), probabilities.tolist(), strict=True)
         ]
 
 
 def state_probabilities(scores: Tensor) -> Tensor:
-    """Scores of an object's states ``B x S``, best first -> the probability of each on its own.
+    """Scores / T of an object's states ``B x S``, best first -> the probability of each on its own.
 
     The median of an even number of states is the lower one.
     """

@@ -48,7 +48,7 @@ class ScoreRanking:
         self.temperatures = temperatures or Temperatures()
         self.peak = torch.full((images, 1), -torch.inf, dtype=exact, device=device)  # best value so far
         self.mass = torch.zeros(images, 1, dtype=exact, device=device)  # sum of exp(value - peak)
-        self.parts = [torch.zeros(images, size, dtype=exact, device=device) for size in sizes]
+        self.parts = [torch.zeros(size, images, dtype=exact, device=device) for size in sizes]
         self.scores = torch.empty(images, 0, device=device)
         self.pairs = torch.empty(images, 0, dtype=torch.int64, device=device)
 
@@ -59,19 +59,28 @@ class ScoreRanking:
             scores: B x P'.
             state: P' int64, the index of each pair's state; ``obj`` alike.
         """
-        best = scores.topk(min(self.top_k, scores.shape[1]))
-        self.scores = torch.cat([self.scores, best.values], 1)
-        self.pairs = torch.cat([self.pairs, best.indices + first], 1)
+        best_of_block = scores.topk(min(self.top_k, scores.shape[1]))
+        self.scores = torch.cat([self.scores, best_of_block.values], 1)
+        self.pairs = torch.cat([self.pairs, best_of_block.indices + first], 1)
         best = self.scores.topk(min(self.top_k, self.scores.shape[1]))
         self.scores, self.pairs = best.values, self.pairs.gather(1, best.indices)
 
-        values = scores.to(self.peak.dtype) / self.temperatures.pair
-        peak = torch.maximum(self.peak, values.amax(1, keepdim=True))
-        shrink = (self.peak - peak).exp()  # of what was summed below an older peak
-        weights = (values - peak).exp_()  # B x P'
-        self.peak, self.mass = peak, self.mass * shrink + weights.sum(1, keepdim=True)
+        weights = self.tempered_scores(scores).softmax(1)  # B x P', of this block alone
+        peak = self.tempered_scores(best_of_block.values[:, :1]).to(self.peak.dtype)
+        # exp(0) is the block's sum times the weight of its best pair.
+        mass = 1 / weights.gather(1, best_of_block.indices[:, :1]).to(self.peak.dtype)
+        highest = torch.maximum(self.peak, peak)
+        shrink, grow = (self.peak - highest).exp(), (peak - highest).exp() * mass
+        self.peak, self.mass = highest, self.mass * shrink + grow
+        by_pair = weights.T.contiguous()  # P' x B: rows are added faster than columns
         for part, index in zip(self.parts, (state, obj), strict=True):
-            part.mul_(shrink).index_add_(1, index.to(weights.device), weights)
+            sums = torch.zeros(part.shape, device=weights.device)
+            sums.index_add_(0, index.to(weights.device), by_pair)
+            part.mul_(shrink.T).add_(sums.to(part.dtype) * grow.T)
+
+    def tempered_scores(self, scores: Tensor) -> Tensor:
+        """Scores divided by the temperature, in float32."""
+        return scores.float() if self.temperatures.pair == 1 else scores.float() / self.temperatures.pair
 
     def result(self) -> RankedScores:
         """Raises ModelFileError if a score was not a finite number."""
@@ -80,10 +89,10 @@ class ScoreRanking:
                 "The model computes scores that are not finite numbers.",
                 hint="Its weights may be damaged; with --precision fp16 or bf16, try fp32.",
             )
-        values = self.scores.to(self.peak.dtype) / self.temperatures.pair
+        values = self.tempered_scores(self.scores).to(self.peak.dtype)
         probabilities = (values - self.peak).exp() / self.mass
         states, objects = (
-            tempered(part / self.mass, temperature)
+            tempered((part / self.mass.T).T, temperature)
             for part, temperature in zip(
                 self.parts, (self.temperatures.state, self.temperatures.object), strict=True
             )
