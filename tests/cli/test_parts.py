@@ -67,6 +67,24 @@ def test_a_shard_is_a_unit(cli: Cli, small_export: Path, photos: Path, tmp_path:
     assert all(path.startswith(f"{tmp_path}/shard-0000.tar/") for path in first)
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [{"SLURM_ARRAY_TASK_ID": "{}", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "0"},
+     {"RANK": "{}", "WORLD_SIZE": "2", "LOCAL_RANK": "{}"}],
+)  # fmt: skip
+def test_tasks_of_a_launcher_take_their_units(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    launcher: dict[str, str],
+) -> None:  # fmt: skip
+    done = []
+    for task in range(2):
+        for name, value in launcher.items():
+            monkeypatch.setenv(name, value.format(task))
+        command = ("-q", "predict", small_export, photos, "-o", f"{tmp_path}/parts/", "--part-size", "4")
+        done.append(cli(*command, "--json").json["units_done"])
+    assert done == [2, 3]
+
+
 def test_mistakes_with_parts_are_wrong_usage(
     cli: Cli, small_export: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,21 @@ def test_several_places_keep_their_names_apart(packed: Path, photos: Path) -> No
     assert names[-1].startswith(f"{packed}/photos.tar/")
 
 
+def test_images_are_found_again_by_the_names_of_their_rows(packed: Path, expected: dict[str, bytes]) -> None:
+    names = [*reversed(expected), "gone.jpg"]
+    for kind, works in (("tar", True), ("zip", True), ("tar.gz", False)):
+        images = list(find_places([f"{packed}/photos.{kind}"]).locate(names))
+        assert [image.name for image in images] == names
+        ((_, results),) = decode_batches(images, len(images), CROP, 0)
+        assert results[-1] == "its source does not have it any more"
+        for name, result in zip(names[:-1], results, strict=False):
+            assert (
+                result == "it can only be read together with its archive"
+                if not works
+                else (np.asarray(result).tobytes() == expected[name])
+            )
+
+
 def test_patterns_choose_members(packed: Path) -> None:
     chosen = PathFilter(include=["*.jpg"], exclude=["b"])
     for kind in ("zip", "tar"):
