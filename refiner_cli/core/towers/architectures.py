@@ -150,6 +150,15 @@ def download_hub_file(repository: str, file: str) -> Path:
             ) from None
 
 
+def contrastive_part(config: dict[str, Any]) -> dict[str, Any]:
+    """A model configuration without the caption decoder that CoCa has beside its two towers."""
+    if "multimodal_cfg" not in config:
+        return dict(config)
+    towers = {name: {**config[name], "output_tokens": False} for name in ("vision_cfg", "text_cfg")}
+    kept = {name: value for name, value in config.items() if name != "multimodal_cfg"}
+    return {**kept, **towers, "custom_text": True}
+
+
 def preprocess_config(config: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
     """open_clip's preprocessing for a model: its defaults, what is ``stated``, and the model's image size."""
     chosen: dict[str, Any] = open_clip.transform.merge_preprocess_dict(

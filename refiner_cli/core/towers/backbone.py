@@ -19,6 +19,7 @@ from refiner_cli.core.towers.architectures import (
     HF_HUB,
     LOCAL_DIR,
     Architecture,
+    contrastive_part,
     find_architecture,
     first_line,
     preprocess_config,
@@ -103,7 +104,7 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
     """
     architecture = find_architecture(name)
     source = find_weights(architecture, pretrained)
-    config = dict(architecture.config)
+    config = contrastive_part(architecture.config)
     if source.profile.quick_gelu is not None:
         # The weights decide, not the name: OpenAI's need QuickGELU under every model name.
         config["quick_gelu"] = source.profile.quick_gelu
@@ -170,7 +171,7 @@ def assemble(spec: BackboneSpec, tokenizer: str | Path | None) -> Backbone:
     """
     config = {key: value for key, value in spec.model.items() if key != "custom_text"}
     text_config = config["text_cfg"]
-    if "multimodal_cfg" in config or "hf_model_name" in text_config:
+    if "hf_model_name" in text_config:
         raise ConfigError(
             f"The text tower of the backbone {spec.name} is not open_clip's own transformer.",
             hint="Use an open_clip ViT such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",

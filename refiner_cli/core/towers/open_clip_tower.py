@@ -23,14 +23,15 @@ class OpenClipTower:
     """open_clip's VisionTransformer."""
 
     def __init__(self, visual: open_clip.transformer.VisionTransformer) -> None:
-        if visual.attn_pool is not None:
-            raise ConfigError("Image towers with an attentional pooler (CoCa) are not supported.")
+        if getattr(visual, "attn_pool_contrastive", None) is not None:
+            raise ConfigError("Image towers with two attentional poolers are not supported.")
         self.visual = visual
         self.width = visual.conv1.out_channels
         self.depth = len(visual.transformer.resblocks)
         self.patch_size = visual.patch_size[0]
         self.num_prefix_tokens = 1
-        self.num_pooled_tokens = 1 if visual.pool_type == "tok" else None
+        self.attn_pool: Any = visual.attn_pool  # CoCa's; None: the others
+        self.num_pooled_tokens = 1 if visual.pool_type == "tok" and self.attn_pool is None else None
 
     def embed(self, images: Tensor) -> Tensor:
         return open_clip_embed(self.visual, images)
@@ -66,9 +67,15 @@ class OpenClipTower:
         return block.ls_1(block.ln_attn(attn(h, attn_mask=own_token_mask(x))))
 
     def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return open_clip_pool(self.visual, x) @ self.visual.proj, self.visual.ln_post(x)
+        read_out = x if self.attn_pool is not None else self.visual.ln_post(x)
+        return open_clip_pool(self.visual, x) @ self.visual.proj, read_out
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
+        if self.attn_pool is not None:  # a token that the pooler's queries attend to alone
+            attn = self.attn_pool.attn
+            weight = attn.v_proj_weight if attn.in_proj_weight is None else attn.in_proj_weight.chunk(3)[2]
+            value = F.linear(self.attn_pool.ln_k(tokens), weight, attn.in_proj_bias.chunk(3)[2])
+            tokens = self.visual.ln_post(attn.out_proj(value))
         return tokens @ self.visual.proj
 
     def attention_weights(self, index: int, x: Tensor) -> Tensor:

@@ -37,18 +37,22 @@ class TextTower:
                 f"The backbone's text tower ({type(text).__name__}) is not open_clip's own transformer.",
                 hint="Choose a backbone such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
             )
-        if getattr(text, "cls_emb", None) is not None:
-            raise ConfigError("Text towers with an appended class token (CoCa) are not supported.")
         self.text = text
         self.tokens = tokens
-        self.context_length: int = text.context_length
+        self.has_class_token = getattr(text, "cls_emb", None) is not None  # behind the prompt (CoCa)
+        # CoCa's class token reads one padding token, so a prompt has to leave room for one.
+        self.context_length: int = text.context_length - self.has_class_token
         self.width: int = text.token_embedding.embedding_dim
         self.blocks: list[nn.Module] = list(text.transformer.resblocks)
         self.pool = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
         self.causal = text.attn_mask is not None and self.pool in {"argmax", "eos"}
-        self.uses_prefix_cache = self.causal and all(
-            isinstance(b, ResidualAttentionBlock) and isinstance(b.attn, nn.MultiheadAttention)
-            for b in self.blocks
+        self.uses_prefix_cache = (
+            not self.has_class_token
+            and self.causal
+            and all(
+                isinstance(b, ResidualAttentionBlock) and isinstance(b.attn, nn.MultiheadAttention)
+                for b in self.blocks
+            )
         )
 
     def embed_tokens(self, ids: list[int]) -> Tensor:
@@ -179,11 +183,33 @@ class TextTower:
 
     def run_transformer(self, x: Tensor, end: Tensor) -> Tensor:
         """Embedded prompts ``N x T x E`` and where each ends (``N``) -> ``N x D``."""
+        if self.has_class_token:
+            return self._run_with_class_token(x, end)
         mask = self.text.attn_mask
         x = self.text.transformer(x, attn_mask=None if mask is None else mask[: x.shape[1], : x.shape[1]])
         if self.pool in {"first", "last"}:
             return self._project(x[:, 0 if self.pool == "first" else -1])
         return self._project(x[torch.arange(len(x), device=x.device), end])
+
+    def _run_with_class_token(self, x: Tensor, end: Tensor) -> Tensor:
+        """As :meth:`run_transformer` for CoCa, whose last position is a class token.
+
+        The mask of the published weights is shifted by one: the class token attends to the prompt and to the
+        first padding token, and not to itself. More padding changes nothing and is left out.
+        """
+        N, T, _ = x.shape
+        position = self.text.positional_embedding
+        padding = self.embed_tokens([self.tokens.pad_id]) + position[T]
+        class_token = (self.text.cls_emb + position[-1])[None]
+        x = torch.cat([x, padding.expand(N, 1, -1), class_token.expand(N, 1, -1)], 1)  # N x (T + 2) x E
+        place = torch.arange(T + 2, device=x.device)
+        readable = place <= (end + 1)[:, None]  # N x (T + 2): the prompt and the padding token behind it
+        if getattr(self.text, "correct_cls_mask", False):
+            readable = (place <= end[:, None]) | (place == T + 1)
+        allowed = readable[:, None] & (place <= place[:, None])  # N x (T + 2) x (T + 2)
+        mask = torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(~allowed, -torch.inf)
+        x = self.text.transformer(x, attn_mask=mask.repeat_interleave(self.text.heads, 0))
+        return self._project(x[:, -1])
 
     def _project(self, x: Tensor) -> Tensor:
         """Hidden states ``C x E`` -> text vectors ``C x D`` float32."""

@@ -119,8 +119,9 @@ def load_tensors(clip: nn.Module, state: StateDict, source: str, name: str) -> l
             state[scalar] = state[scalar].reshape(wanted[scalar].shape)
     if "logit_bias" in wanted and "logit_bias" not in state:
         state["logit_bias"] = torch.zeros_like(wanted["logit_bias"])
-    for key in [key for key in state if key.endswith("attn_mask") and key not in wanted]:
-        del state[key]  # a constant that old versions stored
+    for key in [key for key in state if key not in wanted]:
+        if key.endswith("attn_mask") or key.startswith("text_decoder."):
+            del state[key]  # a constant that old versions stored; CoCa's caption decoder
     reason = first_mismatch(wanted, state)
     if reason:
         raise ModelFileError(f"{source} do not fit the backbone {name}: {reason}.")

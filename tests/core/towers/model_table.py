@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import open_clip
 import torch
 
-from refiner_cli.core.towers.architectures import find_architecture, preprocess_config
+from refiner_cli.core.towers.architectures import contrastive_part, find_architecture, preprocess_config
 from refiner_cli.core.towers.backbone import BackboneSpec, assemble
 from refiner_cli.core.towers.weights_profile import tag_profile
 from refiner_cli.errors import ConfigError
@@ -68,7 +68,7 @@ def tokenizer_kind(text: dict[str, object]) -> str:
 
 def describe(name: str) -> Row:
     """Build one model on the meta device."""
-    config = find_architecture(name).config
+    config = contrastive_part(find_architecture(name).config)
     tags = open_clip.list_pretrained_tags_by_model(name)
     profiles = [tag_profile(open_clip.get_pretrained_cfg(name, tag)).comparable() for tag in tags]
     size = config["vision_cfg"].get("image_size", 224)
