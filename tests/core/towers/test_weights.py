@@ -243,7 +243,9 @@ def test_a_failed_download_says_how_to_pass_the_file(monkeypatch: pytest.MonkeyP
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["coca_roberta-ViT-B-32", "roberta-ViT-B-32", "vit_relpos_medium_patch16_cls_224"])
+@pytest.mark.parametrize(
+    "name", ["coca_roberta-ViT-B-32", "roberta-ViT-B-32", "vit_relpos_medium_patch16_cls_224"]
+)
 def test_a_refused_model_is_refused_before_anything_is_downloaded(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
