@@ -150,7 +150,10 @@ def index_of(request: PredictRequest) -> Index | None:
         raise UsageError("An index is predicted from alone.", hint="Give it as the only PATH.")
     if request.heatmaps or request.include or request.exclude or request.boxes:
         raise UsageError("--heatmaps, --boxes, --include and --exclude need the images, not an index.")
-    return Index.open(Path(request.paths[0]))
+    index = Index.open(Path(request.paths[0]))
+    if not index.images:
+        raise UsageError(f"The index {index.folder} holds no image.", hint="Run 'refiner index' to its end.")
+    return index
 
 
 def prepare_prediction(request: PredictRequest) -> tuple[Recogniser, PredictOptions, ModelInfo]:

@@ -47,7 +47,7 @@ def search(
     check_outputs([OutputFile("--gallery", gallery, (".html", ".htm"))])
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
-    from refiner_cli.inference.query import encode_like, encode_query, parse_query
+    from refiner_cli.inference.query import encode_like, encode_query, parse_query, unknown_names
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.search import search_index
     from refiner_cli.inference.sources.places import find_again
@@ -57,11 +57,17 @@ def search(
     runtime = runtime_options(loaded, precision, workers=-1, batch=1)
     recogniser = Recogniser(loaded, precision=runtime.precision)
     opened.check_model(recogniser.fingerprint())
-    asked = (
-        encode_like(recogniser, like)
-        if like
-        else encode_query(loaded, parse_query(query or [], loaded.space))
-    )
+    if like:
+        asked = encode_like(recogniser, like)
+    else:
+        terms = parse_query(query or [], loaded.space)
+        unknown = unknown_names(terms, loaded.space) if loaded.space.pairs else []
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            terminal.note(
+                f"not among the names the model was trained with, found by its language alone: {names}"
+            )
+        asked = encode_query(loaded, terms)
     with terminal.progress("searching") as progress:
         found = search_index(
             opened, asked, loaded.backbone.logit_scale, top=top,

@@ -104,7 +104,9 @@ def split(word: str) -> list[str]:
 
 
 def phrase_term(words: Sequence[str], space: LabelSpace, sign: int) -> Term:
-    """The term that some words form."""
+    """The term that some words form. Raises UsageError if there is no letter or digit in them."""
+    if not any(character.isalnum() for word in words for character in word):
+        raise UsageError(f"The query {' '.join(words)!r} holds no word.", hint="Name a state and an object.")
     if len(words) == 1:
         known_object = known_spelling(words[0], space.objects)
         if known_object in space.objects:
@@ -130,6 +132,17 @@ def known_spelling(name: str, labels: Sequence[str]) -> str:
     """The label that a name means, whatever its case, spaces, ``_`` or ``.``; else the name itself."""
     text = label_to_text(name.strip())
     return next((label for label in labels if label_to_text(label) == text), name.strip())
+
+
+def unknown_names(terms: Sequence[Term], space: LabelSpace) -> list[str]:
+    """The names in a query that the model was not trained with, as they were given."""
+    named = [
+        name
+        for term in terms
+        for name, known in ((term.state, space.states), (term.object, space.objects))
+        if name and name not in known
+    ]
+    return list(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)

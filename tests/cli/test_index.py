@@ -238,12 +238,21 @@ def test_mistakes_are_wrong_usage(cli: Cli, small_export: Path, photos: Path, tm
     index, empty = tmp_path / "index", tmp_path / "empty"
     empty.mkdir()
     assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+    hollow = tmp_path / "hollow"  # as a process leaves it that was killed before its first part
+    shutil.copytree(index, hollow)
+    content = json.loads((hollow / "index.json").read_text())
+    (hollow / "index.json").write_text(json.dumps({**content, "parts": []}))
+    assert "'sunset'" in cli("search", index, "sunset").err
     words = tmp_path / "words.txt"
     words.write_text("apple\n")
     other = ["predict", "tiny", index, "--states", words, "--objects", words]
     for command, says in (
         (other, "was made with another model"),
         (["search", index, "--", "-apple"], "only excludes"),
+        (["search", index, "?!"], "holds no word"),
+        (["search", hollow, "apple"], "holds no image"),
+        (["suggest", hollow], "holds no image"),
+        (["predict", small_export, hollow], "holds no image"),
         (["search", index], "Give either a QUERY or --like"),
         (["search", photos, "apple"], "is not an index"),
         (["index", small_export, empty, "-o", tmp_path / "new"], "There is no image in"),

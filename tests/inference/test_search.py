@@ -12,7 +12,7 @@ from refiner_cli.core.models.hubness import SOFTNESS
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.index import Index, IndexRow
-from refiner_cli.inference.query import QueryVectors, Term, parse_query
+from refiner_cli.inference.query import QueryVectors, Term, parse_query, unknown_names
 from refiner_cli.inference.search import search_index
 
 PAIRS = [("rusty", "bike"), ("half_eaten", "apple"), ("Faux.Leather", "Boots.Ankle"), ("green", "apple")]
@@ -54,11 +54,18 @@ def test_a_query_is_read_as_its_terms(words: list[str], terms: list[Term]) -> No
         (["-green", "-object:apple"], "The query only excludes"),
         (["state:"], "has no name after the colon"),
         (["'rusty bike"], "an unmatched quote"),
+        (["?!"], "holds no word"),
+        (["apple", "+", "..."], "holds no word"),
     ],
 )
 def test_a_query_that_asks_for_nothing_is_wrong_usage(words: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         parse_query(words, SPACE)
+
+
+def test_names_that_training_did_not_know_are_told() -> None:
+    terms = parse_query(["purple", "apple", "+", "state:green", "+", "sunset", "-", "half eaten pear"], SPACE)
+    assert unknown_names(terms, SPACE) == ["purple", "sunset", "pear"]
 
 
 def make_index(folder: Path, vectors: torch.Tensor, part_size: int, broken: set[int]) -> Index:
