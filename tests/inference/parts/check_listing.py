@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -11,26 +10,24 @@ from pathlib import Path
 
 from refiner_cli.inference.parts.plan import read_plan
 from refiner_cli.inference.parts.share import Share
-from refiner_cli.inference.parts.work import run_units
-from refiner_cli.inference.sources.places import Places
-from tests.inference.parts.test_parts import MADE, NamedImages
+from tests.inference.check_memory import own_peak
+from tests.inference.parts.generated import plan_of
 
 FEW = 100_000
 
 
 def measure(folder: Path, names: int) -> None:
-    """Plan, then resume a folder whose parts are all there, and print seconds and peak MiB."""
-    from refiner_cli.inference.parts.plan import open_plan
-
+    """Plan, then resume a folder whose parts are all there: seconds of both, and MiB that planning held."""
     began = time.perf_counter()
-    plan = open_plan(folder, MADE, Places([NamedImages(names)]), ".jsonl", 4096)
-    planned = time.perf_counter() - began
+    plan = plan_of(folder, names, 4096)
+    planned, peak = time.perf_counter() - began, own_peak()
     for unit in range(plan.units):
         plan.part(unit).touch()
+    from refiner_cli.inference.parts.work import run_units
+
     began = time.perf_counter()
     run_units(read_plan(folder), Share(), lambda _: sys.exit(1))
-    resumed = time.perf_counter() - began
-    say(f"{planned} {resumed} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
+    say(f"{planned} {time.perf_counter() - began} {peak}")
 
 
 def say(text: str) -> None:

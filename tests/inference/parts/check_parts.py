@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from refiner_cli.inference.parts.plan import LOG, PartPlan, read_plan
-from tests.inference.parts.test_parts import plan_of, start_worker
+from tests.inference.parts.generated import plan_of
+from tests.inference.parts.test_parts import start_worker
 from tests.inference.sources.packing import draw_noise
 
 WORKERS, KILLED = 4, 2

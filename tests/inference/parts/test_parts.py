@@ -19,32 +19,15 @@ import pytest
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.parts.lease import Leases
-from refiner_cli.inference.parts.plan import LEASES, LOG, PartPlan, discard_parts, open_plan, read_plan
+from refiner_cli.inference.parts.plan import LEASES, LOG, discard_parts, open_plan, read_plan
 from refiner_cli.inference.parts.share import Share, launched_share, parse_share
 from refiner_cli.inference.parts.work import WorkLog, count_rows, merge_parts, run_units
 from refiner_cli.inference.scan import NO_FILTER, ImageFile
 from refiner_cli.inference.sources.content import Failed
 from refiner_cli.inference.sources.places import Places
-from refiner_cli.inference.sources.source import PlaceSource
 from tests.conftest import ROOT
+from tests.inference.parts.generated import MADE, NamedImages, plan_of
 from tests.inference.parts.workers import write_names
-
-MADE = {"model": "m", "top_k": 1, "batch": 4}
-
-
-class NamedImages(PlaceSource):
-    """A listing of generated names."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__("generated")
-        self.count = count
-
-    def images(self) -> Iterator[ImageFile]:
-        yield from (ImageFile(Path(f"{i:08d}.jpg"), f"{i:08d}.jpg") for i in range(self.count))
-
-
-def plan_of(folder: Path, count: int = 20, size: int = 3) -> PartPlan:
-    return open_plan(folder, MADE, Places([NamedImages(count)]), ".jsonl", size)
 
 
 def test_a_part_is_every_nth_unit() -> None:

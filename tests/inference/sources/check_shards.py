@@ -53,17 +53,18 @@ def say(text: str) -> None:
 def peak_of_sources(place: str) -> float:
     """MiB that a process holds at most which only decodes the images of a place."""
     script = (
-        "import resource, sys\n"
+        "import sys\n"
         "from refiner_cli.data.crop import Crop\n"
         "from refiner_cli.inference.decoding import decode_batches\n"
         "from refiner_cli.inference.sources.places import find_places\n"
         "images = find_places([sys.argv[1]]).images()\n"
         "for _ in decode_batches(images, 32, Crop(96, 96), 0): pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "from tests.inference.check_memory import own_peak\n"
+        "print(own_peak())"
     )
     command = [sys.executable, "-c", script, place]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout) / 1024
+    return float(done.stdout)
 
 
 def peak_of(model: str, root: Path, place: str) -> float:
