@@ -30,6 +30,7 @@ from refiner_cli.cli import (
     suggest,
     train,
 )
+from refiner_cli.cli.completion import add_completion
 from refiner_cli.cli.console import terminal
 
 app = typer.Typer(
@@ -87,3 +88,6 @@ NAMES = {eval.evaluate: "eval", calibrate.recalibrate: "calibrate"}  # of functi
 for command in COMMANDS:
     app.command(name=NAMES.get(command))(command)
 app.add_typer(dataset.app)
+for registered in (*app.registered_commands, *dataset.app.registered_commands):
+    if registered.callback:
+        add_completion(registered.callback)
