@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -112,15 +112,12 @@ VALUES: dict[str, Values] = {
 def completer(values: Values) -> Callable[[typer.Context, str], list[str]]:
     """The function that Typer calls: the values that begin with what was typed."""
 
-    @wraps(values)
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         try:
             return [value for value in values(ctx) if value.startswith(incomplete)]
         except Exception:  # noqa: BLE001 - whatever is wrong is no matter of a Tab
             return []
 
-    complete.__annotations__ = {"ctx": typer.Context, "incomplete": str}
-    del complete.__wrapped__  # type: ignore[attr-defined] - Typer would ask it for its parameters
     return complete
 
 
