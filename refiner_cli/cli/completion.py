@@ -88,7 +88,7 @@ def described_things(context: typer.Context) -> list[str]:
 
 
 # By the name of the parameter, in every command.
-VALUES: dict[str, Values] = {
+VALUES_BY_NAME: dict[str, Values] = {
     "method": methods,
     "backbone": backbones,
     "pretrained": tags,
@@ -125,7 +125,7 @@ def add_completion(function: Callable[..., Any]) -> None:
     """Give every parameter of a command the values that its name stands for."""
     hints = get_type_hints(function, include_extras=True)
     for name, hint in hints.items():
-        values = VALUES.get(name)
+        values = VALUES_BY_NAME.get(name)
         if values and get_origin(hint) is Annotated and get_args(hint)[0] is not bool:
             described: Any = get_args(hint)[1]
             described.autocompletion = described.autocompletion or completer(values)
