@@ -60,12 +60,17 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         EnvironmentLacksError: the device is not there.
     """
     from refiner_cli.core.model_io.checkpoint import read_model
+    from refiner_cli.core.model_io.onnx_files import is_onnx
+    from refiner_cli.core.model_io.onnx_model import read_onnx
     from refiner_cli.core.runtime.device import pick_device, pick_precision
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.training.run_dir import model_folder
 
+    folder = model_folder(Path(path))
+    if is_onnx(folder):
+        return Recogniser(read_onnx(folder)[0])
     chosen, _ = pick_device(device)
-    model, _ = read_model(model_folder(Path(path)))
+    model, _ = read_model(folder)
     return Recogniser(model.to(chosen), precision=pick_precision(precision, chosen)[0])
 
 

@@ -81,9 +81,12 @@ def shorten_calibration(calibration: dict[str, Any]) -> dict[str, Any]:
 def describe_model(folder: Path) -> dict[str, Any]:
     from refiner_cli.config import flatten
     from refiner_cli.core.model_io.checkpoint import read_config
+    from refiner_cli.core.model_io.onnx_files import is_onnx
     from refiner_cli.training.run_dir import Run, is_run, model_folder
     from refiner_cli.training.run_list import summarise_run
 
+    if is_onnx(folder):
+        return describe_onnx(folder)
     run = Run.open(folder) if is_run(folder) else None
     config = read_config(model_folder(folder))
     metrics = config["metrics"]
@@ -116,6 +119,21 @@ def describe_seeds(folder: Path) -> dict[str, Any]:
         **{f"seed {seed}": {name: val[name] for name in HEADLINE_METRICS} for seed, val in records.items()},
         **mean_and_deviation(list(records.values())),
         "taken by predict, index and export": str(several.run(best)),
+    }
+
+
+def describe_onnx(folder: Path) -> dict[str, Any]:
+    from refiner_cli.core.model_io.onnx_files import read_onnx_config
+
+    config, _ = read_onnx_config(folder)
+    return {
+        "kind": "onnx",
+        **{key: config[key] for key in ("method", "dataset", "step", "precision")},
+        "backbone": {key: config["backbone"][key] for key in ("name", "pretrained")},
+        "labels": {name: len(names) for name, names in config["labels"].items()},
+        "validation": {key: config["metrics"][key] for key in HEADLINE_METRICS if key in config["metrics"]},
+        "calibration": config["calibration"],
+        "agreement": config["agreement"],
     }
 
 

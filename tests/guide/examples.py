@@ -114,7 +114,13 @@ def prepare(folder: Path, dataset: Path, run: Path) -> Prepared:
     found = [{"file": "burnt_apple/0.jpg", "detections": [detection]}]
     detections = folder / "detections.json"
     detections.write_text(json.dumps({"images": found, "detection_categories": {"1": "fruit"}}))
+    rows = [
+        f"{file.relative_to(folder / 'photos').as_posix()},{file.parent.name.replace('_', ',')}"
+        for file in sorted((folder / "photos").rglob("*.jpg"))
+    ]
+    (folder / "labels.csv").write_text("path,state,object\n" + "\n".join(rows) + "\n")
     files = {
+        "labels.csv": folder / "labels.csv",
         "detections.json": detections,
         "apple.jpg": photo,
         "other-method.npz": folder / "scores.npz",

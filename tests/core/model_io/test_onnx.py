@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
+import refiner_cli
 from refiner_cli.__main__ import main
 from refiner_cli.core.model_io import onnx_export
 from refiner_cli.core.model_io.card import CardFacts
@@ -156,10 +157,11 @@ def test_what_cannot_be_exported(
 
 
 def test_other_commands_say_what_an_onnx_folder_is_for(cli: Cli, exported: Path, small_demo: Path) -> None:
-    for arguments in (["info", exported], ["train", small_demo, "--init", exported]):
-        done = cli(*arguments)
-        assert done.code == ModelFileError.exit_code
-        assert "An ONNX export is for 'refiner predict'" in done.err
+    done = cli("train", small_demo, "--init", exported)
+    assert done.code == ModelFileError.exit_code
+    assert "An ONNX export is for 'refiner predict'" in done.err
+    facts = cli("info", exported, "--json").json
+    assert (facts["kind"], facts["precision"], facts["agreement"]["changed"]) == ("onnx", "fp32", 0)
     assert cli("predict", exported, small_demo, "--device", "cuda").code == 2
 
 
@@ -220,3 +222,21 @@ def test_the_guides_example_needs_neither_refiner_nor_torch(
     best = row["predictions"][0]
     assert words == [best["state"], best["object"]]
     assert float(probability) == pytest.approx(best["probability"], abs=0.01)
+
+
+def test_the_bench_compares_with_pytorch(cli: Cli, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "refiner_cli.bench.onnx.trace_image_side", partial(copy_graph, exported / "image.onnx")
+    )
+    done = cli("bench", "onnx", "--rounds", 1, "--spaces", "ut-zappos", "--json")
+    assert done.code == 0, done.err
+    rows = {row["name"]: row for row in done.json["results"]}
+    for name in ("ONNX, fp32", "ONNX, int8"):
+        assert rows[f"encode on the CPU: {name}"]["baseline"] == "PyTorch"
+    assert rows["ONNX image tower: int8"]["ratio"] > 2
+
+
+def test_python_loads_an_export(exported: Path, small_demo: Path) -> None:
+    photo = next((small_demo / "images").rglob("*.jpg"))
+    (made,) = refiner_cli.load(exported).predict([photo])
+    assert made.compositions

@@ -1,0 +1,106 @@
+"""The few-shot and warm-start studies: what is drawn, the linear probe, the tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from refiner_cli.data.benchmark import Benchmark, Sample, load_benchmark
+from refiner_cli.experiments.few_shot import (
+    FewShotFigures,
+    draw_images,
+    fit_probe,
+    logits,
+    probe_metrics,
+    shots_table,
+    spread,
+    stored,
+    with_vectors,
+)
+from refiner_cli.experiments.warm_starts import halves, starts_table, with_objects
+from refiner_cli.inference.encoded import EncodedBenchmark
+
+
+@pytest.fixture(scope="module")
+def benchmark(small_demo: Path) -> Benchmark:
+    return load_benchmark(small_demo)
+
+
+def test_draws_are_balanced_nested_and_differ(benchmark: Benchmark) -> None:
+    one, two, all_of_them = (draw_images(benchmark, shots, 0) for shots in (1, 2, 99))
+    assert set(Counter(sample.pair for sample in one.samples["train"]).values()) == {1}
+    assert set(one.samples["train"]) < set(two.samples["train"]) <= set(benchmark.samples["train"])
+    assert sorted(map(str, all_of_them.samples["train"])) == sorted(map(str, benchmark.samples["train"]))
+    assert draw_images(benchmark, 1, 1).samples["train"] != one.samples["train"]
+    assert (one.samples["val"], one.samples["test"]) == ((), benchmark.samples["test"])
+
+
+def test_the_probe_is_the_minimum_of_the_penalised_loss() -> None:
+    torch.manual_seed(0)
+    vectors, truth = F.normalize(torch.randn(30, 8), dim=-1), torch.randint(0, 4, (30,))
+    weights = fit_probe(vectors, truth, 4, 1e-2).requires_grad_()
+    loss = F.cross_entropy(logits(vectors, weights), truth) + 1e-2 * weights[:, :-1].square().sum()
+    (gradient,) = torch.autograd.grad(loss, weights)
+    assert gradient.abs().max() < 1e-3
+    for _ in range(20):
+        other = weights.detach() + 0.05 * torch.randn_like(weights)
+        assert F.cross_entropy(logits(vectors, other), truth) + 1e-2 * other[:, :-1].square().sum() > loss
+
+
+def test_the_probe_recognises_what_its_vectors_say(benchmark: Benchmark) -> None:
+    space = benchmark.vocabulary
+
+    def vectors(samples: tuple[Sample, ...]) -> torch.Tensor:
+        states = torch.tensor([space.states.index(sample.pair[0]) for sample in samples])
+        objects = torch.tensor([space.objects.index(sample.pair[1]) for sample in samples])
+        both = [F.one_hot(states, len(space.states)), F.one_hot(objects, len(space.objects))]
+        return F.normalize(torch.cat(both, 1).float(), dim=-1)
+
+    every = EncodedBenchmark(
+        benchmark.name, benchmark.root, benchmark.pairs, benchmark.samples,
+        {split: vectors(found) for split, found in benchmark.samples.items()},
+    )  # fmt: skip
+    few = with_vectors(draw_images(benchmark, 1, 0), every)
+    assert torch.equal(few.vectors["train"], vectors(few.samples["train"]))
+    assert probe_metrics(few)["AUC"] == 100
+
+
+def test_intervals_and_tables() -> None:
+    assert spread([10.0, 12.0, 14.0]) == "12.0 ± 5.0"  # 4.30 * 2 / sqrt(3)
+    assert spread([None, 3.0]) == "3.0"
+    assert spread([None]) == "-"
+    found: list[list[FewShotFigures]] = [
+        [{"S": 1.0, "U": 2.0, "AUC": 3.0}] * 2,
+        [{"S": 4.0, "U": 5.0, "AUC": None}],
+    ]
+    lines = shots_table({"csp": found}, {"csp": "CSP"}, [1, 4])
+    assert lines[:5] == ["AUC, closed world, by images a pair:", "", "|  | 1 | 4 |", "|---|---|---|",
+                         "| CSP | 3.0 ± 0.0 | - |"]  # fmt: skip
+
+
+def test_a_result_is_computed_once(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b.json"
+    assert stored(file, lambda: {"AUC": 1.0}) == {"AUC": 1.0}
+    assert stored(file, lambda: {"AUC": 2.0}) == {"AUC": 1.0}
+
+
+def test_halves_share_no_object_and_unseen_pairs_are_learnable(benchmark: Benchmark) -> None:
+    known, new = halves(benchmark, 0)
+    assert not known & new
+    assert known | new == set(benchmark.objects)
+    assert halves(benchmark, 1) != (known, new)
+    half = with_objects(benchmark, new)
+    states = {state for state, _ in half.pairs["train"]}
+    for split in ("val", "test"):
+        assert all(obj in new and state in states for state, obj in half.pairs[split])
+        assert {sample.pair for sample in half.samples[split]} <= set(half.pairs[split])
+    figures: FewShotFigures = {
+        f"{name} {metric}": value
+        for name, value in (("warm", 5.0), ("cold", 2.0))
+        for metric in ("S", "U", "HM", "AUC")
+    }
+    assert starts_table([figures, figures])[-1] == "| difference | " + " | ".join(["3.0 ± 0.0"] * 4) + " |"
