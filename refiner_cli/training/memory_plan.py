@@ -29,6 +29,7 @@ from refiner_cli.training.gradient_step import GradientStep
 
 BUDGET = 0.9  # share of the free memory that a plan may use
 PROBED = (2, 4)  # images of the two steps that are measured; with one, the text may make the peak
+HEAP = 1.2  # main memory that a process takes per byte of tensors that are held at once, measured
 LEAST_BUSY = 8  # images at once that still keep a device busy
 Probe = Callable[[Tensor], object]  # one step on images ``B x 3 x H x W``, which leaves its gradients
 
@@ -115,7 +116,7 @@ def peak_of(probe: Probe, images: Tensor) -> int:
         return torch.cuda.max_memory_allocated(images.device) - before
     with LivePeak() as counted:
         probe(images)
-    return counted.peak
+    return round(HEAP * counted.peak)
 
 
 def fit_step(
