@@ -71,7 +71,7 @@ class RoleQueries(nn.Module):
     def read(self, whole: Tensor, patches: Tensor, values: Tensor) -> Tensor:
         """What the group reads from values ``B x L x D``, unit vectors ``B x D``; the rest as above."""
         attention = self.attend(whole, patches).mean(1, keepdim=True)  # B x 1 x L
-        return F.normalize((attention @ values).squeeze(1), dim=-1)
+        return F.normalize((attention @ values).squeeze(1).float(), dim=-1)
 
     def refine(self, class_token: Tensor, region: Tensor) -> Tensor:
         """Unit vectors ``B x D``; the class token itself as long as the gate is closed."""
