@@ -70,16 +70,19 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL_RUN_SETTINGS = (
+    "--set", "train.max_steps=3", "--set", "train.lr=0.002",
+    "--set", "calibration.hubness_strength=0.5", "--set", "calibration.wise_ft_alpha=0.5",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def small_run(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps on it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    settings = ["--set", "train.max_steps=3", "--set", "train.lr=0.002"]
-    settings += ["--set", "calibration.hubness_strength=0.5", "--set", "calibration.wise_ft_alpha=0.5"]
+    arguments = ["--backbone", "tiny", "--out", str(folder), "--json", *SMALL_RUN_SETTINGS]
     with pytest.raises(SystemExit) as left:
-        main(
-            ["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), "--json", *settings]
-        )
+        main(["-q", "train", str(small_demo), *arguments])
     assert not left.value.code
     return folder
 

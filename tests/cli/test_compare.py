@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import SMALL_RUN_SETTINGS, Cli
 
 SAMPLES = "--bootstrap-samples"
 
@@ -17,9 +17,9 @@ def other_seed(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from refiner_cli.__main__ import main
 
     folder = tmp_path_factory.mktemp("runs") / "other"
-    settings = ["--set", "train.max_steps=3", "--set", "train.lr=0.002", "--set", "seed=1"]
+    arguments = ["--backbone", "tiny", "--out", str(folder), *SMALL_RUN_SETTINGS, "--seed", "1"]
     with pytest.raises(SystemExit) as left:
-        main(["-q", "train", str(small_demo), "--backbone", "tiny", "--out", str(folder), *settings])
+        main(["-q", "train", str(small_demo), *arguments])
     assert not left.value.code
     return folder
 
