@@ -58,7 +58,7 @@ def test_plain_flags_of_train_set_their_settings(cli: Cli, small_demo: Path, tmp
     stored = json.loads((run / "run.json").read_text())["config"]["train"]
     assert (stored["epochs"], stored["batch_size"], stored["lr"], stored["num_workers"]) == (1, 32, 0.001, 0)
     refused = cli("train", small_demo, "--lr", "-1", "--out", tmp_path / "other")
-    assert refused.code == 3
+    assert refused.code == 2
     assert "--lr: train.lr = -1.0 is not valid" in refused.err
 
 
