@@ -92,7 +92,7 @@ def check_extension(run: Run, benchmark: Benchmark, asked: tuple[Any, str]) -> N
             "contradicts it.",
             hint="Resume it as it is; then it can be extended.",
         )
-    if now.max_steps:
+    if replace(old, config=now.model_copy(update={"epochs": epochs})).total == old.total:
         raise UsageError(
             f"The run {run.folder} ends after train.max_steps = {now.max_steps}, so {source} {epochs} adds "
             "nothing.",

@@ -11,7 +11,8 @@ import pytest
 from refiner_cli.training.run_dir import Run
 from tests.conftest import Cli
 
-SMALL = ("--backbone", "tiny", "--batch-size", 64, "--workers", 0, "--epochs", 1)
+SMALL = ("--backbone", "tiny", "--batch-size", 64, "--workers", 0, "--epochs", 1, "--lr", 0.0005,
+         "--set", "train.augment=published", "--set", "train.max_steps=0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     asked = ["train", small_demo, "--dry-run", "--backbone", "tiny", "--epochs", 3, "--batch-size", 16]
+    asked += ["--set", "train.max_steps=0", "--set", "train.eval_every=1"]
     plan = cli(*asked, "--json").json
     assert plan["settings"]["train.epochs"] == [3, "--epochs"]
     assert plan["steps"] == 3 * plan["steps_per_epoch"]
@@ -153,7 +155,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     assert plan["validations"] == 4
     assert any("device" in line for line in plan["machine"])
     text = cli(*asked, "--set", "train.max_steps=2", "--set", "train.cached_views=1").out
-    assert "train.lr" not in text
+    assert "train.weight_decay" not in text
     assert "2 in all (train.max_steps ends it before 3 epochs)" in text
     assert "kept in the run" in text
     assert cli("train", small_demo, "--dry-run", "--backbone", "tiny", "--device", "cuda:99").code == 6
