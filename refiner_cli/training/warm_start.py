@@ -169,7 +169,8 @@ def copy_tensors(model: Model, saved: Mapping[str, Tensor], space: LabelSpace, s
         saved: the other model's learned tensors by name.
         space: the other model's states and objects.
     """
-    wanted, tables = model.trainable_parameters(), model.label_tables()
+    wanted = {name: value for name, value in model.saved_tensors().items() if not name.startswith(FITTED)}
+    tables = model.label_tables()
     rename = adapter_renaming(model, saved)
     found = {rename(name): (name, value) for name, value in saved.items()}
     words: dict[str, WordsTaken] = {}
