@@ -57,7 +57,7 @@ def test_mistakes_are_said_before_the_work(cli: Cli, rows: Path, tmp_path: Path)
         (["--to", "csv", "-o", tmp_path / "a.csv", "--labels", tmp_path], 2, "takes no --labels"),
         (["--to", "csv", "-o", tmp_path / "a.txt"], 2, "does not end in .csv"),
         (["--to", "csv", "-o", rows], 2, "exists already"),
-        (["--to", "fiftyone", "-o", tmp_path / "file" / "x"], 2, "is not a folder"),
+        (["--to", "fiftyone", "-o", tmp_path / "file" / "x"], 2, "cannot be written"),
         (["--to", "csv", "-o", tmp_path / "a.csv", "--min-probability", "1"], 3, "below --min-probability"),
     ):
         done = cli("-q", "convert", rows, *arguments)
