@@ -252,7 +252,7 @@ def require_agreement(
 ) -> Agreement:
     """How far an export's scores are from the model's. Raises RefinerError if that is too far."""
     ours, theirs = (
-        torch.cat([one.combine(one.score(one.encode_images_tta(part), bank), bank.space)
+        torch.cat([one.combine(one.corrected_scores(one.encode_images_tta(part), bank), bank.space)
                    for part in check.pixels.split(16)])
         for one in (model, exported)
     )  # fmt: skip
