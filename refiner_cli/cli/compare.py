@@ -78,16 +78,20 @@ def compare(
         place, split, tuple(worlds_of(world)), protocol, (1,), bootstrap_samples, feasibility, None, device,
         precision, batch, workers,
     )  # fmt: skip
+    from refiner_cli.cli.evaluation import date_and_command
     from refiner_cli.evaluation.compare import compare_runs
     from refiner_cli.evaluation.comparison_text import comparison_text
 
     comparison = compare_runs([evaluate_side(request, run, mixed=bool(models)) for run in runs])
+    made = date_and_command()
+    origin = f"{made['date']}: {made['command']}"
     if as_json:
-        terminal.json(comparison.to_json())
+        terminal.json(comparison.to_json() | made)
     elif output_format == "table":
         show_comparison(comparison)
+        terminal.data(origin)
     else:
-        terminal.data(comparison_text(comparison, output_format).rstrip("\n"))
+        terminal.data(comparison_text(comparison, output_format, origin).rstrip("\n"))
 
 
 def runs_of(given: Path) -> list[Path]:

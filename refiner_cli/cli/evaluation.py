@@ -138,14 +138,15 @@ def write_results(
     if request.report:
         from refiner_cli.evaluation.report.page import write_report
 
-        facts |= {"date": f"{dt.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}", "command": command_line()}
-        write_report(request.report, result, benchmark.images if benchmark else None, facts)
+        images = benchmark.images if benchmark else None
+        write_report(request.report, result, images, facts | date_and_command())
         terminal.note(f"report: {request.report}")
 
 
-def command_line() -> str:
-    """The command as it was typed, quoted for a shell."""
-    return shlex.join(["refiner", *sys.argv[1:]])
+def date_and_command() -> dict[str, str]:
+    """When and with what a result is made: the local time, and the command as it was typed, for a shell."""
+    date = f"{dt.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+    return {"date": date, "command": shlex.join(["refiner", *sys.argv[1:]])}
 
 
 def store_feasibility(model: Path, result: Result, benchmark: Benchmark) -> None:

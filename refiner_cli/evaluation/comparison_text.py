@@ -16,21 +16,24 @@ COLUMN_NAMES = ("run", "method", "backbone", "world", *METRIC_NAMES)
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
-def comparison_text(comparison: Comparison, form: TextFormat) -> str:
+def comparison_text(comparison: Comparison, form: TextFormat, origin: str) -> str:
     """All runs in all worlds, a line each; then mean and deviation of runs that differ only in seed.
 
-    Markdown and LaTeX have one decimal and say the split; LaTeX needs the package booktabs. CSV has every
-    digit, and the deviation in columns of its own.
+    Markdown and LaTeX have one decimal and say the split and the origin; LaTeX needs the package booktabs.
+    CSV is nothing but the table: every digit, and the deviation in columns of its own.
+
+    Args:
+        origin: when and with which command the comparison was made.
     """
     first = comparison.sides[0].result
     if form == "csv":
         return csv_text(comparison)
     rows = [list(COLUMN_NAMES), *text_rows(comparison, "±" if form == "markdown" else r"$\pm$", form)]
-    title = f"{first.dataset}, {first.split}"
+    title = f"{first.dataset}, {first.split}; {origin}"
     if form == "markdown":
         lines = [f"| {' | '.join(row)} |" for row in rows]
         rule = f"|{'---|' * 4}{'---:|' * len(METRIC_NAMES)}"
-        return "\n".join([f"{markdown_cell(title)}", "", lines[0], rule, *lines[1:]]) + "\n"
+        return "\n".join([markdown_cell(title), "", lines[0], rule, *lines[1:]]) + "\n"
     rows[0] = [latex_cell(name) for name in COLUMN_NAMES]
     body = [" & ".join(row) + r" \\" for row in rows]
     begin = rf"\begin{{tabular}}{{llll{'r' * len(METRIC_NAMES)}}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,12 @@ def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, oth
     what = "(refiner, tiny (built-in))"
     assert text.startswith(f"1  {small_run}  {what}\n2  {other_seed}  {what}\n")
     assert "seeds of 1, 2" in text
+    assert re.search(r"^20\d\d-\d\d-\d\d .*: refiner ", text, re.MULTILINE)  # date and command
     assert "open world" not in text
-    world = cli(*arguments, "--json").json["differences"][0]["worlds"]["closed"]
+    answer = cli(*arguments, "--json").json
+    assert answer["date"].startswith("20")
+    assert answer["command"].startswith("refiner ")
+    world = answer["differences"][0]["worlds"]["closed"]
     for found in world.values():
         low, high = found["interval"]
         assert f"{low:.1f}..{high:.1f}" in text
