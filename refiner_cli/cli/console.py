@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -53,23 +54,46 @@ class Terminal:
     err: Console = field(default_factory=lambda: PlainConsole(stderr=True))
 
     def note(self, text: str) -> None:
-        """Print a line about progress or circumstances, unless ``--quiet``."""
+        """Print a line about progress or circumstances, unless ``--quiet``; a terminal wraps it at words."""
         if not self.quiet:
-            self.err.print(text)
+            self.err.print(wrap_words(printable(text), self.err.width) if self.err.is_terminal else text)
 
     def next(self, *words: object, why: str = "") -> None:
         """Print the one command that most people want now; ``why`` ends the line."""
         command = shlex.join(map(str, words))
-        self.note(f"next: {command}{f', {why}' if why else ''}")
+        if not self.quiet:  # never wrapped: it is copied
+            self.err.print(f"next: {command}{f', {why}' if why else ''}")
 
     def data(self, text: str) -> None:
         """Print a line of the result."""
         self.out.print(text)
 
     def table(self, table: Table) -> None:
-        # A number is never cut off: a table that is wider than the terminal wraps instead.
-        table.width = Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
-        self.out.print(table)
+        """Print a table; one that is wider than the terminal in parts, each with the first column."""
+        for part in self._parts(table) if self.out.is_terminal else [table]:
+            part.width = self._natural_width(part)
+            if self.out.is_terminal and part.width > self.out.width:  # a text: wrapped, never cut off
+                part.width = self.out.width
+            self.out.print(part)
+
+    def _natural_width(self, table: Table) -> int:
+        return Measurement.get(self.out, self.out.options.update(max_width=1000), table).maximum
+
+    def _parts(self, table: Table) -> Iterator[Table]:
+        """The table itself if it fits, else as many of its columns at a time as fit."""
+        if self._natural_width(table) <= self.out.width:
+            yield table
+            return
+        first, *others = range(len(table.columns))
+        while others:
+            count = len(others)
+            part = some_columns(table, [first, *others])
+            while count > 1 and self._natural_width(part) > self.out.width:
+                count -= 1
+                part = some_columns(table, [first, *others[:count]])
+            others = others[count:]
+            yield part
+            table.title = None
 
     def markdown(self, text: str) -> None:
         """Print a page: rendered on a terminal, as it is into a pipe or file."""
@@ -104,9 +128,29 @@ class Terminal:
 terminal = Terminal()
 
 
+def wrap_words(text: str, width: int) -> str:
+    """Lines of at most ``width`` characters; a longer word, such as a path, stays whole."""
+    wrapper = textwrap.TextWrapper(
+        width, expand_tabs=False, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.fill(line) for line in text.split("\n"))
+
+
 def new_table(title: str, *headings: str) -> Table:
     """An empty table without a box; all columns but the first are aligned to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right")
     return table
+
+
+def some_columns(table: Table, chosen: Sequence[int]) -> Table:
+    """A table of some columns of one that :func:`new_table` made."""
+    columns = [table.columns[i] for i in chosen]
+    part = new_table("", *(str(column.header) for column in columns))
+    part.title = table.title
+    for own, column in zip(part.columns, columns, strict=True):
+        own.justify, own.overflow = column.justify, "fold"
+    for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
+        part.add_row(*cells, style=row.style)
+    return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from rich.console import Console
 
 from refiner_cli.cli.app import app
 from refiner_cli.cli.console import Terminal, new_table
@@ -109,3 +111,28 @@ def test_an_argument_that_is_not_utf8_ends_in_one_sentence(arguments: list[str |
     assert b"Error" in done.stderr
     assert b"Traceback" not in done.stderr
     assert done.stderr.decode("utf-8")
+
+
+def test_a_narrow_terminal_cuts_nothing() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    narrow: dict[str, Any] = {"width": 50, "force_terminal": True, "soft_wrap": True, "color_system": None}
+    terminal = Terminal(out=Console(file=out, **narrow), err=Console(file=err, **narrow))
+    metrics = [f"metric{i}" for i in range(7)]
+    table = new_table("Title", "", *metrics)
+    numbers = [f"{i}5.25..{i}9.75" for i in range(7)]
+    table.add_row("closed", *numbers)
+    terminal.table(table)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 50
+    assert [word for line in lines for word in line.split() if ".." in word] == numbers
+    assert [word for line in lines for word in line.split() if "metric" in word] == metrics
+    assert sum("closed" in line for line in lines) == sum("metric" in line for line in lines) > 1
+    assert sum("Title" in line for line in lines) == 1
+    path = "a/" * 40
+    terminal.note(
+        f"These are some words before a long place, {path} and some after it that need another line"
+    )
+    lines = err.getvalue().splitlines()
+    assert path in lines
+    assert max(len(line) for line in lines if line != path) <= 50
+    assert len(lines) == 3
