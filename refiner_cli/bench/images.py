@@ -9,7 +9,6 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 
 from refiner_cli.bench.measure import BenchResult, median_seconds
@@ -83,13 +82,15 @@ def bench_encode(
 def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachine) -> Iterator[BenchResult]:
     """Files to preprocessed batches: evaluation, training and prediction against the usual ways.
 
-    The usual ways are PIL with open_clip's transform, and torchvision's decoder with torchvision's resizing.
+    The usual ways are PIL with open_clip's transform, and with torchvision's transforms on tensors (its own
+    decoders are deprecated).
     """
     config = backbone.spec.preprocess
     bare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
     crop = Preprocess(config).crop
     resize = v2.Compose(
         [
+            v2.PILToTensor(),
             v2.Resize(min(crop.height, crop.width), antialias=True),
             v2.CenterCrop((crop.height, crop.width)),
             v2.ToDtype(torch.float32, scale=True),
@@ -97,14 +98,13 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
         ]
     )
 
-    def plain() -> None:
-        for file in files:
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
-                bare(image.convert("RGB"))
+    def plain(transform: Callable[[Image.Image], object]) -> Callable[[], None]:
+        def read_all() -> None:
+            for file in files:
+                with Image.open(file, formats=IMAGE_FORMATS) as image:
+                    transform(image.convert("RGB"))
 
-    def torchvision() -> None:
-        for file in files:
-            resize(read_image(str(file), ImageReadMode.RGB))
+        return read_all
 
     def read(transform: ImageTransform, workers: int) -> Callable[[], object]:
         order = sequential_batches(len(files), 32)
@@ -114,8 +114,8 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
 
     own = EvalTransform(Preprocess(config))
     ways: dict[str, Callable[[], object]] = {
-        "PIL and open_clip's transform": plain,
-        "torchvision's decoder and transforms": torchvision,
+        "PIL and open_clip's transform": plain(bare),
+        "PIL and torchvision's transforms": plain(resize),
         "refiner, evaluation": read(own, 0),
         "refiner, prediction": lambda: [crop.load(file) for file in files],
         **{f"refiner, training {name}": read(TrainTransform(augment(config), 0), 0)
@@ -124,7 +124,7 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
     yield from per_second("decode 800 x 600 JPEG on one core", ways, len(files), machine)
     count, _ = pick_num_workers(-1, machine.device)
     if count:
-        ways = {"PIL and open_clip's transform": plain, f"refiner, {count} processes": read(own, count)}
+        ways = {"PIL and open_clip's transform": plain(bare), f"refiner, {count} processes": read(own, count)}
         yield from per_second("decode 800 x 600 JPEG", ways, len(files), machine)
 
 

@@ -20,6 +20,13 @@ OPTIONAL = {  # package to import -> what it is for, what to install
     "pillow_heif": ("HEIC photos", "pillow-heif"),
     "transformers": ("SigLIP tokenizers", "transformers sentencepiece"),
     "sentencepiece": ("SigLIP tokenizers", "transformers sentencepiece"),
+    "fsspec": ("s3://, gs:// and hf://", "fsspec s3fs gcsfs"),
+    "s3fs": ("s3://", "fsspec s3fs"),
+    "gcsfs": ("gs://", "fsspec gcsfs"),
+    "onnx": ("export --format onnx", "onnx onnxruntime onnxscript"),
+    "onnxruntime": ("models in ONNX format", "onnxruntime"),
+    "onnxscript": ("export --format onnx", "onnx onnxruntime onnxscript"),
+    "ray": ("--engine ray", "ray"),
 }
 FOREIGN = "refiner-cli"  # another project, with the same import name and the same command
 MIN_FREE_DISK = 4 * 2**30  # bytes; a benchmark does not fit in less

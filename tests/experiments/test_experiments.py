@@ -72,11 +72,7 @@ def test_what_was_measured_of_something_else_is_not_taken(trial: Trial) -> None:
 
 @pytest.mark.parametrize(
     "reads",
-    [
-        {"calibration.tta_shifts": (2,)},
-        {"calibration.hubness_strength": (0.5,)},
-        {"calibration.wise_ft_alpha": (0.5,)},
-    ],
+    [{"calibration.tta_shifts": (2,)}, {"calibration.hubness_strength": (0.5,)}],
 )
 def test_what_counts_outside_training_alone_is_measured_on_one_training(
     trial: Trial, reads: dict[str, Any]
