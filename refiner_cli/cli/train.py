@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from refiner_cli.cli.configure import asked_settings, configure
-from refiner_cli.cli.console import Json
+from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.train_request import TrainRequest, resumption
 from refiner_cli.cli.training_data import index_settings
@@ -111,6 +112,10 @@ def train(
              "device": device, "precision": precision, "epochs": epochs, "batch-size": batch_size, "lr": lr,
              "workers": workers, "compile": compile_images or None}  # fmt: skip
     skip = on_error == "skip"
+    from refiner_cli.core.runtime.distributed import launched_ranks
+
+    # The first process alone speaks.
+    terminal.quiet = terminal.quiet or not launched_ranks(os.environ).is_main
     if resume:
         request = resumption(dataset, moved, out, seeds, skip=skip, dry_run=dry_run)
         request = replace(request, asked=asked_settings(config, assign or [], flags))

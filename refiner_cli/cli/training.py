@@ -37,7 +37,6 @@ def run_training(request: TrainRequest, *, as_json: bool) -> int:
         stop_on_signal(terminal.note) as stop,
         process_group(os.environ, gpu=on_gpu(request), lost=stop_after_lost_rank) as ranks,
     ):
-        terminal.quiet = terminal.quiet or not ranks.is_main
         result = train_all(request, ranks, stop)
         if ranks.is_main:
             (terminal.json if as_json else show_training)(result)

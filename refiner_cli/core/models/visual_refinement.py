@@ -49,7 +49,8 @@ class RoleQueries(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Parameter(torch.randn(count, QUERY_DIM))
         self.from_image = nn.Linear(width, QUERY_DIM)
-        self.keys = nn.Linear(width, QUERY_DIM)
+        # A bias would add the same to every patch of a query, which the softmax cancels.
+        self.keys = nn.Linear(width, QUERY_DIM, bias=False)
         self.gate_logit = nn.Parameter(torch.zeros(()))
 
     @property
