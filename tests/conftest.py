@@ -41,13 +41,15 @@ Cli = Callable[..., Outcome]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run ``refiner`` in this process."""
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run ``refiner`` in this process, with the command line that it would have in its own."""
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in arguments])
+        words = [str(a) for a in arguments]
+        with pytest.raises(SystemExit) as left, monkeypatch.context() as during:
+            during.setattr("sys.argv", ["refiner", *words])
+            main(words)
         streams = capsys.readouterr()
         return Outcome(int(left.value.code or 0), streams.out, streams.err)
 

@@ -77,8 +77,7 @@ def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:
         request.out, prepared.recogniser, name_model(request.model), info.method, name_places(request.paths),
         request.part_size,
     )  # fmt: skip
-    fingerprints = prepared.recogniser.fingerprint()
-    made: dict[str, Any] = {name: fingerprints[name] for name in ("model", "preprocessing", "precision")}
+    made: dict[str, Any] = dict(prepared.recogniser.vector_fingerprint())
     made |= {"batch": prepared.batch, "include": list(request.include), "exclude": list(request.exclude)}
     plan = open_plan(request.out / UNITS_FOLDER, made, places, ".json", request.part_size, lease_seconds())
     return IndexUnitWriter(plan, index, prepared.recogniser, prepared.workers, chosen, terminal.note)

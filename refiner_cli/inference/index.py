@@ -73,6 +73,17 @@ class IndexInfo(BaseModel):
     next_part: int = Field(ge=0)
     parts: list[PartInfo]
 
+    @classmethod
+    def empty(
+        cls, model: Mapping[str, str], method: str, roles: Sequence[str], width: int, places: Sequence[str],
+        part_size: int = PART_SIZE,
+    ) -> IndexInfo:  # fmt: skip
+        """That of an index without images."""
+        return cls(
+            schema=INDEX_SCHEMA, model=dict(model), method=method, roles=list(roles), width=width,
+            places=list(places), part_size=part_size, next_part=0, parts=[],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class IndexRow:
@@ -93,10 +104,7 @@ class Index:
     info: IndexInfo
 
     @classmethod
-    def create(
-        cls, folder: Path, model: Mapping[str, str], method: str, roles: Sequence[str], width: int,
-        places: Sequence[str], part_size: int = PART_SIZE,
-    ) -> Index:  # fmt: skip
+    def create(cls, folder: Path, info: IndexInfo) -> Index:
         """An empty index. Raises UsageError if the folder holds something else."""
         if folder.exists() and not (folder.is_dir() and all(map(_is_beginning, folder.iterdir()))):
             raise UsageError(
@@ -106,10 +114,6 @@ class Index:
             (folder / PARTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _cannot_write(folder, error) from None
-        info = IndexInfo(
-            schema=INDEX_SCHEMA, model=dict(model), method=method, roles=list(roles), width=width,
-            places=list(places), part_size=part_size, next_part=0, parts=[],
-        )  # fmt: skip
         index = cls(folder, info)
         index.save()
         return index

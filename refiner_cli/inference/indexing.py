@@ -13,7 +13,7 @@ from refiner_cli.errors import UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import QueuedImage, Wanted
 from refiner_cli.inference.formats import ImageRow
-from refiner_cli.inference.index import PART_SIZE, Index, IndexRow, is_index
+from refiner_cli.inference.index import PART_SIZE, Index, IndexInfo, IndexRow, is_index
 from refiner_cli.inference.index_update import Encoded, IndexChanges, IndexUpdate
 from refiner_cli.inference.predict import compute_batches, unreadable_sentence
 from refiner_cli.inference.recogniser import Recogniser
@@ -56,23 +56,32 @@ def open_for_writing(
             cannot be written to, or the method has no index.
         ModelFileError: the index is damaged.
     """
-    check_indexable(recogniser.model)
-    fingerprints = recogniser.fingerprint()
+    info = empty_index_info(recogniser, model, method, places, part_size)
     if not is_index(folder):
-        kept = {name: str(fingerprints[name]) for name in ("model", "preprocessing", "precision")}
-        kept |= backbone_facts(recogniser.model)
-        return Index.create(
-            folder, kept | {"path": model}, method, vector_roles(recogniser.model),
-            recogniser.model.backbone.embed_dim, places, part_size,
-        )  # fmt: skip
+        return Index.create(folder, info)
     index = Index.open(folder)
-    index.check_model(fingerprints)
+    index.check_model(info.model)
     if index.info.places != list(places):
         raise UsageError(
             f"The index {folder} holds images of {', '.join(index.info.places)}.",
             hint="Give the same PATHs, or choose another folder for the index.",
         )
     return index
+
+
+def empty_index_info(
+    recogniser: Recogniser, model: str, method: str, places: Sequence[str], part_size: int
+) -> IndexInfo:
+    """What is written of a new index: whose vectors it keeps, and of which images.
+
+    Raises:
+        UsageError: the method has no index.
+    """
+    check_indexable(recogniser.model)
+    return IndexInfo.empty(
+        recogniser.vector_fingerprint() | backbone_facts(recogniser.model) | {"path": model}, method,
+        vector_roles(recogniser.model), recogniser.model.backbone.embed_dim, places, part_size,
+    )  # fmt: skip
 
 
 def backbone_facts(model: Model) -> dict[str, str]:

@@ -166,6 +166,11 @@ class Recogniser:
             "precision": str(self.precision).removeprefix("torch."),
         }
 
+    def vector_fingerprint(self) -> dict[str, str]:
+        """What decides the vectors of an image: :meth:`fingerprint` without the candidates."""
+        found = self.fingerprint()
+        return {name: str(found[name]) for name in ("model", "preprocessing", "precision")}
+
     def predict(
         self, images: Iterable[Image.Image | Path | str], *, top_k: int = 5, batch: int = 32
     ) -> Iterator[Prediction]:

@@ -46,11 +46,12 @@ def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, oth
     what = "(refiner, tiny (built-in))"
     assert text.startswith(f"1  {small_run}  {what}\n2  {other_seed}  {what}\n")
     assert "seeds of 1, 2" in text
-    assert re.search(r"^20\d\d-\d\d-\d\d .*: refiner\b", text, re.MULTILINE)  # date and command
+    command = re.escape(f"refiner compare {small_run} {other_seed} --world closed")
+    assert re.search(rf"^20\d\d-\d\d-\d\d .*: {command} ", text, re.MULTILINE)
     assert "open world" not in text
     answer = cli(*arguments, "--json").json
     assert answer["date"].startswith("20")
-    assert answer["command"].startswith("refiner")
+    assert answer["command"].startswith(f"refiner compare {small_run} ")
     world = answer["differences"][0]["worlds"]["closed"]
     for found in world.values():
         low, high = found["interval"]

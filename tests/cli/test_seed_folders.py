@@ -118,7 +118,7 @@ def test_a_comparison_for_papers_and_sheets(cli: Cli, seeds: Path) -> None:
     assert [float(row["AUC"]) for row in rows] == [auc] * 3
     assert float(rows[-1]["AUC_sd"]) == 0
     markdown = cli(*command, "--format", "markdown").out.splitlines()
-    assert ": refiner" in markdown[0]
+    assert f": refiner compare {seeds} " in markdown[0].replace("\\_", "_")
     assert markdown[2].startswith("| run | method |")
     assert {line.count("|") for line in markdown[2:]} >= {markdown[2].count("|")}
     assert f"{auc:.1f} ± 0.0" in markdown[-1]

@@ -57,7 +57,7 @@ def main() -> None:
     metrics = sweep(stream.summary(), space)
     seconds, computed = time.perf_counter() - began, time.process_time() - computed
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
-    print(  # noqa: T201
+    print(
         json.dumps(
             {
                 "images": IMAGES,

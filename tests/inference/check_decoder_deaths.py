@@ -89,7 +89,7 @@ def main(model: str, moments: int = 60) -> None:
             bad += [row["error"] for row in rows if row["status"] != "ok"]
             if process.returncode or len({row["path"] for row in rows}) != PHOTOS:
                 bad.append(f"exit {process.returncode}, {len(rows)} rows")
-    print(f"{done} moments in {runs} runs: {len(bad)} faults {bad[:3]}")  # noqa: T201
+    print(f"{done} moments in {runs} runs: {len(bad)} faults {bad[:3]}")
     sys.exit(bool(bad))
 
 

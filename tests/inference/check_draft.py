@@ -38,7 +38,7 @@ def main(model: str, folder: str, side: int = 1600, count: int = 400) -> None:
             made = [next(recogniser.predict([image], top_k=1)).compositions[0] for image in images]
             answers.append([(guess.state, guess.object) for guess in made])
     changed = sum(full != scaled for full, scaled in answers)
-    print(  # noqa: T201
+    print(
         f"{changed} of {len(answers)} top-1 answers change ({changed / len(answers):.1%}); "
         f"decoding is {seconds[0] / seconds[1]:.1f} times as fast"
     )

@@ -30,7 +30,7 @@ def main(model: str, count: int = 2000) -> None:
     good = {row["path"] for row in rows} == names and len(rows) == count and code == 5
     errors = sum(row["status"] == "error" for row in rows)
     crashes = sum("died" in (row["error"] or "") for row in rows)
-    print(f"{count} mutated images: {len(rows)} rows, {errors} errors, {crashes} dead decoders, exit {code}")  # noqa: T201
+    print(f"{count} mutated images: {len(rows)} rows, {errors} errors, {crashes} dead decoders, exit {code}")
     sys.exit(not good)
 
 

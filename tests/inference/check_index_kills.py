@@ -120,7 +120,7 @@ def main(model: str, photos: str, kills: int = 15) -> None:
         own = Path(folder) / "photos"
         shutil.copytree(photos, own)
         hits, equal = compare_killed(model, own, Path(folder), kills, random.Random(0))
-    print(f"{hits} of {2 * kills} kills hit, the indexes are the same: {equal}")  # noqa: T201
+    print(f"{hits} of {2 * kills} kills hit, the indexes are the same: {equal}")
     sys.exit(not equal)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from refiner_cli.core.model_io.zero_shot import zero_shot_model
 from refiner_cli.core.models.base import ImageVectors, TextBank
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.inference.index import PART_SIZE, Index, IndexRow
+from refiner_cli.inference.index import PART_SIZE, Index, IndexInfo, IndexRow
 from refiner_cli.inference.indexing import on_device
 from refiner_cli.inference.query import QueryVectors, Term
 from refiner_cli.inference.recogniser import Recogniser
@@ -36,9 +36,8 @@ REPEATS = 3  # the fastest counts
 def make_synthetic(folder: Path, images: int, width: int) -> Index:
     """An index of random unit vectors, written part by part."""
     chance = torch.Generator().manual_seed(0)
-    index = Index.create(
-        folder, {"model": "m", "preprocessing": "p"}, "clip", ["composition"], width, ["photos"]
-    )
+    made = {"model": "m", "preprocessing": "p"}
+    index = Index.create(folder, IndexInfo.empty(made, "clip", ["composition"], width, ["photos"]))
     for first in range(0, images, PART_SIZE):
         count = min(PART_SIZE, images - first)
         vectors = F.normalize(torch.randn(count, width, generator=chance), dim=-1)
@@ -138,7 +137,7 @@ def main() -> None:
         folder = given.folder or Path(temporary) / "index"
         index = Index.open(folder) if folder.exists() else make_synthetic(folder, given.images, given.width)
         recogniser = make_recogniser(given.pairs, given.width)
-        print(f"{index.images:,} images, {len(recogniser.space.pairs):,} pairs, {given.width} wide")  # noqa: T201
+        print(f"{index.images:,} images, {len(recogniser.space.pairs):,} pairs, {given.width} wide")
         baselines: dict[str, float] = {}
         for name, work, baseline in (
             ("matrix product", multiply, ""),
@@ -152,7 +151,7 @@ def main() -> None:
             share = (
                 f", {baselines[baseline] / seconds:.0%} of the speed of the {baseline}" if baseline else ""
             )
-            print(f"{name}: {seconds:.2f} s, {memory:.0f} MiB{share}", flush=True)  # noqa: T201
+            print(f"{name}: {seconds:.2f} s, {memory:.0f} MiB{share}", flush=True)
 
 
 if __name__ == "__main__":

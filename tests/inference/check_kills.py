@@ -42,7 +42,7 @@ def main(model: str, photos: str, kills: int = 20) -> None:
         subprocess.run(command(model, photos, whole, 0), check=False, stderr=subprocess.DEVNULL)
         done = kill_at_random(model, photos, torn, kills, dice, 1)
         rows = [sorted(file.read_bytes().splitlines()) for file in (whole, torn)]
-    print(f"{len(rows[0])} rows, {done} kills, rows are the same: {rows[0] == rows[1]}")  # noqa: T201
+    print(f"{len(rows[0])} rows, {done} kills, rows are the same: {rows[0] == rows[1]}")
     sys.exit(rows[0] != rows[1])
 
 

@@ -53,7 +53,7 @@ def main(model: str, few: int = 5_000, many: int = 50_000) -> None:
                 os.link(root / f"{i % DIFFERENT}.jpg", photos / f"{i:06}.jpg")
             peaks.append(peak(model, photos, root / f"out-{count}.jsonl"))
     ratio = peaks[1] / peaks[0]
-    print(f"peak {peaks[0]:.0f} MiB over {few}, {peaks[1]:.0f} MiB over {many} images: {ratio:.3f} times")  # noqa: T201
+    print(f"peak {peaks[0]:.0f} MiB over {few}, {peaks[1]:.0f} MiB over {many} images: {ratio:.3f} times")
     sys.exit(ratio > 1.1)
 
 

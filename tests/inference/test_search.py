@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from refiner_cli.core.models.hubness import SOFTNESS
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import UsageError
-from refiner_cli.inference.index import Index, IndexRow
+from refiner_cli.inference.index import Index, IndexInfo, IndexRow
 from refiner_cli.inference.query import QueryVectors, Term, parse_query, unknown_names
 from refiner_cli.inference.search import search_index
 
@@ -69,7 +69,8 @@ def test_names_that_training_did_not_know_are_told() -> None:
 
 
 def make_index(folder: Path, vectors: torch.Tensor, part_size: int, broken: set[int]) -> Index:
-    index = Index.create(folder, {"model": "m"}, "clip", ["composition"], vectors.shape[1], ["p"], part_size)
+    info = IndexInfo.empty({"model": "m"}, "clip", ["composition"], vectors.shape[1], ["p"], part_size)
+    index = Index.create(folder, info)
     for first in range(0, len(vectors), part_size):
         rows = [
             IndexRow(f"{i}.jpg", 1, "now", "error" if i in broken else "ok", "bad" if i in broken else None)

@@ -13,7 +13,7 @@ from refiner_cli.core.model_io.zero_shot import zero_shot_model
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.convert.answers import Answers, noted_places
-from refiner_cli.inference.index import Index, IndexRow
+from refiner_cli.inference.index import Index, IndexInfo, IndexRow
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.suggest import SAME, choose_diverse, suggest_images, write_suggestions
 
@@ -73,9 +73,8 @@ def index(recogniser: Recogniser, tmp_path: Path) -> Index:
     ]
     vectors = F.normalize(torch.stack([*mixed, mixed[3], torch.zeros_like(texts[0])]), dim=-1)
     info = {"model": "m", "preprocessing": "p"}
-    made = Index.create(
-        tmp_path / "index", info, "clip", ["composition"], vectors.shape[1], [str(tmp_path)], 3
-    )
+    empty = IndexInfo.empty(info, "clip", ["composition"], vectors.shape[1], [str(tmp_path)], 3)
+    made = Index.create(tmp_path / "index", empty)
     for first in range(0, len(vectors), 3):
         rows = [IndexRow(f"{i}.jpg", 1, "now", "ok" if i < 7 else "error", None if i < 7 else "x")
                 for i in range(first, min(first + 3, len(vectors)))]  # fmt: skip

@@ -38,11 +38,11 @@ def main(kills: int) -> None:
             process.communicate()
             moments.append(steps(parts))
         last = begin("--resume", "--out", parts)
-        print(last.communicate()[1].splitlines()[-1], alone.communicate()[1].splitlines()[-1], sep="\n")  # noqa: T201
+        print(last.communicate()[1].splitlines()[-1], alone.communicate()[1].splitlines()[-1], sep="\n")
         ours, theirs = (read_tensors(Run.open(run).checkpoints()[-1]) for run in (parts, whole))
         equal = all(ours[name].equal(theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
-        print(f"killed after steps {moments}")  # noqa: T201
-        print(f"weights identical: {equal}; metrics identical: {rows(parts) == rows(whole)}")  # noqa: T201
+        print(f"killed after steps {moments}")
+        print(f"weights identical: {equal}; metrics identical: {rows(parts) == rows(whole)}")
 
 
 if __name__ == "__main__":

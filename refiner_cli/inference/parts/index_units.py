@@ -20,9 +20,9 @@ from torch import Tensor
 
 from refiner_cli.errors import UsageError
 from refiner_cli.files import write_json
-from refiner_cli.inference.index import INDEX_SCHEMA, PARTS, Index, IndexInfo, PartInfo, is_index
+from refiner_cli.inference.index import PARTS, Index, IndexInfo, PartInfo, is_index
 from refiner_cli.inference.index_update import Encoded
-from refiner_cli.inference.indexing import check_indexable, encoded_image, split_vectors, vector_roles
+from refiner_cli.inference.indexing import empty_index_info, encoded_image, split_vectors
 from refiner_cli.inference.output import RowCount
 from refiner_cli.inference.parts.lease import Leases
 from refiner_cli.inference.parts.plan import LEASES, LISTING, PartPlan
@@ -80,20 +80,17 @@ class IndexUnitWriter:
 def beginning_of_index(
     folder: Path, recogniser: Recogniser, model: str, method: str, places: Sequence[str], part_size: int
 ) -> Index:
-    """An index that is not on the disk yet. Raises UsageError for a folder of other files."""
-    check_indexable(recogniser.model)
+    """An index that is not on the disk yet.
+
+    Raises:
+        UsageError: the folder holds other files, or the method has no index.
+    """
+    info = empty_index_info(recogniser, model, method, places, part_size)
     if folder.exists() and not (folder / UNITS_FOLDER).is_dir() and any(folder.iterdir()):
         raise UsageError(
             f"{row_name(str(folder))} holds other files.", hint="Choose a new or empty folder for the index."
         )
-    fingerprints = recogniser.fingerprint()
-    kept = {name: str(fingerprints[name]) for name in ("model", "preprocessing", "precision")}
     (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    info = IndexInfo(
-        schema=INDEX_SCHEMA, model=kept | {"path": model}, method=method,
-        roles=vector_roles(recogniser.model), width=recogniser.model.backbone.embed_dim, places=list(places),
-        part_size=part_size, next_part=0, parts=[],
-    )  # fmt: skip
     if not (folder / UNITS_FOLDER / BEGINNING).exists():
         write_json(folder / UNITS_FOLDER / BEGINNING, info.model_dump(by_alias=True))
     return Index(folder, info)

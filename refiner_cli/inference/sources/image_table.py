@@ -16,23 +16,19 @@ import pyarrow.parquet as pq
 
 from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
 from refiner_cli.inference.sources.content import Loaded
-from refiner_cli.inference.sources.source import DAMAGES, PlaceSource
-from refiner_cli.inference.sources.store import Store
+from refiner_cli.inference.sources.source import DAMAGES
+from refiner_cli.inference.sources.stored import StoredSource
 from refiner_cli.inference.sources.table import json_value, resolve_image
 
 IMAGES_AT_ONCE = 16
 BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")
 
 
-class ImageTable(PlaceSource):
+class ImageTable(StoredSource):
     """The images in one Parquet file."""
 
     is_unit = True
     carries_inputs = True
-
-    def __init__(self, place: str, store: Store) -> None:
-        super().__init__(place)
-        self.store = store
 
     def images(self) -> Iterator[ImageFile]:
         self.complete = True

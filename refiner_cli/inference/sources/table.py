@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.inference.scan import ImageFile, row_name
 from refiner_cli.inference.sources.bucket import bucket_image
-from refiner_cli.inference.sources.source import DAMAGES, PlaceSource
-from refiner_cli.inference.sources.store import Store
+from refiner_cli.inference.sources.source import DAMAGES
+from refiner_cli.inference.sources.stored import StoredSource
 from refiner_cli.inference.sources.web import web_image
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -31,14 +31,10 @@ ROWS_AT_ONCE = 1024
 LONGEST_LINE = 1 << 24  # characters
 
 
-class TableSource(PlaceSource):
+class TableSource(StoredSource):
     """The images that a table lists."""
 
     carries_inputs = True
-
-    def __init__(self, place: str, store: Store) -> None:
-        super().__init__(place)
-        self.store = store
 
     def images(self) -> Iterator[ImageFile]:
         self.complete = True

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from refiner_cli.data.download.tar_archive import LimitedTarInfo
-from refiner_cli.data.safe_paths import relative
-from refiner_cli.inference.scan import FileVersion, ImageFile, PathFilter, row_name
+from refiner_cli.inference.scan import FileVersion, ImageFile
 from refiner_cli.inference.sources.content import MAX_CONTENT, Content, Failed, FileSlice, Loaded
-from refiner_cli.inference.sources.source import DAMAGES, PlaceSource, takes_member
-from refiner_cli.inference.sources.store import Store
+from refiner_cli.inference.sources.source import DAMAGES
+from refiner_cli.inference.sources.stored import ArchiveSource
 from refiner_cli.inference.sources.unpacked import buffered, compression_of, unpack_stream
 
 STREAM_BLOCK = 1 << 18  # bytes
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 
 
-class TarSource(PlaceSource):
+class TarSource(ArchiveSource):
     """The images of one tar."""
 
-    is_unit = True
-
-    def __init__(self, place: str, store: Store, chosen: PathFilter) -> None:
-        super().__init__(place, chosen)
-        self.store = store
+    separators = "/"
 
     def images(self) -> Iterator[ImageFile]:
         self.complete = True
@@ -59,16 +53,7 @@ class TarSource(PlaceSource):
         """The entry of a member; None for a folder or what is not asked for."""
         if info.isdir():
             return None
-        try:
-            name = relative(info.name)
-        except ValueError as reason:
-            shown = info.name.strip("/") or "?"
-            return self.failed(row_name(shown), f"its name is {reason}") if self.chosen.takes(shown) else None
-        if not takes_member(name, self.chosen):
-            return None
-        seen = replace(version, size=info.size)
-        return ImageFile(Path(self.place, name), row_name(name), self.content(info, tar, listed), seen,
-                         shown=row_name(f"{self.place}/{name}"))  # fmt: skip
+        return self.member_image(info.name, version, info.size, lambda: self.content(info, tar, listed))
 
     def content(self, info: tarfile.TarInfo, tar: tarfile.TarFile, listed: Path | None) -> Content:
         if info.issym() or info.islnk():

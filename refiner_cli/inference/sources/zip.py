@@ -6,28 +6,21 @@ import io
 import stat
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from refiner_cli.data.download.zip_archive import LimitedReads
-from refiner_cli.data.safe_paths import relative
-from refiner_cli.inference.scan import FileVersion, ImageFile, PathFilter, row_name
+from refiner_cli.inference.scan import FileVersion, ImageFile
 from refiner_cli.inference.sources.content import MAX_CONTENT, Content, Failed, Loaded, ZipMember
-from refiner_cli.inference.sources.source import DAMAGES, PlaceSource, reason_of, takes_member
-from refiner_cli.inference.sources.store import Store
+from refiner_cli.inference.sources.source import DAMAGES, reason_of
+from refiner_cli.inference.sources.stored import ArchiveSource
 
 IS_ENCRYPTED, IS_UTF8 = 0x1, 0x800  # bits of a member's flags
 
 
-class ZipSource(PlaceSource):
+class ZipSource(ArchiveSource):
     """The images of one zip."""
 
-    is_unit = True
-
-    def __init__(self, place: str, store: Store, chosen: PathFilter) -> None:
-        super().__init__(place, chosen)
-        self.store = store
+    separators = "/\\"
 
     def images(self) -> Iterator[ImageFile]:
         self.complete = True
@@ -49,16 +42,7 @@ class ZipSource(PlaceSource):
         stored = member_name(info)
         if stored.endswith("/"):
             return None
-        try:
-            name = relative(stored)
-        except ValueError as reason:
-            shown = stored.strip("/\\") or "?"
-            return self.failed(row_name(shown), f"its name is {reason}") if self.chosen.takes(shown) else None
-        if not takes_member(name, self.chosen):
-            return None
-        seen = replace(version, size=info.file_size)
-        return ImageFile(Path(self.place, name), row_name(name), self.content(info, archive), seen,
-                         shown=row_name(f"{self.place}/{name}"))  # fmt: skip
+        return self.member_image(stored, version, info.file_size, lambda: self.content(info, archive))
 
     def content(self, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> Content:
         if reason := why_unreadable(info):

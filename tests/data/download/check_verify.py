@@ -51,11 +51,11 @@ def main(count: int = 30_000) -> None:
                 folder, names, name="check", workers=workers, report=told.append, stop=Event()
             )
             seconds[workers] = time.perf_counter() - began
-            print(  # noqa: T201
+            print(
                 f"{workers} processes: {seconds[workers]:.1f} s, {count / seconds[workers]:.0f} images/s, "
                 f"{len(told)} reports, faults {[fault.path for fault in bad]}"
             )
-    print(f"{cores()} processes are {seconds[1] / seconds[cores()]:.2f} times as fast as one")  # noqa: T201
+    print(f"{cores()} processes are {seconds[1] / seconds[cores()]:.2f} times as fast as one")
 
 
 if __name__ == "__main__":

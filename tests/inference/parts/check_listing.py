@@ -27,11 +27,7 @@ def measure(folder: Path, names: int) -> None:
 
     began = time.perf_counter()
     run_units(read_plan(folder), Share(), lambda _: sys.exit(1))
-    say(f"{planned} {time.perf_counter() - began} {peak}")
-
-
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    print(f"{planned} {time.perf_counter() - began} {peak}", flush=True)
 
 
 def main(names: int) -> None:
@@ -42,7 +38,10 @@ def main(names: int) -> None:
             text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         planned, resumed, peak = map(float, text.split())
         peaks.append(peak)
-        say(f"{count:,} names: planned {planned:.1f} s, resumed {resumed:.2f} s, peak {peak:.0f} MiB")
+        print(
+            f"{count:,} names: planned {planned:.1f} s, resumed {resumed:.2f} s, peak {peak:.0f} MiB",
+            flush=True,
+        )
     sys.exit(peaks[1] > 1.1 * peaks[0])
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from refiner_cli.inference.parts.plan import LOG, PartPlan, read_plan
-from tests.inference.parts.generated import plan_of
+from tests.inference.parts.generated import plan_of, predict_command
 from tests.inference.parts.test_parts import start_worker
 from tests.inference.sources.packing import draw_noise
 
@@ -33,23 +33,7 @@ def content(plan: PartPlan) -> str:
 def start(folder: Path, model: str | None, photos: Path) -> subprocess.Popen[bytes]:
     if model is None:
         return start_worker(folder, 0.05, 5)
-    command = [
-        sys.executable,
-        "-m",
-        "refiner_cli",
-        "-q",
-        "predict",
-        model,
-        str(photos),
-        "-o",
-        f"{folder}/",
-        "--part-size",
-        "4",
-        "--batch",
-        "4",
-        "--device",
-        "cpu",
-    ]
+    command = predict_command(model, photos, folder, 4)
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
@@ -70,10 +54,6 @@ def disturbed(folder: Path, model: str | None, photos: Path, dice: random.Random
     return read_plan(folder)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
-
-
 def main(rounds: int = 10, model: str | None = None) -> None:
     dice, wrong = random.Random(0), 0
     with tempfile.TemporaryDirectory() as place:
@@ -91,7 +71,7 @@ def main(rounds: int = 10, model: str | None = None) -> None:
             good = content(plan) == expected and len(units) == len(set(units))
             wrong += not good
             done = f"{plan.count_done()} of {plan.units} units, {len(units)} noted"
-            say(f"round {number}: {done}, as undisturbed: {good}")
+            print(f"round {number}: {done}, as undisturbed: {good}", flush=True)
     sys.exit(wrong > 0)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from refiner_cli.inference.parts.plan import read_plan
 from tests.inference.parts.check_parts import content
+from tests.inference.parts.generated import predict_command
 from tests.inference.sources.packing import draw_noise
 
 
@@ -34,10 +35,6 @@ def find_actors(root: int) -> list[int]:
     return [pid for pid, name in names.items() if "UnitActor" in name and is_below(pid)]
 
 
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
-
-
 def main(model: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         photos = Path(place) / "photos"
@@ -45,37 +42,22 @@ def main(model: str) -> None:
         plans = {}
         for engine in ("local", "ray"):
             folder = Path(place) / engine
-            command = [
-                sys.executable,
-                "-m",
-                "refiner_cli",
-                "-q",
-                "predict",
-                model,
-                str(photos),
-                "-o",
-                f"{folder}/",
-                "--part-size",
-                "8",
-                "--batch",
-                "8",
-                "--device",
-                "cpu",
-                "--engine",
-                engine,
-            ]
+            command = predict_command(model, photos, folder, 8, "--engine", engine)
             with subprocess.Popen(command) as process:
                 while engine == "ray" and len(list(folder.glob("parts/*.jsonl"))) < 3:
                     time.sleep(0.01)
                 actors = find_actors(process.pid) if engine == "ray" else []
                 for actor in actors[:1]:
                     os.kill(actor, signal.SIGKILL)
-                    say(f"{len(actors)} actors, one killed")
+                    print(f"{len(actors)} actors, one killed", flush=True)
                 code = process.wait()
             plans[engine] = read_plan(folder)
-            say(f"{engine}: exit {code}, {plans[engine].count_done()} of {plans[engine].units} units")
+            print(
+                f"{engine}: exit {code}, {plans[engine].count_done()} of {plans[engine].units} units",
+                flush=True,
+            )
         same = content(plans["local"]) == content(plans["ray"])
-    say(f"rows equal: {same}")
+    print(f"rows equal: {same}", flush=True)
     sys.exit(not same)
 
 

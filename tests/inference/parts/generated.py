@@ -1,7 +1,8 @@
-"""Plans of generated names, for tests; it imports no PyTorch."""
+"""Plans of generated names, and the command that predicts into parts, for tests; it imports no PyTorch."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,9 @@ class NamedImages(PlaceSource):
 
 def plan_of(folder: Path, count: int = 20, size: int = 3) -> PartPlan:
     return open_plan(folder, MADE, Places([NamedImages(count)]), ".jsonl", size)
+
+
+def predict_command(model: str, photos: Path, folder: Path, size: int, *options: str) -> list[str]:
+    """``refiner predict -o DIR/`` on the CPU, with ``size`` images a part and at once."""
+    return [sys.executable, "-m", "refiner_cli", "-q", "predict", model, str(photos), "-o", f"{folder}/",
+            "--part-size", str(size), "--batch", str(size), "--device", "cpu", *options]  # fmt: skip

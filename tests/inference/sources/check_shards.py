@@ -46,10 +46,6 @@ def rate(model: refiner_cli.Recogniser, images: Iterator[ImageFile]) -> float:
     return len(list(rows)) / (time.perf_counter() - began)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
-
-
 def peak_of_sources(place: str) -> float:
     """MiB that a process holds at most which only decodes the images of a place."""
     script = (
@@ -86,14 +82,17 @@ def main(model: str, tars: int = 100, each: int = 1000) -> None:
             for name, place in (("folder", f"{root}/photos"), ("shards", f"{root}/s-{{0000..0009}}.tar")):
                 best[name] = max(best[name], rate(loaded, find_places([place]).images()))
         share = best["shards"] / best["folder"]
-        say(f"folder {best['folder']:.1f} images/s, shards {best['shards']:.1f}: {share:.3f}")
+        print(f"folder {best['folder']:.1f} images/s, shards {best['shards']:.1f}: {share:.3f}", flush=True)
         places = [f"{root}/s-{{0000..{count - 1:04d}}}.tar" for count in (tars // 10, tars)]
         ratios = []
         whole = partial(peak_of, model, root)
         for name, measure in (("decoding", peak_of_sources), ("predict", whole)):
             few, many = map(measure, places)
             ratios.append(many / few)
-            say(f"{name}: {few:.0f} MiB over {tars // 10} tars, {many:.0f} over {tars}: {many / few:.3f}")
+            print(
+                f"{name}: {few:.0f} MiB over {tars // 10} tars, {many:.0f} over {tars}: {many / few:.3f}",
+                flush=True,
+            )
     sys.exit(share < 0.9 or max(ratios) > 1.1)
 
 

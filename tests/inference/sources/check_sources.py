@@ -42,10 +42,6 @@ def predict(model: str, places: list[str], out: Path, stdin: bytes = b"") -> dic
     return found
 
 
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
-
-
 def main(model: str) -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
@@ -80,10 +76,12 @@ def main(model: str) -> None:
             began = time.perf_counter()
             same = predict(model, places, root / f"{number}.jsonl") == expected
             wrong += not same
-            say(f"{kind}: rows equal: {same} ({time.perf_counter() - began:.1f} s)")
+            print(f"{kind}: rows equal: {same} ({time.perf_counter() - began:.1f} s)", flush=True)
         listed = "\0".join(map(str, files)).encode()
         same = predict(model, ["-", "-0"], root / "list.jsonl", listed) == expected
-        say(f"list: rows equal: {same}; {len(expected)} rows, {wrong + (not same)} kinds differ")
+        print(
+            f"list: rows equal: {same}; {len(expected)} rows, {wrong + (not same)} kinds differ", flush=True
+        )
     sys.exit(wrong + (not same) > 0)
 
 
