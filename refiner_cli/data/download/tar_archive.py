@@ -91,13 +91,19 @@ class TarArchive(Archive):
             stream.seek(0)
             source = _CountedStream(gzip.GzipFile(fileobj=stream) if gzipped else stream, self)
             with tarfile.open(fileobj=source, mode="r|", tarinfo=LimitedTarInfo) as tar:  # type: ignore[call-overload]
-                while info := tar.next():
-                    tar.members.clear()  # tarfile keeps every header that it has read
-                    if info.sparse is not None or info.size < 0:
-                        raise tarfile.ReadError(f"{info.name[:200]!r} is a sparse file")
+                for info in tar_members(tar):
                     yield info, tar
             while source.read(COPY_BLOCK):  # the rest holds gzip's checksum
                 pass
+
+
+def tar_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The headers of a tar, none of which is kept. Raises ReadError at a sparse file or a negative size."""
+    while info := tar.next():
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
+        if info.sparse is not None or info.size < 0:
+            raise tarfile.ReadError(f"{info.name[:200]!r} is a sparse file")
+        yield info
 
 
 class LimitedTarInfo(tarfile.TarInfo):

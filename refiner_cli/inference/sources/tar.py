@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.data.download.tar_archive import LimitedTarInfo
+from refiner_cli.data.download.tar_archive import LimitedTarInfo, tar_members
 from refiner_cli.inference.scan import FileVersion, ImageFile
 from refiner_cli.inference.sources.content import MAX_CONTENT, Content, Failed, FileSlice, Loaded
 from refiner_cli.inference.sources.source import DAMAGES
@@ -40,8 +40,7 @@ class TarSource(ArchiveSource):
                 with tarfile.open(
                     fileobj=source, mode=mode, tarinfo=LimitedTarInfo, bufsize=STREAM_BLOCK
                 ) as tar:
-                    while info := tar.next():
-                        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
+                    for info in tar_members(tar):
                         if image := self.member(info, tar, listed, version):
                             yield image
         except DAMAGES as error:

@@ -325,6 +325,24 @@ def test_a_hostile_tar_costs_rows_and_writes_nothing(photos: Path, tmp_path: Pat
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("kind", ["sparse", "negative"])
+def test_a_member_that_lies_about_its_size_ends_a_tar(photos: Path, tmp_path: Path, kind: str) -> None:
+    file, data = tmp_path / "x.tar", photo(0, photos)
+    with file.open("wb") as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        add(tar, "a.jpg", data)
+        if kind == "sparse":
+            add(tar, "b.jpg", data, pax_headers={"GNU.sparse.map": "0,4", "GNU.sparse.size": "4"})
+        else:
+            info = tarfile.TarInfo("b.jpg")
+            info.size = -1
+            stream.write(info.tobuf(tarfile.GNU_FORMAT))
+            stream.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        add(tar, "c.jpg", data)
+    found = results_of(file)
+    assert found.pop("a.jpg") == "ok"
+    assert found == {str(file): "'b.jpg' is a sparse file"}
+
+
 def test_a_hostile_zip_costs_rows_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
     file, data = tmp_path / "x.zip", photo(0, photos)
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
