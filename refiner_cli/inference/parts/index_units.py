@@ -102,17 +102,18 @@ def list_units(folder: Path, plan: PartPlan) -> bool:
         return is_index(folder)
     leases = Leases(plan.folder / LEASES)
     try:
-        with leases.claimed(INDEX_LEASE) as mine:
-            if mine and not is_index(folder):
-                content = json.loads((plan.folder / BEGINNING).read_text("utf-8"))
-                index = Index(folder, IndexInfo.model_validate(content))
-                markers = (json.loads(plan.part(unit).read_text("utf-8")) for unit in range(plan.units))
-                index.info.parts = [PartInfo.model_validate(part) for parts in markers for part in parts]
-                index.info.next_part = plan.units
-                index.save()
-                shutil.rmtree(plan.folder / LISTING, ignore_errors=True)
-        while not is_index(folder):  # another process is about to write it
-            leases.ended.wait(0.1)
+        leases.do_once(INDEX_LEASE, lambda: is_index(folder), lambda: save_listed(folder, plan))
     finally:
         leases.close()
     return True
+
+
+def save_listed(folder: Path, plan: PartPlan) -> None:
+    """Write the list of all parts, which makes the folder an index, and remove the listing of images."""
+    content = json.loads((plan.folder / BEGINNING).read_text("utf-8"))
+    index = Index(folder, IndexInfo.model_validate(content))
+    markers = (json.loads(plan.part(unit).read_text("utf-8")) for unit in range(plan.units))
+    index.info.parts = [PartInfo.model_validate(part) for parts in markers for part in parts]
+    index.info.next_part = plan.units
+    index.save()
+    shutil.rmtree(plan.folder / LISTING, ignore_errors=True)

@@ -17,7 +17,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,15 @@ class Leases:
         finally:
             if file is not None:
                 self.release(name)
+
+    def do_once(self, name: str, is_done: Callable[[], bool], work: Callable[[], None]) -> None:
+        """Have one process do what all wait for; the next one does it where that process is lost."""
+        while not is_done():
+            with self.claimed(name) as mine:
+                if mine and not is_done():
+                    work()
+                elif not mine:
+                    self.ended.wait(0.2)
 
     def claim(self, name: str) -> Path | None:
         """Create the next lease of a name, if no living process holds it."""

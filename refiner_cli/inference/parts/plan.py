@@ -122,12 +122,11 @@ def open_plan(
     }  # fmt: skip
     leases = Leases(folder / LEASES, seconds)
     try:
-        while not is_parts_folder(folder):
-            with leases.claimed(PLAN_LEASE) as mine:
-                if mine and not is_parts_folder(folder):
-                    make_plan(folder, wanted, places, suffix, unit_images)
-                elif not mine:
-                    leases.ended.wait(0.2)
+        leases.do_once(
+            PLAN_LEASE,
+            lambda: is_parts_folder(folder),
+            lambda: make_plan(folder, wanted, places, suffix, unit_images),
+        )
     finally:
         leases.close()
     plan = read_plan(folder)

@@ -18,7 +18,9 @@ import pytest
 
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.inference.formats import read_rows
-from refiner_cli.inference.parts.lease import Leases
+from refiner_cli.inference.index import Index, IndexInfo, is_index
+from refiner_cli.inference.parts.index_units import BEGINNING, INDEX_LEASE, UNITS_FOLDER, list_units
+from refiner_cli.inference.parts.lease import Leases, machine_id
 from refiner_cli.inference.parts.plan import LEASES, LOG, discard_parts, open_plan, read_plan
 from refiner_cli.inference.parts.share import Share, launched_share, parse_share
 from refiner_cli.inference.parts.work import WorkLog, count_rows, merge_parts, run_units
@@ -135,6 +137,37 @@ def test_on_one_machine_a_killed_process_is_noticed_at_once(tmp_path: Path) -> N
         holder.wait()
         assert leases.claim("unit")
         leases.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the lock of a file tells at once only there")
+def test_whoever_waits_lists_an_index_whose_holder_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path / UNITS_FOLDER)
+    info = IndexInfo.empty({}, "m", ["composition"], 4, [])
+    (plan.folder / BEGINNING).write_text(info.model_dump_json(by_alias=True))
+    for unit in range(plan.units):
+        plan.part(unit).write_text("[]")
+    refused, claim = threading.Event(), Leases.claim
+
+    def noted_claim(leases: Leases, name: str) -> Path | None:
+        file = claim(leases, name)
+        if file is None:
+            refused.set()
+        return file
+
+    with leases_of(plan.folder / LEASES, machine_id()) as holder:
+        held = holder.claim(INDEX_LEASE)
+        assert held
+        monkeypatch.setattr(Leases, "claim", noted_claim)
+        waiting = threading.Thread(target=list_units, args=(tmp_path, plan), daemon=True)
+        waiting.start()
+        assert refused.wait(20)
+        assert not is_index(tmp_path)
+        os.close(holder.held.pop(held))  # as the system does when a process dies
+        waiting.join(20)
+        assert not waiting.is_alive()
+    assert Index.open(tmp_path).info.next_part == plan.units
 
 
 def test_a_listing_is_made_once_and_holds_what_an_image_is(tmp_path: Path) -> None:
