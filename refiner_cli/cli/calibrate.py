@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from refiner_cli.cli.common import Device, Precision, Workers, runtime_options
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.metrics import BatchOption
-from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.cli.training_data import open_run_data
+from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
-
-if TYPE_CHECKING:
-    from refiner_cli.data.benchmark import Benchmark
-    from refiner_cli.training.run_dir import Run
 
 
 def recalibrate(
@@ -53,12 +51,15 @@ def recalibrate(
         raise UsageError(
             f"The training in {run} is not finished.", hint=f"Finish it: refiner train --resume --out {run}."
         )
-    benchmark = dataset_of(opened, dataset)
+    benchmark = open_run_data(opened, dataset or "", hint="Name its new place with --dataset.")
     from refiner_cli.core.model_io.checkpoint import read_model
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.training.calibration_stage import CalibrationStage
+    from refiner_cli.training.changes import check_data
     from refiner_cli.training.run_dir import model_folder
 
+    check_data(opened, benchmark)
+    benchmark = benchmark.without(opened.skipped)
     with opened.locked(), terminal.progress("calibrating") as progress:
         opened.clean()
         model, _ = read_model(model_folder(run))
@@ -66,30 +67,13 @@ def recalibrate(
         terminal.note(f"device {chosen} ({reason})")
         options = runtime_options(model.to(chosen), precision, workers, batch)
         if changed != opened.config:
-            opened = Run(run, changed, opened.dataset)
+            opened = dataclasses.replace(opened, config=changed)
             opened.write()
         record = CalibrationStage(opened, model, benchmark, options).run_now(progress)
     if as_json:
         terminal.json({**record, "schema": "refiner.calibrate/1", "run": str(run)})
     else:
         show_record(record)
-
-
-def dataset_of(run: Run, dataset: str | None) -> Benchmark:
-    """The dataset of a run, unchanged. Raises DatasetError."""
-    from refiner_cli.cli.common import open_dataset
-    from refiner_cli.data.benchmark import load_benchmark
-
-    place = open_dataset(dataset).root if dataset else Path(run.dataset.path)
-    if not place.is_dir():
-        raise DatasetError(
-            f"The dataset of the run {run.folder} is no longer at {place}.",
-            hint="Name its new place with --dataset.",
-        )
-    benchmark = load_benchmark(place, run.dataset.name)
-    if benchmark.fingerprint() != run.dataset.fingerprint:
-        raise DatasetError(f"The dataset {place} has changed since the run {run.folder} was started.")
-    return benchmark
 
 
 def show_record(record: dict[str, Any]) -> None:

@@ -44,11 +44,12 @@ def open_training_data(dataset: str, labels: Path | None) -> Benchmark:
     return labelled_benchmark(Index.open(Path(dataset)), labels)
 
 
-def open_run_data(run: Run, moved: str = "") -> Benchmark:
+def open_run_data(run: Run, moved: str = "", *, hint: str = "") -> Benchmark:
     """The benchmark that a run was started on.
 
     Args:
         moved: where the dataset is now; "": where it was.
+        hint: how its new place is named; "": by resuming the run.
 
     Raises DatasetError if it is no longer there.
     """
@@ -57,7 +58,7 @@ def open_run_data(run: Run, moved: str = "") -> Benchmark:
     if not moved and not Path(run.dataset.path).is_dir():
         raise DatasetError(
             f"The dataset of the run {run.folder} is no longer at {run.dataset.path}.",
-            hint=f"Name its new place: refiner train --resume --out {run.folder} --dataset DIR.",
+            hint=hint or f"Name its new place: refiner train --resume --out {run.folder} --dataset DIR.",
         )
     if run.dataset.labels:
         place = moved or run.dataset.path

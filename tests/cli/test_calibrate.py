@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from refiner_cli.core.model_io.checkpoint import read_config
+from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.training import calibration_stage
 from refiner_cli.training.folder_lock import folder_lock
-from refiner_cli.training.run_dir import model_folder
+from refiner_cli.training.run_dir import Run, model_folder
 from tests.conftest import Cli
 
 ONE_VIEW = ("--set", "calibration.tta_shifts=1", "--set", "calibration.state_weight=0")
@@ -52,6 +54,24 @@ def test_a_finished_run_is_calibrated_again(cli: Cli, run: Path, tmp_path: Path)
     assert cli("-q", "train", "--resume", "--out", run, "--json").code == 0
     assert read_config(model_folder(run)) == stored
     assert cli("-q", "calibrate", run, "--json").json["calibration"] == found["calibration"]
+
+
+def test_a_run_keeps_what_it_does_without_and_what_was_changed(
+    cli: Cli, run: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(small_demo, tmp_path / "data")
+    unreadable = load_benchmark(data).samples["val"][0].path
+    (data / "images" / unreadable).write_bytes(b"torn")
+    content = read(run / "run.json")
+    content["skipped"], content["changes"] = [unreadable], [{"after_step": 1, "device": ["cpu", "auto"]}]
+    (run / "run.json").write_text(json.dumps(content))
+    before = Run.open(run)
+    done = cli("-q", "calibrate", run, *ONE_VIEW, "--dataset", data, "--json")
+    assert done.code == 0, done.err
+    after = Run.open(run)
+    assert after.config.calibration.tta_shifts == (1,)
+    assert after == dataclasses.replace(before, config=after.config)
+    assert after.skipped == (unreadable,)
 
 
 def test_a_stage_that_was_interrupted_is_done_again(

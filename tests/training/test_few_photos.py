@@ -158,6 +158,9 @@ def test_a_run_on_an_index_resumes_and_is_measured_without_the_table(
     assert len((run / "labels.jsonl").read_text().splitlines()) == 60
     again = cli("train", "--resume", "--out", run, "--json")
     assert again.code == 0, again.err
+    calibrated = cli("-q", "calibrate", run, "--set", "calibration.wise_ft_alpha=[1.0]", "--json")
+    assert calibrated.code == 0, calibrated.err
+    assert Run.open(run).dataset.labels == "labels.jsonl"
     measured = cli("eval", run, "--world", "closed", "--bootstrap-samples", 10, "--json")
     assert measured.code == 0, measured.err
     assert measured.json["worlds"]["closed"]["n_seen"] == 12
