@@ -85,6 +85,7 @@ class GradientStep:
     ) -> tuple[Tensor, Scores, list[tuple[Tensor, Tensor]]] | None:
         """Loss, scores, the bank's tensors with leaves that hold their gradients; None: out of memory."""
         cut, leaves = detach_bank(bank)
+        before = copy_buffers(self.model)
         loss, scores = torch.zeros((), device=self.model.device), []
         torch.manual_seed(seed + 1)
         try:
@@ -103,6 +104,7 @@ class GradientStep:
                 raise
             for p in self.model.trainable_parameters().values():
                 p.grad = None
+            restore_buffers(before)
             return None  # the exception is gone then, and the failed graph with it
         return loss, concat_scores(scores), leaves
 
@@ -135,6 +137,22 @@ def text_memory_errors() -> Iterator[None]:
             "Out of memory while encoding the prompts.",
             hint="Set train.text_chunk_size to less than the log reports, or use --precision bf16.",
         ) from None
+
+
+def copy_buffers(model: Model) -> list[tuple[Tensor, Tensor]]:
+    """The buffers outside the frozen towers, each with a copy: a forward pass in training may change them.
+
+    Batch normalisation does, with its running statistics.
+    """
+    frozen = {id(buffer) for buffer in model.clip.buffers()}
+    return [(buffer, buffer.clone()) for buffer in model.buffers() if id(buffer) not in frozen]
+
+
+@torch.no_grad()
+def restore_buffers(copies: list[tuple[Tensor, Tensor]]) -> None:
+    """Put back what :func:`copy_buffers` copied."""
+    for buffer, before in copies:
+        buffer.copy_(before)
 
 
 def concat_scores(parts: list[Scores]) -> Scores:

@@ -25,7 +25,7 @@ from refiner_cli.core.runtime.device import GIB, free_memory
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.runtime.memory import release_memory
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.gradient_step import GradientStep, copy_buffers, restore_buffers
 
 BUDGET = 0.9  # share of the free memory that a plan may use
 PROBED = (2, 4)  # images of the two steps that are measured; with one, the text may make the peak
@@ -148,6 +148,7 @@ def fit_step(
 def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig) -> MemoryPlan:
     """The plan for a batch; ``probe`` is one step on images, ``image`` one of them."""
     model.train()
+    before = copy_buffers(model)  # the steps that are measured are no training
     parameters = list(model.trainable_parameters().values())
     # The moments of Adam come with the first step; gradients are in the probe.
     moments = 2 * sum(p.numel() * p.element_size() for p in parameters)
@@ -164,6 +165,7 @@ def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig) 
     assert plan is not None  # noqa: S101 - the loop runs at least once
     for parameter in parameters:
         parameter.grad = None
+    restore_buffers(before)
     release_memory(model.device)
     return plan
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiner_cli.config import TrainConfig
-from refiner_cli.core.models.base import ImageVectors, MemoryOptions, Model
+from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.core.models.base import ImageVectors, MemoryOptions, Model, Scores, TextBank
 from refiner_cli.core.models.refiner import RefinerConfig
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import load_backbone
@@ -110,6 +110,30 @@ def test_out_of_memory_halves_the_pieces_says_so_and_goes_on(
     ]
     machine.backward(images, truth, 8)
     assert len(said) == 2  # it stays at what fits
+
+
+def test_running_statistics_are_those_of_the_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def statistics(first: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        config = method_section("troika")()
+        model = build_model("troika", load_backbone("tiny", "none"), config, SPACE).train()
+        score, calls = model.score, []
+
+        def full_at_last(vectors: ImageVectors, bank: TextBank) -> Scores:
+            calls.append(len(vectors))
+            if calls == [4, 2]:  # the second piece of the first try
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return score(vectors, bank)
+
+        monkeypatch.setattr(model, "score", full_at_last)
+        machine = pieces(model)
+        machine.micro_batch = first
+        machine.backward(*batch(), 7)
+        return {name: value for name, value in model.saved_tensors().items() if ".running_" in name}
+
+    retried, at_once = statistics(4), statistics(2)
+    assert retried
+    assert all(torch.equal(value, at_once[name]) for name, value in retried.items())
 
 
 def test_one_image_that_does_not_fit_is_an_error_with_advice(

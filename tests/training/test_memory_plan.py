@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refiner_cli.config import TrainConfig
+from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
+from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.training import memory_plan
 from refiner_cli.training.gradient_step import GradientStep
 from refiner_cli.training.memory_plan import (
@@ -28,7 +31,7 @@ def model(tiny: Backbone) -> Refiner:
     return Refiner.build(tiny, RefinerConfig(), SPACE)
 
 
-def probe_of(model: Refiner) -> memory_plan.Probe:
+def probe_of(model: Model) -> memory_plan.Probe:
     space = SPACE.training()
     step = GradientStep(
         model, space, TrainConfig(), torch.float32, encode=lambda: model.encode_pairs(space),
@@ -37,7 +40,7 @@ def probe_of(model: Refiner) -> memory_plan.Probe:
     return lambda images: step.backward(images, torch.zeros(len(images), dtype=torch.int64), 0)
 
 
-def plan(monkeypatch: pytest.MonkeyPatch, model: Refiner, free: int, **settings: object) -> MemoryPlan:
+def plan(monkeypatch: pytest.MonkeyPatch, model: Model, free: int, **settings: object) -> MemoryPlan:
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: free)
     image = blank_image(model.backbone.spec.preprocess, CPU)
     config = TrainConfig.model_validate({"batch_size": 32, **settings})
@@ -80,3 +83,15 @@ def test_the_plan_is_logged_and_followed(monkeypatch: pytest.MonkeyPatch, model:
     assert fit_step(model, SPACE.training(), TrainConfig(), torch.float32, image, said.append) == 1
     assert model.memory.gradient_checkpointing
     assert said[-1].startswith("memory: 1 of 64 images at once, activations recomputed: a step takes about")
+
+
+@pytest.mark.parametrize("method", [m for m in BUILT_IN_METHODS if m != "clip"])
+def test_measuring_changes_no_state_of_a_model(
+    monkeypatch: pytest.MonkeyPatch, tiny: Backbone, method: str
+) -> None:
+    model = build_model(method, tiny, method_section(method)(), SPACE)
+    before = {name: value.clone() for name, value in (model.state_dict() | model.saved_tensors()).items()}
+    plan(monkeypatch, model, 0)
+    after = model.state_dict() | model.saved_tensors()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
