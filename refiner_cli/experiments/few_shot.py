@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import random
 import statistics
@@ -29,26 +28,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from refiner_cli.config import Config
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.model_io.zero_shot import zero_shot_model
 from refiner_cli.core.models.base import Model
-from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.data.benchmark import Benchmark, Sample, load_benchmark
 from refiner_cli.data.labels import Pair
-from refiner_cli.evaluation.metrics.bias_sweep import sweep
-from refiner_cli.evaluation.scoring import WorldScorer, image_batches, measure_split
+from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
+from refiner_cli.evaluation.scoring import image_batches, measure_split
+from refiner_cli.experiments.linear_probe import PENALTIES, probe_metrics
 from refiner_cli.experiments.plan import demo_folder
+from refiner_cli.experiments.result_file import Figures, determinants_of, kept_figures
 from refiner_cli.experiments.tables import table_head, table_row
-from refiner_cli.files import atomic_file, write_json
+from refiner_cli.files import atomic_file
 from refiner_cli.inference.encoded import EncodedBenchmark, encode_benchmark
 from refiner_cli.recipes import recipe_for
 from refiner_cli.settings import resolve
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
 from refiner_cli.training.setup import build_trainer
+from refiner_cli.training.warm_start import initial_layer, store_initial
 
 SHOTS = (1, 2, 4, 8, 16)
 RUNTIME = RuntimeOptions(torch.float32, 64, 0)
@@ -59,9 +59,8 @@ FIXED = {
     "train.num_workers": 0,
     "train.eval_every": 9999,
 }
-PENALTIES = (1e-4, 1e-3, 1e-2)
+MEASURED = ("S", "U", "HM", "AUC")
 SHOWN = ("S", "U", "AUC")
-FewShotFigures = dict[str, float | None]  # metrics by name
 # Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
 T_QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -106,26 +105,32 @@ def with_vectors(few: Benchmark, every: EncodedBenchmark) -> EncodedBenchmark:
     return EncodedBenchmark(few.name, few.root, few.pairs, few.samples, vectors)  # type: ignore[arg-type]
 
 
-def test_metrics(model: Model, benchmark: Benchmark) -> FewShotFigures:
+def test_metrics(model: Model, benchmark: Benchmark) -> Figures:
     """Closed-world metrics on the test split."""
     space = benchmark.label_space("test")
     measured = measure_split(model, benchmark, "test", {"closed": space}, RUNTIME)["closed"]
-    found = sweep(measured.summary, space)
-    return {name: getattr(found, name) for name in ("S", "U", "HM", "AUC")}
+    return shown_figures(sweep(measured.summary, space))
 
 
-def train_method(method: FewShotMethod, benchmark: Benchmark, seed: int, start: Path | None = None) -> Model:
-    """A model that learned from the training split, in a run that is thrown away.
+def shown_figures(metrics: Metrics) -> Figures:
+    return {name: getattr(metrics, name) for name in MEASURED}
+
+
+def method_config(method: FewShotMethod, seed: int, start: Path | None = None) -> Config:
+    """The settings of a training.
 
     Args:
         start: a model directory to take over from.
     """
-    from refiner_cli.training.warm_start import initial_layer, store_initial
-
-    recipe = recipe_for(method.recipe)
     initial = initial_layer(str(start), start) if start else None
     named = {"init": str(start)} if start else {}
-    config = resolve([(method.name, {**method.settings, **FIXED, **named, "seed": seed})], recipe, initial)
+    settings = {**method.settings, **FIXED, **named, "seed": seed}
+    return resolve([(method.name, settings)], recipe_for(method.recipe), initial)
+
+
+def train_method(method: FewShotMethod, benchmark: Benchmark, seed: int, start: Path | None = None) -> Model:
+    """A model that learned from the training split, in a run that is thrown away; arguments as above."""
+    config = method_config(method, seed, start)
     ref = DatasetRef(benchmark.name, str(benchmark.root), benchmark.fingerprint())
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", config, ref, {})
@@ -136,44 +141,61 @@ def train_method(method: FewShotMethod, benchmark: Benchmark, seed: int, start: 
         return read_model(model_folder(run.folder))[0]
 
 
-def probe_metrics(benchmark: EncodedBenchmark) -> FewShotFigures:
-    """The linear probe with the penalty that is best on test."""
-    found = [fixed_probe(benchmark, penalty) for penalty in PENALTIES]
-    return max(found, key=lambda metrics: metrics["AUC"] or metrics["S"] or 0.0)
+@dataclass(frozen=True)
+class FewShotStudy:
+    """The figures of one benchmark; results that are in ``out`` and depend on the same are used again.
 
+    Args:
+        whole: the complete benchmark.
+        every: the same with the image vectors of the backbone.
+        zero: CLIP zero-shot on that backbone.
+    """
 
-def fixed_probe(benchmark: EncodedBenchmark, penalty: float) -> FewShotFigures:
-    """Logistic regression of states and objects on unit vectors; metrics on test."""
-    space, train = benchmark.label_space("test"), benchmark.samples["train"]
-    scores = []
-    for role, names in enumerate((space.states, space.objects)):
-        truth = torch.tensor([names.index(sample.pair[role]) for sample in train])
-        weights = fit_probe(benchmark.vectors["train"].float(), truth, len(names), penalty)
-        scores.append(logits(benchmark.vectors["test"].float(), weights).log_softmax(-1))
-    total = scores[0][:, space.pair_state] + scores[1][:, space.pair_object]
-    scorer = WorldScorer(space, Calibration())
-    scorer.update(total, torch.from_numpy(space.indices([s.pair for s in benchmark.samples["test"]])))
-    metrics = sweep(scorer.stream.summary(), space)
-    return {name: getattr(metrics, name) for name in ("S", "U", "HM", "AUC")}
+    out: Path
+    whole: Benchmark
+    every: EncodedBenchmark
+    zero: Model
+    log: Callable[[str], None]
 
+    @classmethod
+    def of(cls, out: Path, name: str, folder: Path, log: Callable[[str], None]) -> FewShotStudy:
+        whole = load_benchmark(folder, name)
+        zero, _ = zero_shot_model("tiny", whole.vocabulary)
+        splits = {split: image_batches(zero, whole, split, RUNTIME) for split in ("train", "test")}
+        return cls(out / name, whole, encode_benchmark(zero, whole, splits), zero, log)  # type: ignore[arg-type]
 
-def fit_probe(vectors: Tensor, truth: Tensor, classes: int, penalty: float) -> Tensor:
-    """Weights ``classes x (D + 1)`` of the penalised logistic regression, by L-BFGS."""
-    weights = torch.zeros(classes, vectors.shape[1] + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+    def results(
+        self, shots: Sequence[int], draws: int, methods: Sequence[FewShotMethod]
+    ) -> dict[str, list[list[Figures]]]:
+        """Figures by method, shots and draw."""
+        zero = test_metrics(self.zero, self.every)
+        found = {"clip": [[zero]] * len(shots)}
+        for method in methods:
+            found[method.name] = [
+                [self.figures(method, count, draw) for draw in range(draws)] for count in shots
+            ]
+        return found
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits(vectors, weights), truth) + penalty * weights[:, :-1].square().sum()
-        loss.backward()
-        return loss
+    def figures(self, method: FewShotMethod, shots: int, draw: int) -> Figures:
+        """The test metrics of one draw, computed unless they are kept."""
+        few = draw_images(self.whole, shots, draw)
+        learning: Any = PENALTIES
+        if method is not LINEAR_PROBE:
+            learning = method_config(method, draw).model_dump(mode="json")
+        determinants = determinants_of(few, self.zero, vectors=method.on_vectors, learning=learning)
+        file = self.out / method.name / f"{shots}-{draw}.json"
+        found = kept_figures(file, determinants, lambda: self.learn(method, few, draw))
+        self.log(f"{self.whole.name} {method.name} {shots} shots, draw {draw}: {found}")
+        return found
 
-    optimizer.step(closure)
-    return weights.detach()
-
-
-def logits(vectors: Tensor, weights: Tensor) -> Tensor:
-    return vectors @ weights[:, :-1].T + weights[:, -1]
+    def learn(self, method: FewShotMethod, few: Benchmark, draw: int) -> Figures:
+        """Train and measure."""
+        torch.set_num_threads(1)  # the order of sums depends on the number of threads
+        encoded = with_vectors(few, self.every)
+        if method is LINEAR_PROBE:
+            return shown_figures(probe_metrics(encoded))
+        used = encoded if method.on_vectors else few
+        return test_metrics(train_method(method, used, draw), used)
 
 
 def run_study(
@@ -182,51 +204,17 @@ def run_study(
 ) -> str:  # fmt: skip
     """All figures that are not there yet, and the tables."""
     parts = []
+    titles = {"clip": "CLIP zero-shot", **{method.name: method.title for method in methods}}
     for name, folder in data.items():
-        whole = load_benchmark(folder, name)
-        zero, _ = zero_shot_model("tiny", whole.vocabulary)
-        splits = {split: image_batches(zero, whole, split, RUNTIME) for split in ("train", "test")}
-        every = encode_benchmark(zero, whole, splits)  # type: ignore[arg-type]
-        results: dict[str, list[list[FewShotFigures]]] = {"clip": [[test_metrics(zero, every)]] * len(shots)}
-        for method in (LINEAR_PROBE, *methods):
-            results[method.name] = []
-            for count in shots:
-                made = []
-                for draw in range(draws):
-                    file = out / name / method.name / f"{count}-{draw}.json"
-                    made.append(stored(file, lambda: figures(method, whole, every, count, draw)))  # noqa: B023
-                    log(f"{name} {method.name} {count} shots, draw {draw}: {made[-1]}")
-                results[method.name].append(made)
-        titles = {"clip": "CLIP zero-shot", **{m.name: m.title for m in (LINEAR_PROBE, *methods)}}
+        results = FewShotStudy.of(out, name, folder, log).results(shots, draws, methods)
         parts += [f"### {name}", "", *shots_table(results, titles, shots), ""]
         with atomic_file(out / "few-shot.md") as part:
             part.write_text("\n".join(parts), "utf-8")
     return "\n".join(parts)
 
 
-def figures(
-    method: FewShotMethod, whole: Benchmark, every: EncodedBenchmark, shots: int, draw: int
-) -> FewShotFigures:
-    """The test metrics of one draw."""
-    torch.set_num_threads(1)  # the order of sums depends on the number of threads
-    few = draw_images(whole, shots, draw)
-    encoded = with_vectors(few, every)
-    if method is LINEAR_PROBE:
-        return probe_metrics(encoded)
-    used = encoded if method.on_vectors else few
-    return test_metrics(train_method(method, used, draw), used)
-
-
-def stored(file: Path, compute: Callable[[], FewShotFigures]) -> FewShotFigures:
-    """The content of a result file, which is made if it is missing."""
-    if not file.exists():
-        write_json(file, compute())
-    content: FewShotFigures = json.loads(file.read_text("utf-8"))
-    return content
-
-
 def shots_table(
-    results: Mapping[str, Sequence[Sequence[FewShotFigures]]], titles: Mapping[str, str], shots: Sequence[int]
+    results: Mapping[str, Sequence[Sequence[Figures]]], titles: Mapping[str, str], shots: Sequence[int]
 ) -> list[str]:
     """AUC by method and shots; then S and U."""
     lines: list[str] = []
@@ -264,11 +252,13 @@ def few_shot_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = few_shot_parser().parse_args(arguments)
     data = {folder.name: folder for folder in options.dataset}
+    if len(data) < len(options.dataset) or "demo" in data:
+        few_shot_parser().error("--dataset: the folders need different names, other than demo")
     if not options.no_demo:
         data["demo"] = demo_folder(options.out / "data" / "seed-0", 0)
     methods = [m for m in LEARNED if options.methods is None or m.name in options.methods]
     text = run_study(
-        options.out, data, options.shots, options.draws, methods,
+        options.out, data, options.shots, options.draws, [LINEAR_PROBE, *methods],
         lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     sys.stdout.write(text + "\n")

@@ -20,20 +20,21 @@ from pathlib import Path
 import torch
 
 from refiner_cli.core.model_io.checkpoint import ModelInfo, write_model
+from refiner_cli.core.model_io.zero_shot import zero_shot_model
 from refiner_cli.core.models.base import Model
 from refiner_cli.data.benchmark import SPLITS, Benchmark, load_benchmark
 from refiner_cli.experiments.few_shot import (
-    FewShotFigures,
+    MEASURED,
     FewShotMethod,
     draw_images,
+    method_config,
     spread,
-    stored,
     test_metrics,
     train_method,
 )
+from refiner_cli.experiments.result_file import Figures, determinants_of, kept_figures
 from refiner_cli.experiments.tables import table_head, table_row
 
-MEASURED = ("S", "U", "HM", "AUC")
 # The recipe of the tiny backbone's own benchmark; its four views would only cost time here, and the
 # settings of the words are those of the second training, so that the start alone differs.
 WORDS = {"calibration.wise_ft_alpha": (1.0,), "model.primitive_dropout": 0.0}
@@ -65,7 +66,7 @@ def halves(benchmark: Benchmark, draw: int) -> tuple[frozenset[str], frozenset[s
     return frozenset(objects[:middle]), frozenset(objects[middle:])
 
 
-def compare_starts(benchmark: Benchmark, shots: int, draw: int) -> FewShotFigures:
+def compare_starts(benchmark: Benchmark, shots: int, draw: int) -> Figures:
     """The test metrics of both models, as ``warm AUC`` and ``cold AUC``."""
     torch.set_num_threads(1)  # the order of sums depends on the number of threads
     known, new = halves(benchmark, draw)
@@ -88,7 +89,7 @@ def store_learned(folder: Path, model: Model) -> None:
     write_model(folder, model, ModelInfo("refiner", "first", "", "", 0, {}), with_backbone=False)
 
 
-def starts_table(found: Sequence[FewShotFigures]) -> list[str]:
+def starts_table(found: Sequence[Figures]) -> list[str]:
     """Mean and 95 % interval of both starts, and of their difference by draw."""
     lines = table_head("closed world", *MEASURED)
     for name, title in (("cold", "without"), ("warm", "from the other half")):
@@ -118,9 +119,13 @@ def warm_start_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = warm_start_parser().parse_args(arguments)
     benchmark = load_benchmark(options.dataset)
+    backbone, _ = zero_shot_model("tiny")
     found = []
     for draw in range(options.draws):
-        compute: Callable[[], FewShotFigures] = partial(compare_starts, benchmark, options.shots, draw)
-        found.append(stored(options.out / f"{options.shots}-{draw}.json", compute))
+        compute: Callable[[], Figures] = partial(compare_starts, benchmark, options.shots, draw)
+        learning = [method_config(method, draw).model_dump(mode="json") for method in (FIRST, SECOND)]
+        determinants = determinants_of(benchmark, backbone, shots=options.shots, draw=draw, learning=learning)
+        file = options.out / f"{options.shots}-{draw}.json"
+        found.append(kept_figures(file, determinants, compute))
         print(f"draw {draw}: {found[-1]}", file=sys.stderr, flush=True)
     print("\n".join(starts_table(found)))

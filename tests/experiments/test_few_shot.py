@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from refiner_cli.core.model_io.zero_shot import zero_shot_model
 from refiner_cli.data.benchmark import Benchmark, Sample, load_benchmark
+from refiner_cli.experiments import few_shot, warm_starts
 from refiner_cli.experiments.few_shot import (
-    FewShotFigures,
+    LEARNED,
+    LINEAR_PROBE,
+    FewShotMethod,
+    FewShotStudy,
     draw_images,
-    fit_probe,
-    logits,
-    probe_metrics,
+    few_shot_parser,
     shots_table,
     spread,
-    stored,
     with_vectors,
 )
+from refiner_cli.experiments.linear_probe import fit_probe, logits, probe_metrics
+from refiner_cli.experiments.result_file import Figures
 from refiner_cli.experiments.warm_starts import halves, starts_table, with_objects
 from refiner_cli.inference.encoded import EncodedBenchmark
 
@@ -66,14 +71,14 @@ def test_the_probe_recognises_what_its_vectors_say(benchmark: Benchmark) -> None
     )  # fmt: skip
     few = with_vectors(draw_images(benchmark, 1, 0), every)
     assert torch.equal(few.vectors["train"], vectors(few.samples["train"]))
-    assert probe_metrics(few)["AUC"] == 100
+    assert probe_metrics(few).AUC == 100
 
 
 def test_intervals_and_tables() -> None:
     assert spread([10.0, 12.0, 14.0]) == "12.0 ± 5.0"  # 4.30 * 2 / sqrt(3)
     assert spread([None, 3.0]) == "3.0"
     assert spread([None]) == "-"
-    found: list[list[FewShotFigures]] = [
+    found: list[list[Figures]] = [
         [{"S": 1.0, "U": 2.0, "AUC": 3.0}] * 2,
         [{"S": 4.0, "U": 5.0, "AUC": None}],
     ]
@@ -82,10 +87,69 @@ def test_intervals_and_tables() -> None:
                          "| CSP | 3.0 ± 0.0 | - |"]  # fmt: skip
 
 
-def test_a_result_is_computed_once(tmp_path: Path) -> None:
-    file = tmp_path / "a" / "b.json"
-    assert stored(file, lambda: {"AUC": 1.0}) == {"AUC": 1.0}
-    assert stored(file, lambda: {"AUC": 2.0}) == {"AUC": 1.0}
+def test_a_result_is_used_again_only_for_the_same_data_and_settings(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+
+    def learn(self: FewShotStudy, method: FewShotMethod, few: Benchmark, draw: int) -> Figures:
+        computed.append(method.name)
+        return {"AUC": float(len(computed))}
+
+    monkeypatch.setattr(FewShotStudy, "learn", learn)
+    zero, _ = zero_shot_model("tiny", benchmark.vocabulary)
+    none = EncodedBenchmark(benchmark.name, benchmark.root, benchmark.pairs, benchmark.samples)
+    study = FewShotStudy(tmp_path, benchmark, none, zero, lambda _: None)
+    csp = LEARNED[0]
+    first = study.figures(csp, 1, 0)
+    assert study.figures(csp, 1, 0) == first
+    (file,) = tmp_path.glob("csp/*.json")
+    fewer = replace(benchmark.samples["test"][0], path="another.png")
+    samples = {**benchmark.samples, "test": (fewer, *benchmark.samples["test"][1:])}
+    others = [
+        (replace(study, whole=replace(benchmark, samples=samples)), csp),
+        (study, replace(csp, settings={**csp.settings, "train.lr": 0.5})),
+        (study, replace(csp, on_vectors=False)),
+    ]
+    for changed, method in others:
+        assert changed.figures(method, 1, 0) != first
+        assert changed.figures(method, 1, 0) == changed.figures(method, 1, 0)
+        assert list(tmp_path.glob("csp/*.json")) == [file]
+    with torch.no_grad():
+        next(zero.clip.parameters()).add_(1.0)
+    assert study.figures(csp, 1, 0)["AUC"] == len(computed) == 5
+    assert study.figures(LINEAR_PROBE, 1, 0)["AUC"] == 6.0
+
+
+def test_a_warm_start_is_used_again_only_for_the_same_data(
+    small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    def compare(benchmark: Benchmark, shots: int, draw: int) -> Figures:
+        computed.append(len(benchmark.samples["test"]))
+        return {f"{side} {metric}": 1.0 for side in ("warm", "cold") for metric in ("S", "U", "HM", "AUC")}
+
+    monkeypatch.setattr(warm_starts, "compare_starts", compare)
+    command = ["--out", str(tmp_path), "--draws", "2", "--dataset"]
+    warm_starts.main([*command, str(small_demo)])
+    warm_starts.main([*command, str(small_demo)])
+    assert len(computed) == 2
+    load = load_benchmark
+    monkeypatch.setattr(
+        warm_starts,
+        "load_benchmark",
+        lambda place: replace(load(place), samples={**load(place).samples, "test": ()}),
+    )
+    warm_starts.main([*command, str(small_demo)])
+    assert computed[2:] == [0, 0]
+
+
+def test_folders_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        few_shot.main(["--out", str(tmp_path), "--dataset", str(tmp_path / "a" / "x"), str(tmp_path / "x")])
+    assert "different names" in capsys.readouterr().err
+    assert few_shot_parser().parse_args(["--out", "x", "--dataset", "a/x"]).dataset == [Path("a/x")]
 
 
 def test_halves_share_no_object_and_unseen_pairs_are_learnable(benchmark: Benchmark) -> None:
@@ -98,7 +162,7 @@ def test_halves_share_no_object_and_unseen_pairs_are_learnable(benchmark: Benchm
     for split in ("val", "test"):
         assert all(obj in new and state in states for state, obj in half.pairs[split])
         assert {sample.pair for sample in half.samples[split]} <= set(half.pairs[split])
-    figures: FewShotFigures = {
+    figures: Figures = {
         f"{name} {metric}": value
         for name, value in (("warm", 5.0), ("cold", 2.0))
         for metric in ("S", "U", "HM", "AUC")
