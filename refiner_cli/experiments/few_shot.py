@@ -40,7 +40,7 @@ from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.scoring import image_batches, measure_split
 from refiner_cli.experiments.linear_probe import PENALTIES, probe_metrics
 from refiner_cli.experiments.plan import demo_folder
-from refiner_cli.experiments.result_file import Figures, determinants_of, kept_figures
+from refiner_cli.experiments.result_file import StudyFigures, determinants_of, kept_figures
 from refiner_cli.experiments.tables import table_head, table_row
 from refiner_cli.files import atomic_file
 from refiner_cli.inference.encoded import EncodedBenchmark, encode_benchmark
@@ -105,14 +105,14 @@ def with_vectors(few: Benchmark, every: EncodedBenchmark) -> EncodedBenchmark:
     return EncodedBenchmark(few.name, few.root, few.pairs, few.samples, vectors)  # type: ignore[arg-type]
 
 
-def test_metrics(model: Model, benchmark: Benchmark) -> Figures:
+def test_metrics(model: Model, benchmark: Benchmark) -> StudyFigures:
     """Closed-world metrics on the test split."""
     space = benchmark.label_space("test")
     measured = measure_split(model, benchmark, "test", {"closed": space}, RUNTIME)["closed"]
     return shown_figures(sweep(measured.summary, space))
 
 
-def shown_figures(metrics: Metrics) -> Figures:
+def shown_figures(metrics: Metrics) -> StudyFigures:
     return {name: getattr(metrics, name) for name in MEASURED}
 
 
@@ -166,8 +166,8 @@ class FewShotStudy:
 
     def results(
         self, shots: Sequence[int], draws: int, methods: Sequence[FewShotMethod]
-    ) -> dict[str, list[list[Figures]]]:
-        """Figures by method, shots and draw."""
+    ) -> dict[str, list[list[StudyFigures]]]:
+        """StudyFigures by method, shots and draw."""
         zero = test_metrics(self.zero, self.every)
         found = {"clip": [[zero]] * len(shots)}
         for method in methods:
@@ -176,7 +176,7 @@ class FewShotStudy:
             ]
         return found
 
-    def figures(self, method: FewShotMethod, shots: int, draw: int) -> Figures:
+    def figures(self, method: FewShotMethod, shots: int, draw: int) -> StudyFigures:
         """The test metrics of one draw, computed unless they are kept."""
         few = draw_images(self.whole, shots, draw)
         learning: Any = PENALTIES
@@ -188,7 +188,7 @@ class FewShotStudy:
         self.log(f"{self.whole.name} {method.name} {shots} shots, draw {draw}: {found}")
         return found
 
-    def learn(self, method: FewShotMethod, few: Benchmark, draw: int) -> Figures:
+    def learn(self, method: FewShotMethod, few: Benchmark, draw: int) -> StudyFigures:
         """Train and measure."""
         torch.set_num_threads(1)  # the order of sums depends on the number of threads
         encoded = with_vectors(few, self.every)
@@ -214,7 +214,7 @@ def run_study(
 
 
 def shots_table(
-    results: Mapping[str, Sequence[Sequence[Figures]]], titles: Mapping[str, str], shots: Sequence[int]
+    results: Mapping[str, Sequence[Sequence[StudyFigures]]], titles: Mapping[str, str], shots: Sequence[int]
 ) -> list[str]:
     """AUC by method and shots; then S and U."""
     lines: list[str] = []

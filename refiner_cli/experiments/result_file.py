@@ -12,7 +12,7 @@ from refiner_cli.core.models.base import Model
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.files import write_json
 
-Figures = dict[str, float | None]  # metrics by name, in percent
+StudyFigures = dict[str, float | None]  # metrics by name, in percent
 
 
 def determinants_of(benchmark: Benchmark, backbone: Model, **others: Any) -> dict[str, Any]:
@@ -30,13 +30,15 @@ def determinants_of(benchmark: Benchmark, backbone: Model, **others: Any) -> dic
     }
 
 
-def kept_figures(file: Path, determinants: Mapping[str, Any], compute: Callable[[], Figures]) -> Figures:
+def kept_figures(
+    file: Path, determinants: Mapping[str, Any], compute: Callable[[], StudyFigures]
+) -> StudyFigures:
     """The figures in a result file; they are computed if it is missing or holds those of anything else."""
     wanted = json.loads(json.dumps(determinants))
     if file.exists():
         content = json.loads(file.read_text("utf-8"))
         if content.get("determinants") == wanted:
-            kept: Figures = content["figures"]
+            kept: StudyFigures = content["figures"]
             return kept
     figures = compute()
     write_json(file, {"determinants": wanted, "figures": figures})

@@ -32,7 +32,7 @@ from refiner_cli.experiments.few_shot import (
     test_metrics,
     train_method,
 )
-from refiner_cli.experiments.result_file import Figures, determinants_of, kept_figures
+from refiner_cli.experiments.result_file import StudyFigures, determinants_of, kept_figures
 from refiner_cli.experiments.tables import table_head, table_row
 
 # The recipe of the tiny backbone's own benchmark; its four views would only cost time here, and the
@@ -66,7 +66,7 @@ def halves(benchmark: Benchmark, draw: int) -> tuple[frozenset[str], frozenset[s
     return frozenset(objects[:middle]), frozenset(objects[middle:])
 
 
-def compare_starts(benchmark: Benchmark, shots: int, draw: int) -> Figures:
+def compare_starts(benchmark: Benchmark, shots: int, draw: int) -> StudyFigures:
     """The test metrics of both models, as ``warm AUC`` and ``cold AUC``."""
     torch.set_num_threads(1)  # the order of sums depends on the number of threads
     known, new = halves(benchmark, draw)
@@ -89,7 +89,7 @@ def store_learned(folder: Path, model: Model) -> None:
     write_model(folder, model, ModelInfo("refiner", "first", "", "", 0, {}), with_backbone=False)
 
 
-def starts_table(found: Sequence[Figures]) -> list[str]:
+def starts_table(found: Sequence[StudyFigures]) -> list[str]:
     """Mean and 95 % interval of both starts, and of their difference by draw."""
     lines = table_head("closed world", *MEASURED)
     for name, title in (("cold", "without"), ("warm", "from the other half")):
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     backbone, _ = zero_shot_model("tiny")
     found = []
     for draw in range(options.draws):
-        compute: Callable[[], Figures] = partial(compare_starts, benchmark, options.shots, draw)
+        compute: Callable[[], StudyFigures] = partial(compare_starts, benchmark, options.shots, draw)
         learning = [method_config(method, draw).model_dump(mode="json") for method in (FIRST, SECOND)]
         determinants = determinants_of(benchmark, backbone, shots=options.shots, draw=draw, learning=learning)
         file = options.out / f"{options.shots}-{draw}.json"

@@ -25,7 +25,7 @@ from refiner_cli.experiments.few_shot import (
     with_vectors,
 )
 from refiner_cli.experiments.linear_probe import fit_probe, logits, probe_metrics
-from refiner_cli.experiments.result_file import Figures
+from refiner_cli.experiments.result_file import StudyFigures
 from refiner_cli.experiments.warm_starts import halves, starts_table, with_objects
 from refiner_cli.inference.encoded import EncodedBenchmark
 
@@ -78,7 +78,7 @@ def test_intervals_and_tables() -> None:
     assert spread([10.0, 12.0, 14.0]) == "12.0 ± 5.0"  # 4.30 * 2 / sqrt(3)
     assert spread([None, 3.0]) == "3.0"
     assert spread([None]) == "-"
-    found: list[list[Figures]] = [
+    found: list[list[StudyFigures]] = [
         [{"S": 1.0, "U": 2.0, "AUC": 3.0}] * 2,
         [{"S": 4.0, "U": 5.0, "AUC": None}],
     ]
@@ -92,7 +92,7 @@ def test_a_result_is_used_again_only_for_the_same_data_and_settings(
 ) -> None:
     computed: list[str] = []
 
-    def learn(self: FewShotStudy, method: FewShotMethod, few: Benchmark, draw: int) -> Figures:
+    def learn(self: FewShotStudy, method: FewShotMethod, few: Benchmark, draw: int) -> StudyFigures:
         computed.append(method.name)
         return {"AUC": float(len(computed))}
 
@@ -126,7 +126,7 @@ def test_a_warm_start_is_used_again_only_for_the_same_data(
 ) -> None:
     computed: list[int] = []
 
-    def compare(benchmark: Benchmark, shots: int, draw: int) -> Figures:
+    def compare(benchmark: Benchmark, shots: int, draw: int) -> StudyFigures:
         computed.append(len(benchmark.samples["test"]))
         return {f"{side} {metric}": 1.0 for side in ("warm", "cold") for metric in ("S", "U", "HM", "AUC")}
 
@@ -162,7 +162,7 @@ def test_halves_share_no_object_and_unseen_pairs_are_learnable(benchmark: Benchm
     for split in ("val", "test"):
         assert all(obj in new and state in states for state, obj in half.pairs[split])
         assert {sample.pair for sample in half.samples[split]} <= set(half.pairs[split])
-    figures: Figures = {
+    figures: StudyFigures = {
         f"{name} {metric}": value
         for name, value in (("warm", 5.0), ("cold", 2.0))
         for metric in ("S", "U", "HM", "AUC")
