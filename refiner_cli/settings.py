@@ -89,7 +89,8 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(part for part in first["loc"] if isinstance(part, str))  # without places in lists
-        message = first["msg"].removeprefix("Value error, ")
+        empty = first["type"] == "too_short"  # pydantic's words for it are Python's
+        message = "the list is empty" if empty else first["msg"].removeprefix("Value error, ")
         raise setting_error(origin.get(key, "configuration"))(
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
             f"{message[:1].lower()}{message[1:]}."

@@ -40,6 +40,11 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
+def parse_rows(text: str) -> list[dict[str, Any]]:
+    """JSON lines, as ``predict`` and others print them."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run ``refiner`` in this process, with the command line that it would have in its own."""

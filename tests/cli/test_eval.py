@@ -11,7 +11,7 @@ import pytest
 
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 from tests.evaluation.cases import make_case
 from tests.evaluation.test_score_files import BAD, CASE, saved
 
@@ -90,7 +90,7 @@ def test_a_model_has_intervals_choices_and_a_line_per_image(
     stored = json.loads((small_run / "feasibility.json").read_text("utf-8"))
     assert stored == opened["feasibility"] | {"dataset_fingerprint": load_benchmark(small_demo).fingerprint()}
     samples = load_benchmark(small_demo).samples["test"]
-    rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+    rows = parse_rows(lines.read_text("utf-8"))
     assert [(r["world"], r["image"], tuple(r["truth"])) for r in rows] == [
         (world, sample.path, sample.pair) for world in ("closed", "open") for sample in samples
     ]

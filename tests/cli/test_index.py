@@ -9,11 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from refiner_cli.inference.index import Index
-from tests.conftest import Cli
-from tests.inference.check_index_kills import compare_killed
+from tests.conftest import Cli, parse_rows
+from tests.inference.check_index_kills import ORPHAN, compare_killed, contents
 
 
 @pytest.fixture
@@ -27,36 +26,13 @@ def photos(small_demo: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def content(folder: Path) -> dict[str, torch.Tensor | str]:
-    """What an index says of every image, whatever part it is in."""
-    index, found = Index.open(folder), {}
-    for part in index.info.parts:
-        vectors = index.vectors(part)
-        for place, row in enumerate(index.rows(part)):
-            assert row.path not in found
-            found[row.path] = vectors.composition[place] if row.status == "ok" else str(row.error)
-    return found
-
-
-def same(first: Path, second: Path) -> bool:
-    a, b = content(first), content(second)
-    return a.keys() == b.keys() and all(
-        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k]  # type: ignore[arg-type]
-        for k in a
-    )
-
-
-def rows_of(text: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def test_rows_from_an_index_agree_with_direct_prediction(
     cli: Cli, small_export: Path, photos: Path, tmp_path: Path
 ) -> None:
     index = tmp_path / "index"
     assert cli("-q", "index", small_export, photos, "-o", index, "--part-size", "5").code == 0
-    direct = rows_of(cli("-q", "predict", small_export, photos).out)
-    kept = rows_of(cli("-q", "predict", small_export, index).out)
+    direct = parse_rows(cli("-q", "predict", small_export, photos).out)
+    kept = parse_rows(cli("-q", "predict", small_export, index).out)
     assert [row["path"] for row in kept] == [row["path"] for row in direct]
     for one, other in zip(kept, direct, strict=True):
         first, second = one["predictions"][0], other["predictions"][0]  # type: ignore[index]
@@ -64,7 +40,7 @@ def test_rows_from_an_index_agree_with_direct_prediction(
     out = tmp_path / "rows.csv"
     assert cli("-q", "predict", small_export, index, "-o", out, "--gallery", tmp_path / "page.html").code == 0
     shutil.rmtree(photos)  # the vectors are enough
-    assert len(rows_of(cli("-q", "predict", small_export, index).out)) == len(direct)
+    assert len(parse_rows(cli("-q", "predict", small_export, index).out)) == len(direct)
 
 
 def test_the_same_command_brings_an_index_up_to_date(
@@ -91,7 +67,7 @@ def test_the_same_command_brings_an_index_up_to_date(
     assert (done.json["encoded"], done.json["dropped"], done.json["errors"]) == (2, 1, 1)
     fresh = tmp_path / "fresh"
     assert cli("-q", "index", small_export, photos, "-o", fresh).code == 5
-    assert same(index, fresh)
+    assert contents(index) == contents(fresh)
 
 
 def test_changes_that_do_not_fit_one_part_leave_each_image_once(
@@ -105,7 +81,7 @@ def test_changes_that_do_not_fit_one_part_leave_each_image_once(
         os.utime(file, (1, 1))
     assert cli(*command, index).code == 0
     assert cli(*command, fresh).code == 0
-    assert same(index, fresh)
+    assert contents(index) == contents(fresh)
 
 
 def test_predicting_can_keep_the_index_that_refiner_index_would_write(
@@ -119,7 +95,7 @@ def test_predicting_can_keep_the_index_that_refiner_index_would_write(
     plain = cli("-q", "predict", small_export, photos, *batch).out
     assert cli(*predict, "-o", rows).code == 5
     assert rows.read_text() == plain
-    assert same(kept, whole)
+    assert contents(kept) == contents(whole)
     assert Index.open(kept).info.model == Index.open(whole).info.model
 
     shutil.copy(photos / "00.jpg", photos / "zz.jpg")
@@ -130,7 +106,7 @@ def test_predicting_can_keep_the_index_that_refiner_index_would_write(
     assert sorted(rows.read_text().splitlines()) == sorted(
         cli("-q", "predict", small_export, photos, *batch).out.splitlines()
     )
-    assert same(kept, whole)
+    assert contents(kept) == contents(whole)
 
 
 def test_an_index_that_can_not_be_kept_is_said_before_the_work(
@@ -161,11 +137,11 @@ def test_search_ranks_images_by_composition_state_object_and_likeness(
     index = tmp_path / "index"
     assert cli("-q", "index", small_export, photos, "-o", index).code == 0
     for query in (["burnt apple"], ["state:burnt", "object:apple"], ["sunset"], ["--", "apple", "-burnt"]):
-        hits = rows_of(cli("-q", "search", index, "--top", "4", *query).out)
+        hits = parse_rows(cli("-q", "search", index, "--top", "4", *query).out)
         assert [hit["rank"] for hit in hits] == [1, 2, 3, 4]
         scores = [hit["score"] for hit in hits]
         assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
-    best = rows_of(cli("-q", "search", index, "--like", photos / "04.jpg", "--top", "1").out)
+    best = parse_rows(cli("-q", "search", index, "--like", photos / "04.jpg", "--top", "1").out)
     assert best[0]["path"] == "04.jpg"
     told = cli("-q", "search", index, "burnt", "--json", "--top", "2").json
     assert (told["schema"], told["query"], len(told["hits"])) == ("refiner.search/1", "state:burnt", 2)
@@ -177,16 +153,19 @@ def test_search_leaves_out_what_lies_below_a_margin_and_writes_a_gallery(
 ) -> None:
     index, page = tmp_path / "index", tmp_path / "page.html"
     assert cli("-q", "index", small_export, photos, "-o", index).code == 0
-    everything = rows_of(cli("-q", "search", index, "burnt apple").out)
+    everything = parse_rows(cli("-q", "search", index, "burnt apple").out)
     limit = everything[2]["margin"]
     found = cli("-q", "search", index, "burnt apple", "--min-margin", limit, "--gallery", page)
     # Printed margins are rounded, so the third may be below its own.
-    assert rows_of(found.out) in (everything[:3], everything[:2])
+    assert parse_rows(found.out) in (everything[:3], everything[:2])
     text = page.read_text("utf-8")
     assert "Search: burnt apple" in text
     assert f"1. score {everything[0]['score']:.2f}" in text
     assert 'value="given"' in text
-    for wrong, says in ((photos / "00.jpg", "does not end in"), (tmp_path / "index.html" / "x.html", "")):
+    for wrong, says in (
+        (photos / "00.jpg", "does not end in"),
+        (tmp_path / "index.html" / "x.html", "cannot be written"),
+    ):
         (tmp_path / "index.html").touch()
         done = cli("-q", "search", index, "apple", "--gallery", wrong)
         assert done.code == 2
@@ -277,6 +256,7 @@ def test_an_index_that_was_killed_is_finished_by_the_same_command(
     hits, equal = compare_killed(small_export, photos, tmp_path, 1, random.Random(1), run)
     assert hits
     assert equal
+    assert not (tmp_path / "torn" / "parts" / ORPHAN).exists()
 
 
 def test_a_method_that_reads_patches_has_no_index(
@@ -295,15 +275,15 @@ def test_suggest_lists_images_and_writes_them_for_labelling(
 ) -> None:
     index, page, rows = tmp_path / "index", tmp_path / "page.html", tmp_path / "next.jsonl"
     assert cli("-q", "index", small_export, photos, "-o", index).code == 0
-    found = rows_of(cli("-q", "suggest", index, "--count", "4").out)
+    found = parse_rows(cli("-q", "suggest", index, "--count", "4").out)
     assert [row["rank"] for row in found] == [1, 2, 3, 4]
     assert "undecided" in cli("-q", "suggest", index, "--count", "9", "--format", "table").out
     done = cli("-q", "suggest", index, "--count", "4", "-o", rows, "--gallery", page, "--json")
-    assert done.json["images"] == found == rows_of(rows.read_text("utf-8"))
+    assert done.json["images"] == found == parse_rows(rows.read_text("utf-8"))
     assert f"1. {found[0]['note']}" in page.read_text("utf-8").replace("\\u0027", "'")
     assert cli("-q", "convert", rows, "--to", "label-studio", "-o", tmp_path / "studio").code == 0
     labels = tmp_path / "labels.csv"
     labels.write_text("path,state,object\n" + "".join(f"photos/{row['path']},a,b\n" for row in found))
-    later = rows_of(cli("-q", "suggest", index, "--count", "4", "--labelled", labels).out)
+    later = parse_rows(cli("-q", "suggest", index, "--count", "4", "--labelled", labels).out)
     assert not {row["path"] for row in later} & {row["path"] for row in found}  # type: ignore[misc]
     assert cli("-q", "suggest", index, "-o", tmp_path / "next.csv").code == 2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from refiner_cli.inference.formats import read_rows
+from refiner_cli.inference.parts.plan import LEASES
 from tests.conftest import ROOT, Cli
 from tests.inference.sources.packing import draw_noise, write_shards
 
@@ -115,12 +116,21 @@ def test_mistakes_with_parts_are_wrong_usage(
     assert cli("predict", small_export, photos, "-o", parts, "--part-size", "4").code == 2
 
 
-def test_several_devices_share_the_units(small_export: Path, photos: Path, tmp_path: Path) -> None:
+def test_several_devices_share_the_units_and_leave_one_result(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    one, merged, parts = tmp_path / "one.jsonl", tmp_path / "all.jsonl", tmp_path / "parts"
+    alone = cli("-q", "predict", small_export, photos, "-o", one, "--batch", "2", "--device", "cpu")
+    assert alone.code == 5
     command = [sys.executable, "-m", "refiner_cli", "-q", "predict", str(small_export), str(photos), "-o",
-               f"{tmp_path}/parts/", "--part-size", "2", "--devices", "cpu,cpu", "--json"]  # fmt: skip
+               f"{parts}/", "--part-size", "2", "--batch", "2", "--devices", "cpu,cpu", "--json"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stderr
     assert json.loads(done.stdout)["images"] == 11
+    assert list((parts / LEASES).iterdir()) == []
+    assert len(list((parts / "parts").iterdir())) == 6  # units, and nothing half-written
+    assert cli("-q", "merge", parts, "-o", merged).code == 0
+    assert rows_by_name(merged) == rows_by_name(one)
 
 
 def test_an_index_is_made_in_parts_and_counts_when_all_are_there(

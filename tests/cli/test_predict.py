@@ -19,14 +19,14 @@ from PIL import Image
 import refiner_cli
 from refiner_cli.bench.predict import measure_throughput
 from refiner_cli.inference.formats import read_rows
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 from tests.inference.check_kills import kill_at_random
 
 Rows = list[dict[str, Any]]
 
 
 def rows_of(file: Path) -> Rows:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return parse_rows(file.read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_patterns_choose_and_a_folder_without_images_is_named(
 ) -> None:
     outcome = cli("-q", "predict", small_export, photos, "--include", "*.jpg", "--exclude", "deeper",
                   "--exclude", "[cel]*")  # fmt: skip
-    assert [json.loads(line)["path"] for line in outcome.out.splitlines()] == ["a.jpg", "turned.jpg"]
+    assert [row["path"] for row in parse_rows(outcome.out)] == ["a.jpg", "turned.jpg"]
     assert cli("predict", small_export, photos, "--include", "*.xyz").code == 2
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import pty
 import subprocess
@@ -18,7 +17,7 @@ from refiner_cli.cli.prediction_rows import TableLines, choose_rows
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.recogniser import Composition, Prediction
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 
 LABELS = "states.txt", "objects.txt"
 
@@ -90,7 +89,7 @@ def test_what_does_not_fit_together_is_named(arguments: tuple[None, Path | None,
 
 
 def test_without_a_terminal_rows_are_json_lines_and_csv_on_request(cli: Cli, zero_shot: list[object]) -> None:
-    lines = [json.loads(line) for line in cli("-q", *zero_shot).out.splitlines()]
+    lines = parse_rows(cli("-q", *zero_shot).out)
     rows = list(csv.DictReader(io.StringIO(cli("-q", *zero_shot, "--format", "csv").out)))
     wide = list(csv.DictReader(io.StringIO(cli("-q", *zero_shot, "--format", "csv", "--wide").out)))
     assert [row["path"] for row in lines] == ["bad.jpg", "good.jpg"]
@@ -161,7 +160,7 @@ def test_rows_go_where_stdout_goes_and_a_terminal_gets_a_table(
         os.close(theirs)
         shown[piped] = read_all(ours)
         assert done.wait(120) == 5
-    rows = [json.loads(line) for line in (tmp_path / "True").read_text().splitlines()]
+    rows = parse_rows((tmp_path / "True").read_text())
     assert [row["path"] for row in rows] == ["bad.jpg", "good.jpg"]
     assert b"good.jpg" not in shown[True]
     assert b"composition" in shown[False]

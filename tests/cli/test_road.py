@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 
 METRICS = {"S", "U", "HM", "AUC", "state_acc", "object_acc", "bias", "n_seen", "n_unseen"}
 
@@ -33,7 +33,7 @@ def test_an_export_predicts_what_its_run_predicts(
         out = tmp_path / f"{name}.jsonl"
         summary = cli("predict", model, small_demo / "images", "-o", out, "--top-k", 2, "--json").json
         assert summary["schema"] == "refiner.predict/1"
-        found.append([json.loads(line) for line in out.read_text().splitlines()])
+        found.append(parse_rows(out.read_text()))
     assert found[0] == found[1]
     files = {p.relative_to(small_demo / "images").as_posix() for p in (small_demo / "images").rglob("*.jpg")}
     assert {row["path"] for row in found[0]} == files
@@ -71,7 +71,7 @@ def test_an_unreadable_image_is_a_row_and_exit_5(
     (tmp_path / "good.jpg").write_bytes(good.read_bytes())
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xffnothing")
     outcome = cli("predict", small_export, tmp_path)
-    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    rows = parse_rows(outcome.out)
     assert outcome.code == 5
     assert [(row["path"], row["status"]) for row in rows] == [("bad.jpg", "error"), ("good.jpg", "ok")]
     assert "bad.jpg" in rows[0]["error"]

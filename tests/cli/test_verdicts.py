@@ -10,7 +10,7 @@ import pytest
 
 from refiner_cli.core.model_io.checkpoint import read_config
 from refiner_cli.inference.formats import read_rows
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 
 LEVELS = {"pair": "predictions", "object": "objects", "state": "states"}
 
@@ -29,7 +29,7 @@ def said(row: dict[str, Any], threshold: float) -> str:
 def test_every_row_says_what_is_sure(
     cli: Cli, small_export: Path, photos: list[Path], tmp_path: Path
 ) -> None:
-    rows = [json.loads(line) for line in cli("-q", "predict", small_export, *photos).out.splitlines()]
+    rows = parse_rows(cli("-q", "predict", small_export, *photos).out)
     assert {(row["verdict"], row["threshold"]) for row in rows} == {(None, None)}
     best = sorted(row["predictions"][0]["probability"] for row in rows)
     threshold = best[len(best) // 2]

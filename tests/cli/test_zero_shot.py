@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from refiner_cli.core.model_io.zero_shot import default_tag, is_backbone_name
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.errors import ConfigError
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_prediction_needs_no_training(
     out = tmp_path / "rows.jsonl"
     done = cli("predict", "tiny", small_demo / "images", "--states", states, "--objects", objects, "-o", out)
     assert done.code == 0, done.err
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = parse_rows(out.read_text())
     backbone = load_backbone("tiny", "")
     text = torch.nn.functional.normalize(
         backbone.text.encode_texts(

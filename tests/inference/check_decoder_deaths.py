@@ -7,7 +7,6 @@ code 0 and a good row for every image. Linux only.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -18,6 +17,8 @@ import time
 from pathlib import Path
 
 from PIL import Image
+
+from tests.conftest import parse_rows
 
 PHOTOS = 300
 PATIENCE = 600.0  # seconds for one run; without any kill it takes some twenty
@@ -85,7 +86,7 @@ def main(model: str, moments: int = 60) -> None:
                 process.kill()
                 process.wait()
                 continue
-            rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+            rows = parse_rows(out.read_text("utf-8"))
             bad += [row["error"] for row in rows if row["status"] != "ok"]
             if process.returncode or len({row["path"] for row in rows}) != PHOTOS:
                 bad.append(f"exit {process.returncode}, {len(rows)} rows")

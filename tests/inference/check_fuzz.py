@@ -5,13 +5,13 @@ Never a crash, one row each.
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.conftest import parse_rows
 from tests.data.test_decode import mutated, samples
 
 
@@ -25,7 +25,7 @@ def main(model: str, count: int = 2000) -> None:
             (photos / f"{i:05}.{kind}").write_bytes(mutated(content, dice))
         command = [sys.executable, "-m", "refiner_cli", "-q", "predict", model, str(photos), "-o", str(out)]
         code = subprocess.run([*command, "--workers", "1"], check=False, stderr=subprocess.DEVNULL).returncode
-        rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+        rows = parse_rows(out.read_text("utf-8"))
         names = {file.name for file in photos.iterdir()}
     good = {row["path"] for row in rows} == names and len(rows) == count and code == 5
     errors = sum(row["status"] == "error" for row in rows)

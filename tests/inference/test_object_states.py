@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -16,7 +15,7 @@ from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.inference.object_states import MultiStateRecogniser, state_probabilities
 from refiner_cli.inference.recogniser import Recogniser
-from tests.conftest import Cli
+from tests.conftest import Cli, parse_rows
 
 STATES = ("broken", "burnt", "clean", "cut", "dirty", "frozen", "wet")
 OBJECTS = ("apple", "car")
@@ -70,7 +69,7 @@ def test_rows_list_the_states_and_are_not_mixed_with_rows_that_do_not(
     )
     command = ("-q", "predict", small_export, photos, "-o")
     assert cli(*command, out, "--object-states", "2").code == 0
-    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    rows = parse_rows(out.read_text("utf-8"))
     assert all(len(row["object_states"]) == 2 for row in rows)
     for row in rows:
         values = [one["probability"] for one in row["object_states"][0]["states"]]

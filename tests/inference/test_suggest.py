@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from refiner_cli.inference.convert.answers import Answers, noted_places
 from refiner_cli.inference.index import Index, IndexInfo, IndexRow
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.suggest import SAME, choose_diverse, suggest_images, write_suggestions
+from tests.conftest import parse_rows
 
 PAIRS = [("burnt", "apple"), ("wet", "apple"), ("burnt", "pear"), ("wet", "pear")]
 INF = float("inf")
@@ -107,6 +107,6 @@ def test_suggestions_are_rows_that_can_be_converted(
     file = tmp_path / "next.jsonl"
     rows = [one.to_json() for one in suggest_images(index, recogniser, 3)]
     write_suggestions(file, rows, index)
-    assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == rows
+    assert parse_rows(file.read_text("utf-8")) == rows
     answers = list(Answers(file, noted_places(file)))
     assert [answer.file for answer in answers] == [tmp_path / row["path"] for row in rows]

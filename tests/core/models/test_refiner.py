@@ -31,9 +31,7 @@ def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("name", "pretrained"), [("tiny", "built-in"), ("ViT-B-32", "none"), (SIGLIP, "none")]
-)
+@pytest.mark.parametrize(("name", "pretrained"), BACKBONES)
 def test_untrained_with_every_part_on_it_is_clip_zero_shot(name: str, pretrained: str) -> None:
     backbone = load_backbone(name, pretrained)
     model = build_model("refiner", backbone, method_section("refiner")(), SPACE)
@@ -158,6 +156,33 @@ def test_tokens_that_are_not_needed_are_left_out_without_a_difference(name: str)
     assert torch.allclose(some, every[:, :3], rtol=0, atol=1e-5 * float(every.detach().abs().max()))
     plain = run_blocks(tower, x, blocks, (), rows=3)
     assert torch.allclose(plain, run_blocks(tower, x, blocks, ())[:, :3], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny", SIGLIP])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_class_token_and_patches_do_not_see_the_queries(name: str, blocks: int) -> None:
+    backbone = load_backbone(name, "built-in" if name == "tiny" else "none")
+    config = RefinerConfig(adapter_blocks=blocks, image_to_text=False)
+    model, pixels = Refiner.build(backbone, config, SPACE).eval(), images(backbone)
+    refinement = model.visual_refinement
+    assert refinement is not None
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for adapter in model.adapters:
+            nn.init.normal_(adapter.attention.up.weight, std=0.1)
+        tokens = model.encode_tokens(pixels)
+        class_token, (regions,) = model.read_class_token(tokens), model.encode_images(pixels).branches
+        for group in refinement.groups():
+            group.queries.mul_(-1).add_(1)
+            group.gate_logit.fill_(math.atanh(0.5) / GATE_UNIT)
+        moved = model.encode_tokens(pixels)
+        assert torch.equal(moved, tokens)
+        assert torch.equal(model.read_class_token(moved), class_token)
+        found = model.encode_images(pixels)
+    for role in ROLES:
+        region = getattr(found.branches[0], role)
+        assert not torch.allclose(region, getattr(regions, role), atol=1e-4)
+        assert not torch.allclose(getattr(found, role), class_token, atol=1e-4)
 
 
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:

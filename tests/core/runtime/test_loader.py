@@ -54,10 +54,12 @@ def test_batches_are_the_same_however_they_travel(
 @pytest.mark.parametrize(
     ("free", "workers", "kind"),
     [
-        (64 * MIB, 1, loader.PipedBatch),  # as Docker gives it
+        (36 * MIB, 1, loader.PipedBatch),  # 9.2 MiB a batch, of which four may be under way
+        (37 * MIB, 1, loader.ImageBatch),
+        (64 * MIB, 3, loader.PipedBatch),  # as Docker gives it
         (0, 1, loader.PipedBatch),
-        (300 * MIB, 1, loader.ImageBatch),
-        (300 * MIB, 8, loader.PipedBatch),
+        (165 * MIB, 8, loader.PipedBatch),
+        (166 * MIB, 8, loader.ImageBatch),
         (None, 8, loader.ImageBatch),
     ],
 )
@@ -66,7 +68,8 @@ def test_a_batch_goes_through_a_pipe_where_shared_memory_is_small(
 ) -> None:
     monkeypatch.setattr(loader, "shared_memory", lambda: free)
     monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(num_workers=workers))
-    assert isinstance(loader.collate([(torch.zeros(224, 224, 3), row) for row in range(64)]), kind)
+    frame = torch.zeros(224, 224, 3, dtype=torch.uint8)
+    assert isinstance(loader.collate([(frame, row) for row in range(64)]), kind)
 
 
 def test_without_semaphores_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from refiner_cli.evaluation.metrics.breakdown import (
     top_k,
     write_per_image,
 )
+from tests.conftest import parse_rows
 from tests.evaluation.cases import CASES, Case, make_case
 
 CASE = make_case(31, images=120, skill=1.5)
@@ -98,7 +98,7 @@ def test_reliability_counts_every_image_once() -> None:
 def test_per_image_lines(tmp_path: Path) -> None:
     names = [f"{i}.jpg" for i in range(len(SUMMARY))]
     write_per_image(tmp_path / "images.jsonl", per_image(SUMMARY, CASE.space, names))
-    rows = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    rows = parse_rows((tmp_path / "images.jsonl").read_text())
     assert [row["image"] for row in rows] == names
     assert sum(row["correct"] for row in rows) == SUMMARY.correct().sum()
     assert all((row["rank"] == 1) == row["correct"] for row in rows)

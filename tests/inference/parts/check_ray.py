@@ -44,7 +44,9 @@ def main(model: str) -> None:
             folder = Path(place) / engine
             command = predict_command(model, photos, folder, 8, "--engine", engine)
             with subprocess.Popen(command) as process:
-                while engine == "ray" and len(list(folder.glob("parts/*.jsonl"))) < 3:
+                while (
+                    engine == "ray" and process.poll() is None and len(list(folder.glob("parts/*.jsonl"))) < 3
+                ):
                     time.sleep(0.01)
                 actors = find_actors(process.pid) if engine == "ray" else []
                 for actor in actors[:1]:

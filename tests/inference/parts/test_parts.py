@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -248,6 +249,7 @@ def run_with_kills(folder: Path, workers: int, kills: int, dice: random.Random) 
         one.wait(timeout=120)
         assert one.stdout
         one.stdout.close()
+    assert [victim.returncode for victim in team[:kills]] == [-signal.SIGKILL] * kills
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -6,7 +6,6 @@ import http.server
 import importlib.util
 import io
 import tarfile
-import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from tests.inference.sources.packing import (
     draw_noise,
     serve_bucket,
     serve_folder,
+    serve_handler,
     write_image_table,
     write_shards,
     write_tables,
@@ -217,13 +217,9 @@ def test_a_connection_that_breaks_costs_no_row_that_was_read(
         def log_message(self, *_: object) -> None:
             """Nothing on stderr."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        place = f"http://127.0.0.1:{server.server_address[1]}/p.tar"
+    with serve_handler(Half) as address:
+        place = f"{address}/p.tar"
         found = {image.name: result for image, result in decoded(find_places([place]))}
-        server.shutdown()
-        thread.join()
     assert isinstance(found.pop(place), str)
     assert len(found) > 2
     assert not any(isinstance(result, str) for result in found.values())
