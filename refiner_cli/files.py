@@ -49,6 +49,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something cannot be read or written, as words in the brackets of a sentence."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(said).splitlines()[0][:300]
+
+
 def temporary_name(target: Path) -> Path:
     """A hidden, unused name beside ``target``, ``.NAME.12345678.tmp``; a long NAME is cut short."""
     fits = len(os.fsencode(target.name)) <= _MAX_NAME_BYTES

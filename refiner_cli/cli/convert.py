@@ -72,10 +72,11 @@ def convert(
     )
     from refiner_cli.inference.convert.writer import ConvertOptions
     from refiner_cli.inference.scan import row_name
+    from refiner_cli.inference.sources.noted import NotedPlaces
 
     writer = WRITERS[to]
     (check_output_file if writer.suffix else check_new_folder)("-o", out)
-    places = [row_name(str(images.absolute()))] if images else noted_places(answers)
+    places = NotedPlaces([row_name(str(images.absolute()))]) if images else noted_places(answers)
     found = Answers(answers, places, min_probability)
     check_target(writer, out, found)
     if writer.needs_labels != (labels is not None):

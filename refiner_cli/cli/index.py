@@ -60,12 +60,13 @@ def index(
         report_index(index_units(request, parts), as_json=as_json)
         return
     chosen = PathFilter(tuple(include or ()), tuple(exclude or ()), (out,))
-    images, total = find_images(open_places(paths, chosen, null=null), paths)
+    places = open_places(paths, chosen, null=null)
+    images, total = find_images(places, paths)
     loaded, info = open_model(model, device)
     check_indexable(loaded)
     prepared = prepare_recogniser(loaded, None, encoding)
     opened = open_for_writing(
-        out, prepared.recogniser, name_model(model), info.method, name_places(paths), part_size
+        out, prepared.recogniser, name_model(model), info.method, name_places(paths, places), part_size
     )
     with opened.locked(), stop_with_saved_rows(), terminal.progress("indexing") as progress:
         changes = index_images(

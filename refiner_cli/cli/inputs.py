@@ -74,12 +74,19 @@ def find_images(places: Places, paths: list[str]) -> tuple[Iterator[ImageFile], 
 
 def local_paths(paths: list[str]) -> list[Path]:
     """The inputs that are files and folders of this machine."""
-    return [Path(path) for path in paths if path != STDIN[0] and "://" not in path]
+    from refiner_cli.inference.sources.source import is_address
+
+    return [Path(path) for path in paths if path != STDIN[0] and not is_address(path)]
 
 
-def name_places(paths: list[str]) -> list[str]:
+def name_places(paths: list[str], places: Places) -> list[str]:
     """What an index notes as the origin of its images, wherever a later command is started."""
-    return [] if paths == STDIN else [path if "://" in path else str(Path(path).resolve()) for path in paths]
+    from refiner_cli.inference.sources.noted import note_places
+    from refiner_cli.inference.sources.source import is_address
+
+    given = [] if paths == STDIN else paths
+    called = [path if is_address(path) else Path(path).as_posix() for path in given]
+    return note_places(zip(called, given, strict=True), single=places.single is not None)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refiner_cli.errors import UsageError
+from refiner_cli.files import reason_of
 
 
 @dataclass(frozen=True)
@@ -96,5 +97,6 @@ def probe_folder(folder: Path) -> None:
 
 
 def _cannot_write(option: str, file: Path, error: OSError | ValueError) -> UsageError:
-    reason = getattr(error, "strerror", None) or error
-    return UsageError(f"{option} {file} cannot be written ({reason}).", hint="Choose another place.")
+    return UsageError(
+        f"{option} {file} cannot be written ({reason_of(error)}).", hint="Choose another place."
+    )

@@ -74,8 +74,8 @@ def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:
     model, info = open_model(request.model, device or request.device)
     prepared = prepare_recogniser(model, None, request.encoding)
     index = beginning_of_index(
-        request.out, prepared.recogniser, name_model(request.model), info.method, name_places(request.paths),
-        request.part_size,
+        request.out, prepared.recogniser, name_model(request.model), info.method,
+        name_places(request.paths, places), request.part_size,
     )  # fmt: skip
     made: dict[str, Any] = dict(prepared.recogniser.vector_fingerprint())
     made |= {"batch": prepared.batch, "include": list(request.include), "exclude": list(request.exclude)}

@@ -66,7 +66,7 @@ def predict(
     null: NullSeparated = False,
     boxes: Annotated[
         Path | None,
-        typer.Option(help="Recognise the boxes of a detector: MegaDetector or COCO JSON, or a CSV table."),
+        typer.Option(help="Recognise the boxes of a detector: MegaDetector or COCO JSON, or a table."),
     ] = None,
     box_margin: Annotated[
         float, typer.Option(min=0, max=10, help="Enlarge boxes on every side, by this share of their size.")

@@ -94,8 +94,9 @@ def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[Ro
     kept = None
     if request.keep_index:
         kept = open_for_writing(
-            request.keep_index, recogniser, name_model(request.model), info.method, name_places(request.paths)
-        )
+            request.keep_index, recogniser, name_model(request.model), info.method,
+            name_places(request.paths, places),
+        )  # fmt: skip
     destinations.make_heatmap_folder()
     held = kept.locked() if kept else nullcontext()
     with stop_with_saved_rows(), held, terminal.progress("predicting") as progress:

@@ -93,13 +93,13 @@ def suggest(
         terminal.table(table)
 
 
-def labels_test(source: Path | None, index: Index) -> Callable[[str], bool]:
+def labels_test(source: Path | None, index: Index) -> Callable[[str], bool] | None:
     """Whether an image of an index is among labelled photos, by its file."""
     if source is None:
-        return lambda _: False
+        return None
     from refiner_cli.data.create.sources import read_photos
-    from refiner_cli.inference.convert.answers import locate_noted
+    from refiner_cli.inference.sources.noted import NotedPlaces
 
     files = {photo.file.resolve() for photo in read_photos(source).photos}
-    places = index.info.places
-    return lambda name: locate_noted(places, name).resolve() in files
+    places = NotedPlaces(index.info.places)
+    return lambda name: Path(places.locate(name)).resolve() in files

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 from refiner_cli.data.box import Box
 from refiner_cli.data.image_file import DecodeLimits, MissingFileError, UnreadableError, open_image
+from refiner_cli.files import reason_of
 
 if TYPE_CHECKING:  # a process that only verifies images starts without NumPy
     import numpy as np
@@ -73,7 +74,7 @@ def read(
     except FileNotFoundError:
         raise MissingFileError("it does not exist") from None
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        raise UnreadableError(getattr(error, "strerror", None) or str(error)) from None
+        raise UnreadableError(reason_of(error)) from None
 
 
 def read_stream(

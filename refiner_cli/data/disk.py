@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.data.progress import Notice, Report, StoppedError
 from refiner_cli.errors import FetchError
+from refiner_cli.files import reason_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -26,7 +27,7 @@ def os_errors_as(doing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise FetchError(
-                f"The disk became full while {doing} ({error.strerror}).",
+                f"The disk became full while {doing} ({reason_of(error)}).",
                 hint="Free some space, or choose another place with --out, and run the command again; "
                 "it resumes.",
             ) from error

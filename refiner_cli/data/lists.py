@@ -17,6 +17,7 @@ from typing import Literal
 
 from refiner_cli.data.labels import NameIndex, Pair, name_key, visible
 from refiner_cli.errors import DatasetError
+from refiner_cli.files import reason_of
 
 NameRole = Literal["state", "object"]
 NoteFn = Callable[[str], None]
@@ -43,7 +44,7 @@ def read_text(file: Path, what: str) -> str:
     except FileNotFoundError:
         raise DatasetError(f"The {what} {file} does not exist.") from None
     except OSError as error:
-        raise DatasetError(f"The {what} {file} cannot be read ({error.strerror or error}).") from None
+        raise DatasetError(f"The {what} {file} cannot be read ({reason_of(error)}).") from None
     encoding = next((e for mark, e in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

@@ -25,6 +25,7 @@ from typing import TypeAlias
 from refiner_cli.data.crop import Crop, Pixels
 from refiner_cli.data.image_file import UnreadableError, default_limits
 from refiner_cli.data.workers import init_worker
+from refiner_cli.files import reason_of
 from refiner_cli.inference.sources.content import DecodeTask
 
 DecodeResult: TypeAlias = Pixels | str  # H x W x 3, or why there are no pixels
@@ -53,8 +54,8 @@ def decode_one(task: Path | DecodeTask, crop: Crop) -> DecodeResult:
         return crop.load(task) if isinstance(task, Path) else task.load(crop)
     except UnreadableError as reason:
         return str(reason)
-    except ValueError as error:  # a NUL in the name
-        return str(error)
+    except (ValueError, MemoryError) as error:  # a NUL in the name; no room for the frame
+        return reason_of(error)
 
 
 def serve(pipe: Connection, crop: Crop) -> None:

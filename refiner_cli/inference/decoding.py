@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from refiner_cli.data.crop import Crop
 from refiner_cli.data.image_file import UnreadableError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.decode_pool import DecodePool, DecodeResult, decode_one
 from refiner_cli.inference.scan import FileVersion, ImageFile
 from refiner_cli.inference.sources.content import Content, DecodeTask, Failed, Loaded
@@ -185,8 +186,8 @@ def fetch_content(content: Content) -> Content:
         return Loaded(content.read())
     except UnreadableError as reason:
         return Failed(str(reason))
-    except (OSError, ValueError) as error:
-        return Failed(getattr(error, "strerror", None) or str(error))
+    except (OSError, ValueError, MemoryError) as error:
+        return Failed(reason_of(error))
 
 
 def waiting_bytes(ahead: Iterable[tuple[QueuedImage, Future[Content] | None]]) -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from refiner_cli.data.safe_paths import LONGEST_NAME, mark_output_folder
 from refiner_cli.errors import UsageError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.formats import format_of
+from refiner_cli.inference.output import sidecar_of
 from refiner_cli.inference.scan import row_name
 
 
@@ -23,7 +25,7 @@ class Destinations:
     def all(self) -> list[Path]:
         """Every file and folder, the companions of the rows included."""
         found = [place for place in (self.rows, self.gallery, self.heatmaps, self.index) if place]
-        return found + ([self.rows.with_name(self.rows.name + ".run.json")] if self.rows else [])
+        return found + ([sidecar_of(self.rows)] if self.rows else [])
 
     def check(self, inputs: list[Path]) -> None:
         """Raise UsageError unless every place can be written without harm to another or to an input."""
@@ -60,6 +62,6 @@ class Destinations:
             except (OSError, ValueError) as error:
                 raise UsageError(
                     f"Attention maps cannot be written to {row_name(str(self.heatmaps))} "
-                    f"({getattr(error, 'strerror', None) or error}).",
+                    f"({reason_of(error)}).",
                     hint="Choose a new or empty folder.",
                 ) from None

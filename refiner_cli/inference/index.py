@@ -32,7 +32,7 @@ from torch import Tensor
 
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import ModelFileError, UsageError
-from refiner_cli.files import atomic_file, write_json
+from refiner_cli.files import atomic_file, reason_of, write_json
 
 INDEX_SCHEMA = "refiner.index/1"
 FILE, PARTS, LOCK = "index.json", "parts", ".lock"
@@ -202,13 +202,15 @@ class Index:
         with atomic_file(self._file(part, "parquet")) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], COLUMNS), file)
 
-    def rows(self, part: PartInfo) -> list[IndexRow]:
-        """The images of a part. Raises ModelFileError if its table is missing or torn."""
-        return [IndexRow(**row) for row in self._table(part).to_pylist()]
+    def rows(self, part: PartInfo, places: Sequence[int] | None = None) -> list[IndexRow]:
+        """The images of a part, or some. Raises ModelFileError if its table is missing or torn."""
+        table = self._table(part)
+        return [IndexRow(**row) for row in (table if places is None else table.take(places)).to_pylist()]
 
-    def paths(self, part: PartInfo, places: Sequence[int]) -> list[str]:
-        """The paths of some images of a part. Raises ModelFileError as :meth:`rows`."""
-        found: list[str] = self._table(part, "path").column("path").take(places).to_pylist()
+    def paths(self, part: PartInfo, places: Sequence[int] | None = None) -> list[str]:
+        """The paths of the images of a part, or of some. Raises ModelFileError as :meth:`rows`."""
+        column = self._table(part, "path").column("path")
+        found: list[str] = (column if places is None else column.take(places)).to_pylist()
         return found
 
     def readable(self, part: PartInfo) -> Tensor:
@@ -292,6 +294,6 @@ def _is_beginning(entry: Path) -> bool:
 
 def _cannot_write(folder: Path, error: OSError) -> UsageError:
     return UsageError(
-        f"The index {folder} cannot be written ({error.strerror or error}).",
+        f"The index {folder} cannot be written ({reason_of(error)}).",
         hint="Choose another folder, or make it writable.",
     )

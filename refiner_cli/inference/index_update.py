@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -137,12 +137,16 @@ class IndexUpdate:
             if part.stale:
                 remove_rows(self.index, part)
         if self.pending:
-            stacked = {
-                role: torch.stack([one.vectors[role] for one in self.pending])
-                for role in self.index.info.roles
-            }
-            self.index.replace([], [one.row for one in self.pending], stacked)
+            self.index.replace([], *split_encoded(self.pending, self.index.info.roles))
             self.pending = []
+
+
+def split_encoded(
+    encoded: Sequence[Encoded], roles: Sequence[str]
+) -> tuple[list[IndexRow], dict[str, Tensor]]:
+    """Rows and vectors of images as a part is written: the vectors by role, ``N x D``."""
+    vectors = {role: torch.stack([one.vectors[role] for one in encoded]) for role in roles}
+    return [one.row for one in encoded], vectors
 
 
 def remove_rows(index: Index, part: TrackedPart) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from refiner_cli.core.models.base import ImageVectors, Model
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
-from refiner_cli.inference.decoding import QueuedImage, Wanted
+from refiner_cli.inference.decoding import QueuedImage, Wanted, want_all
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import PART_SIZE, Index, IndexInfo, IndexRow, is_index
 from refiner_cli.inference.index_update import Encoded, IndexChanges, IndexUpdate
@@ -107,26 +107,42 @@ def index_images(
         ModelFileError: a part is missing or damaged.
     """
     update = IndexUpdate(index, progress)
-    roles = index.info.roles
-
-    def compute(part: Tensor) -> list[dict[str, Tensor]]:
-        return split_vectors(recogniser.encode(part), roles)
-
-    for queued, pixels, vectors in compute_batches(
-        recogniser, images, compute, batch=batch, workers=workers, wanted=update.wanted, log=log
+    for encoded in encode_images(
+        recogniser, index.info, images, batch=batch, workers=workers, wanted=update.wanted, log=log
     ):
-        update.take(encoded_image(queued, pixels, vectors, index))
+        update.take(encoded)
     return update.finish()
 
 
+def encode_images(
+    recogniser: Recogniser,
+    info: IndexInfo,
+    images: Iterable[ImageFile],
+    *,
+    batch: int,
+    workers: int,
+    log: Callable[[str], None],
+    wanted: Wanted = want_all,
+) -> Iterator[Encoded]:
+    """What an index keeps of every wanted image, in order."""
+
+    def compute(part: Tensor) -> list[dict[str, Tensor]]:
+        return split_vectors(recogniser.encode(part), info.roles)
+
+    for queued, pixels, vectors in compute_batches(
+        recogniser, images, compute, batch=batch, workers=workers, wanted=wanted, log=log
+    ):
+        yield encoded_image(queued, pixels, vectors, info)
+
+
 def encoded_image(
-    queued: QueuedImage, pixels: DecodeResult, vectors: dict[str, Tensor] | None, index: Index
+    queued: QueuedImage, pixels: DecodeResult, vectors: dict[str, Tensor] | None, info: IndexInfo
 ) -> Encoded:
     """What an index keeps of an image; ``pixels`` says why there are no vectors, if there are none."""
     name, version = queued.image.name, queued.version
     if vectors is not None:
         return Encoded(IndexRow(name, version.size, version.modified, "ok"), vectors)
-    blank = {role: torch.zeros(index.info.width, dtype=torch.float16) for role in index.info.roles}
+    blank = {role: torch.zeros(info.width, dtype=torch.float16) for role in info.roles}
     error = row_name(pixels) if isinstance(pixels, str) else None
     return Encoded(IndexRow(name, version.size, version.modified, "error", error), blank)
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from refiner_cli.errors import RefinerError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.formats import ImageRow, json_line
 from refiner_cli.inference.scan import row_name
 
@@ -29,7 +30,7 @@ class Journal:
             self.stream = file.open("ab")
         except OSError as error:
             raise RefinerError(
-                f"The output {row_name(str(file))} cannot be written ({error.strerror})."
+                f"The output {row_name(str(file))} cannot be written ({reason_of(error)})."
             ) from None
         self.size = os.fstat(self.stream.fileno()).st_size
         self.checked = time.monotonic()
@@ -49,7 +50,7 @@ class Journal:
             self.stream.flush()
         except OSError as error:
             raise RefinerError(
-                f"A row cannot be written to {row_name(str(self.file))} ({error.strerror}).",
+                f"A row cannot be written to {row_name(str(self.file))} ({reason_of(error)}).",
                 hint="Free some space; the same command resumes.",
             ) from None
         self.size += len(line)

@@ -59,7 +59,7 @@ class KeepingSource:
         ):  # fmt: skip
             row, vectors = needs.take(queued.image)
             if vectors:
-                update.take(encoded_image(queued, pixels, made[1] if made else None, self.index))
+                update.take(encoded_image(queued, pixels, made[1] if made else None, self.index.info))
             if row:
                 yield image_row(queued, pixels, made[0] if made else None)
         update.finish()

@@ -21,6 +21,7 @@ from refiner_cli.errors import DatasetError, UsageError
 from refiner_cli.files import atomic_file
 from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.inference.index import Index
+from refiner_cli.inference.sources.noted import NotedPlaces
 from refiner_cli.plugins import method_class
 from refiner_cli.settings import Layer
 
@@ -61,13 +62,13 @@ def with_kept_vectors(
 ) -> EncodedBenchmark:
     """A benchmark of labelled images, with the vectors that an index keeps of them."""
     known: dict[str, tuple[int, int]] = {}  # by name and by file: part, row
+    noted = NotedPlaces(index.info.places)
     kept = []
     for number, part in enumerate(index.info.parts):
         kept.append(index.vectors(part).composition)
         for place, row in enumerate(index.rows(part)):
             if row.status == "ok":
-                names = [row.path, *(str(Path(root) / row.path) for root in index.info.places)]
-                known.update(dict.fromkeys(names, (number, place)))
+                known.update(dict.fromkeys((row.path, noted.locate(row.path)), (number, place)))
     samples: dict[Split, tuple[Sample, ...]] = {}
     vectors = {}
     for split in SPLITS:

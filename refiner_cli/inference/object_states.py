@@ -15,7 +15,6 @@ Shapes: ``B`` images, ``S`` states.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -48,7 +47,7 @@ class MultiStateRecogniser(Recogniser):
         for obj in sorted(objects):
             rows = [i for i, prediction in enumerate(made)
                     if obj in {one.name for one in prediction.objects[: self.count]}]  # fmt: skip
-            for row, states in zip(rows, self.states_of(obj, take_rows(vectors, rows)), strict=True):
+            for row, states in zip(rows, self.states_of(obj, vectors.take(torch.tensor(rows))), strict=True):
                 found[row][obj] = states
         return [
             replace(
@@ -90,9 +89,3 @@ def state_probabilities(scores: Tensor) -> Tensor:
     rank = torch.arange(S, device=scores.device)
     typical = values[:, torch.where(rank <= middle, middle + 1, middle)]  # B x S
     return torch.sigmoid(values - typical - math.log(S - 1))
-
-
-def take_rows(vectors: ImageVectors, rows: Sequence[int]) -> ImageVectors:
-    """Some images of a batch."""
-    index = list(rows)
-    return ImageVectors(vectors.composition[index], vectors.state[index], vectors.object[index])

@@ -26,12 +26,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.files import atomic_file, write_json
+from refiner_cli.files import atomic_file, reason_of, write_json
 from refiner_cli.inference.columns import RowDict
 from refiner_cli.inference.earlier_rows import EarlierRows
 from refiner_cli.inference.formats import format_of
 from refiner_cli.inference.journal import Journal, cut_torn_line
 from refiner_cli.inference.scan import FileVersion, name_digest, row_name
+from refiner_cli.inference.sources.noted import NotedPlaces
 
 OUTPUT_SCHEMA = "refiner.predictions/1"
 OTHER_OUTPUT = "Choose another name, or discard these rows with --overwrite."
@@ -92,9 +93,7 @@ class Output:
             yield
             return
         except OSError as error:
-            raise RefinerError(
-                f"The output {self.shown} cannot be written ({error.strerror or error})."
-            ) from None
+            raise RefinerError(f"The output {self.shown} cannot be written ({reason_of(error)}).") from None
         try:
             yield
         finally:
@@ -164,9 +163,9 @@ class Output:
 
     def was_moved(self, places: Any, folder: Path) -> bool:
         """Whether the one folder that the rows are of is gone, and ``folder`` holds the same images."""
-        if not isinstance(places, list) or len(places) != 1 or " = " in str(places[0]):
+        if not isinstance(places, list) or (place := NotedPlaces(map(str, places)).single) is None:
             return False
-        if Path(places[0]).exists():
+        if Path(place).exists():
             return False
         some = [row for row in islice(self.rows(), 100) if row["status"] == "ok"]
         same = sum(FileVersion.of(folder / row["path"]).size == row.get("size", -1) for row in some)

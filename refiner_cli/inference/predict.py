@@ -15,6 +15,7 @@ from refiner_cli.core.runtime.memory import OomRetry
 from refiner_cli.data.crop import Pixels
 from refiner_cli.data.safe_paths import path_inside
 from refiner_cli.errors import RefinerError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.attention_maps import draw_attention_map
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import Batch, QueuedImage, Wanted, decode_batches, ignore_log, want_all
@@ -129,7 +130,7 @@ def write_attention_map(
     try:
         draw_attention_map(file, pixels, maps)
     except OSError as error:
-        said = f"The attention map {row_name(str(file))} cannot be written ({error.strerror or error})."
+        said = f"The attention map {row_name(str(file))} cannot be written ({reason_of(error)})."
         if error.errno not in {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL}:
             raise RefinerError(said, hint="Free some space or choose another folder.") from None
         log(said)

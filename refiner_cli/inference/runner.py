@@ -16,7 +16,8 @@ from refiner_cli.inference.indexing import predict_index
 from refiner_cli.inference.output import Header, IsGone, Output, RowCount
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.scan import FileVersion, ImageFile, is_folder, name_digest, origin
+from refiner_cli.inference.scan import FileVersion, ImageFile, is_folder, name_digest
+from refiner_cli.inference.sources.noted import NotedPlaces
 from refiner_cli.inference.sources.places import Places, find_again
 from refiner_cli.inference.sources.vanished import lists_all
 
@@ -108,16 +109,13 @@ class IndexSource:
     index: Index
     options: PredictOptions
 
-    @property
-    def places(self) -> Sequence[Path]:
-        return [Path(place) for place in self.index.info.places]
-
     def header(self) -> Header:
-        return {"places": [*origin(self.places), "index"]}
+        return {"places": [*self.index.info.places, "index"]}
 
     @property
     def folder(self) -> Path | None:
-        return self.places[0] if len(self.places) == 1 and is_folder(self.places[0]) else None
+        place = NotedPlaces(self.index.info.places).single
+        return Path(place) if place and is_folder(Path(place)) else None
 
     def rows(self, wanted: Wanted, batch: int) -> Iterator[ImageRow]:
         return predict_index(self.recogniser, self.index, wanted, self.options.top_k, batch)
@@ -187,16 +185,28 @@ def write_rows(
     rows: Iterable[ImageRow], writer: RowWriter, listener: PredictListener, *, stop_at_error: bool
 ) -> RowCount:
     """Write rows as they come. Raises RefinerError at the first unreadable image if requested."""
-    images = errors = 0
-    for row in rows:
-        if row.prediction is None:
-            if stop_at_error:
-                raise RefinerError(row.error, hint="With --on-error skip the run would continue.")
-            errors += 1
+    count = RowCounter(listener, stop_at_error=stop_at_error)
+    for row in count.passed_on(rows):
         writer.write(row)
-        images += 1
-        listener.row_written(row)
-    return RowCount(images, errors)
+    return count.total
+
+
+class RowCounter:
+    """Counts rows while they are written."""
+
+    def __init__(self, listener: PredictListener, *, stop_at_error: bool) -> None:
+        self.listener, self.stop_at_error = listener, stop_at_error
+        self.total = RowCount(0, 0)
+
+    def passed_on(self, rows: Iterable[ImageRow]) -> Iterator[ImageRow]:
+        """The rows; each counts once the next is asked for. Raises RefinerError as :func:`write_rows`."""
+        for row in rows:
+            is_error = row.prediction is None
+            if is_error and self.stop_at_error:
+                raise RefinerError(row.error, hint="With --on-error skip the run would continue.")
+            yield row
+            self.total = RowCount(self.total.images + 1, self.total.errors + is_error)
+            self.listener.row_written(row)
 
 
 def lacks_map(folder: Path, name: str) -> bool:

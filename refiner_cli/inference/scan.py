@@ -183,19 +183,6 @@ def read_list(lines: Iterable[bytes], *, null: bool = False) -> Iterator[str]:
             yield os.fsdecode(line)
 
 
-def origin(places: Sequence[Path]) -> list[str]:
-    """What the names of :func:`scan` are relative to: two runs with different origins share no output."""
-    if len(places) == 1 and is_folder(places[0]):
-        return [row_name(str(places[0].resolve()))]
-    return [row_name(f"{place.as_posix()} = {place.resolve()}") for place in places if is_folder(place)]
-
-
-def locate(places: Sequence[Path], name: str) -> Path:
-    """The file that goes by a name."""
-    path = row_path(name)
-    return places[0] / path if len(places) == 1 and is_folder(places[0]) else Path(path)
-
-
 def walk(root: Path, prefix: str, chosen: PathFilter) -> Iterator[ImageFile]:
     """Yield the images below a folder; a folder that cannot be opened is yielded itself, with a slash."""
     outputs = chosen.outputs_below(root)

@@ -27,10 +27,10 @@ from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import UsageError
 from refiner_cli.files import atomic_file, write_json
 from refiner_cli.inference.columns import RowDict
-from refiner_cli.inference.convert.answers import sidecar
 from refiner_cli.inference.formats import ImageRow, json_line
-from refiner_cli.inference.index import Index, PartInfo
+from refiner_cli.inference.index import Index, IndexRow, PartInfo
 from refiner_cli.inference.indexing import on_device
+from refiner_cli.inference.output import sidecar_of
 from refiner_cli.inference.recogniser import Prediction, Recogniser
 from refiner_cli.inference.scan import FileVersion
 from refiner_cli.inference.search import BestImages, IndexPlace
@@ -87,13 +87,14 @@ def suggest_images(
     recogniser: Recogniser,
     count: int,
     *,
-    is_labelled: Callable[[str], bool] = lambda _: False,
+    is_labelled: Callable[[str], bool] | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Suggestion]:
     """Up to ``count`` images to label next, most useful first; copies of one another count once.
 
     Args:
-        is_labelled: of an image's path; labelled ones are not suggested, nor images like them.
+        is_labelled: of an image's path; labelled ones are not suggested, nor images like them. None: no
+            image has a label.
 
     Raises:
         UsageError: the index holds no image that is not labelled.
@@ -106,9 +107,11 @@ def suggest_images(
     )
     labelled: dict[str, Tensor] = {}  # by part name
     for part in index.info.parts:
-        free = free_rows(index, part, is_labelled)
-        labelled[part.name] = index.readable(part) & ~free
-        collect(recogniser, index.vectors(part), part, free, (unseen, uncertain))
+        readable, has_label = index.readable(part), torch.zeros(part.images, dtype=torch.bool)
+        if is_labelled:
+            has_label = torch.tensor([is_labelled(path) for path in index.paths(part)], dtype=torch.bool)
+            labelled[part.name] = readable & has_label
+        collect(recogniser, index.vectors(part), part, readable & ~has_label, (unseen, uncertain))
         done += part.images
         progress(done, index.images)
     if not uncertain.places:
@@ -120,13 +123,6 @@ def suggest_images(
         gather(index, places, recogniser), weights, count, labelled_vectors(index, labelled)
     )
     return list(suggestions(index, recogniser, [places[i] for i in chosen], [i < len(first) for i in chosen]))
-
-
-def free_rows(index: Index, part: PartInfo, is_labelled: Callable[[str], bool]) -> Tensor:
-    """Which images of a part have vectors and no label, ``N`` bool."""
-    return torch.tensor(
-        [row.status == "ok" and not is_labelled(row.path) for row in index.rows(part)], dtype=torch.bool
-    )
 
 
 def collect(
@@ -167,7 +163,7 @@ def gather(index: Index, places: Sequence[IndexPlace], recogniser: Recogniser) -
 def labelled_vectors(index: Index, labelled: dict[str, Tensor]) -> Iterator[Tensor]:
     """The composition vectors of labelled images, part by part, ``N' x D`` float16."""
     for part in index.info.parts:
-        if labelled[part.name].any():
+        if part.name in labelled and labelled[part.name].any():
             yield index.vectors(part).composition[labelled[part.name]]
 
 
@@ -203,13 +199,14 @@ def suggestions(
     index: Index, recogniser: Recogniser, places: Sequence[IndexPlace], is_unseen: Sequence[bool]
 ) -> Iterator[Suggestion]:
     """The chosen images with what the model thinks of them."""
-    tables: dict[str, list[Any]] = {}
+    rows: dict[IndexPlace, IndexRow] = {}
+    for part in dict.fromkeys(part for part, _ in places):
+        own = [place for other, place in places if other == part]
+        rows |= zip([(part, place) for place in own], index.rows(part, own), strict=True)
     for rank, ((part, place), unseen) in enumerate(zip(places, is_unseen, strict=True), 1):
-        if part.name not in tables:
-            tables[part.name] = list(index.rows(part))
         vectors = on_device(index.vectors(part), [place], recogniser)
         prediction = recogniser.predict_vectors(vectors, top_k=TOP_K)[0]
-        row = tables[part.name][place]
+        row = rows[part, place]
         image = ImageRow(row.path, prediction, "", FileVersion(row.size, row.modified))
         reason = "unseen pair" if unseen else "uncertain"
         yield Suggestion(image, rank, reason, describe(prediction, unseen=unseen))
@@ -234,4 +231,4 @@ def write_suggestions(file: Path, rows: Sequence[RowDict], index: Index) -> None
     """Write suggestions as rows of predictions, and beside them where their photos lie."""
     with atomic_file(file) as part, part.open("w", encoding="utf-8", newline="") as stream:
         stream.writelines(map(json_line, rows))
-    write_json(sidecar(file), {"schema": SUGGESTIONS_SCHEMA, "header": {"places": index.info.places}})
+    write_json(sidecar_of(file), {"schema": SUGGESTIONS_SCHEMA, "header": {"places": index.info.places}})

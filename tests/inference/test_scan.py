@@ -17,13 +17,12 @@ from refiner_cli.inference.scan import (
     FileVersion,
     PathFilter,
     list_files,
-    locate,
-    origin,
     read_list,
     row_name,
     row_path,
     scan,
 )
+from refiner_cli.inference.sources.noted import NotedPlaces
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -70,7 +69,6 @@ def test_same_names_in_two_folders_stay_apart_and_overlaps_count_once(tmp_path: 
     fill(tmp_path, "a/x.jpg", "b/x.jpg")
     found = names(tmp_path / "a", tmp_path / "b", tmp_path / "a" / "x.jpg")
     assert found == [f"{tmp_path.as_posix()}/a/x.jpg", f"{tmp_path.as_posix()}/b/x.jpg"]
-    assert origin([tmp_path / "a"]) != origin([tmp_path / "b"])
 
 
 def test_a_missing_place_is_named(tmp_path: Path) -> None:
@@ -90,12 +88,6 @@ def test_a_list_is_read_as_it_comes(tmp_path: Path) -> None:
     assert next(found).file == tmp_path / "gone.jpg"
     assert asked == ["gone.jpg"]
     assert len(list(found)) == 1
-
-
-def test_a_name_leads_back_to_its_file(tmp_path: Path) -> None:
-    fill(tmp_path, "a/x.jpg", "b/y.jpg")
-    for places in ([tmp_path], [tmp_path / "a", tmp_path / "b"]):
-        assert all(locate(places, one.name) == one.file for one in scan(places))
 
 
 @given(names=st.sets(st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name), max_size=8))
@@ -118,7 +110,7 @@ def test_a_file_whose_name_is_not_utf8_is_found_by_its_name(tmp_path: Path) -> N
     assert names(tmp_path) == ["caf\\x5cxe9.jpg", "caf\\xe9.jpg"]
     for one in scan([tmp_path]):
         assert one.file.exists()
-        assert locate([tmp_path], one.name) == one.file
+        assert NotedPlaces([row_name(str(tmp_path))]).locate(one.name) == str(one.file)
 
 
 def test_an_entry_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.data.labels import Pair, name_key
 from refiner_cli.data.safe_paths import OUTPUT_MARKER, is_foreign
 from refiner_cli.errors import DatasetError
+from refiner_cli.files import reason_of
 
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -71,7 +72,7 @@ class _Tree:
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            raise DatasetError(f"The folder {folder} cannot be read ({error.strerror or error}).") from None
+            raise DatasetError(f"The folder {folder} cannot be read ({reason_of(error)}).") from None
         if any(entry.name == OUTPUT_MARKER for entry in found):  # images that refiner made
             found = []
         for entry in found:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from refiner_cli.data.create.photos import Photo, PhotoCollection, clean_name, require_unicode
+from refiner_cli.data.create.photos import Photo, PhotoCollection, labelled_pair
 from refiner_cli.data.labels import Pair, name_key
 from refiner_cli.data.lists import read_text
 from refiner_cli.errors import DatasetError
@@ -50,12 +50,7 @@ def read_export(source: Path, images: Path | None = None) -> PhotoCollection:
             passed_over[why] += 1
             continue
         file = _find_image(where, task.get("data", task), images or source.parent)
-        for state, obj in pairs:
-            pair = (clean_name(state), clean_name(obj))
-            require_unicode(" ".join(pair), where)
-            if not all(pair):
-                raise DatasetError(f"{where}: a state and an object need a letter or a digit.")
-            photos.append(Photo(file, pair))
+        photos += [Photo(file, labelled_pair(*pair, where)) for pair in pairs]
     said = [f"tasks {why}: {count}" for why, count in passed_over.items()]
     if not photos:
         raise DatasetError(f"{source} holds no labelled photo ({'; '.join(said) or 'no tasks'}).", hint=_HINT)

@@ -55,6 +55,15 @@ def require_unicode(name: str, where: str) -> None:
         raise DatasetError(f"{where}: the name {name!r} is not UTF-8.", hint="Rename it.") from None
 
 
+def labelled_pair(state: str, obj: str, where: str) -> Pair:
+    """A state and an object as a pair list holds them. Raises DatasetError for names that it cannot hold."""
+    pair = (clean_name(state), clean_name(obj))
+    require_unicode(" ".join(pair), where)
+    if not all(pair):
+        raise DatasetError(f"{where}: a state and an object need a letter or a digit.")
+    return pair
+
+
 def one_spelling(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:
     """Give each state and each object its most frequent spelling; return a note on each change."""
     spelling: list[dict[str, str]] = []

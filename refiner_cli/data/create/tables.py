@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refiner_cli.data.benchmark import SPLITS
-from refiner_cli.data.create.photos import Photo, PhotoCollection, clean_name, require_unicode
+from refiner_cli.data.create.photos import Photo, PhotoCollection, labelled_pair
 from refiner_cli.data.labels import name_key
 from refiner_cli.data.lists import read_text
 from refiner_cli.errors import DatasetError
@@ -65,10 +65,7 @@ def _photo(source: Path, number: int, record: dict[str, Any], images: Path) -> P
         raise DatasetError(
             f"{where}: {values['split']!r} is not a split.", hint=f"The splits are {', '.join(SPLITS)}."
         )
-    pair = (clean_name(values["state"]), clean_name(values["object"]))
-    require_unicode(" ".join(pair), where)
-    if not all(pair):
-        raise DatasetError(f"{where}: a state and an object need a letter or a digit.")
+    pair = labelled_pair(values["state"], values["object"], where)
     return Photo(images / values["path"], pair, split)
 
 

@@ -6,17 +6,20 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from refiner_cli.errors import DatasetError
 from refiner_cli.inference.formats import read_rows
-from refiner_cli.inference.scan import row_name, row_path
+from refiner_cli.inference.output import sidecar_of
+from refiner_cli.inference.scan import row_name
+from refiner_cli.inference.sources.noted import NotedPlaces
+from refiner_cli.inference.sources.source import is_address
 
-SIDECAR = ".run.json"
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -39,13 +42,16 @@ class NameGuess(BaseModel):
 class AnswerRow(BaseModel):
     """A row as predict wrote it; fields that are not named here are in ``model_extra``."""
 
-    model_config = ConfigDict(extra="allow")
-
     path: str
     status: str
     predictions: list[PairGuess] = []
     states: list[NameGuess] = []
     objects: list[NameGuess] = []
+    inputs: dict[str, Any] | None = None  # what the source said about the image, its box for example
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.inputs or {}
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,25 @@ class Answer:
     """A photo with the model's guesses, best first."""
 
     row: AnswerRow
-    file: Path
+    where: str  # the photo's path, or its address
 
     @property
     def best(self) -> PairGuess:
         return self.row.predictions[0]
 
     @property
+    def address(self) -> str | None:
+        """Where it lies, if that is no file of this machine."""
+        return self.where if is_address(self.where) else None
+
+    @property
+    def file(self) -> Path:
+        return Path(self.where)
+
+    @property
     def text_path(self) -> str | None:
-        """The absolute path as text; None if it is not UTF-8 or holds a control character."""
-        path = str(self.file.absolute())
+        """The absolute path or address as text; None if it is not UTF-8 or holds a control character."""
+        path = self.address or str(self.file.absolute())
         return None if _NOT_TEXT.search(path) else path
 
 
@@ -72,12 +87,12 @@ class Answers:
 
     Args:
         file: JSON lines, CSV or Parquet.
-        places: what the paths of the rows are relative to, as :func:`noted_places` gives it.
+        places: what the paths of the rows are relative to.
         min_probability: rows whose best pair has less are left out.
     """
 
     file: Path
-    places: Sequence[str]
+    places: NotedPlaces
     min_probability: float = 0.0
     left_out: Counter[str] = field(default_factory=Counter)  # how many rows the last pass left out, by reason
 
@@ -90,8 +105,16 @@ class Answers:
             elif row.predictions[0].probability < self.min_probability:
                 self.left_out["below --min-probability"] += 1
             else:
-                inputs = (row.model_extra or {}).get("inputs") or {}
-                yield Answer(row, locate_noted(self.places, inputs.get("image", row.path)))
+                yield Answer(row, self.places.locate(row.about.get("image", row.path)))
+
+    def with_text_paths(self) -> Iterator[tuple[str, Answer]]:
+        """The answers for a format that is text, with their absolute paths; others are left out."""
+        for answer in self:
+            path = answer.text_path
+            if path is None:
+                self.left_out["name that is not text"] += 1
+            else:
+                yield path, answer
 
     def names(self) -> tuple[set[str], set[str]]:
         """The states and the objects that any row names."""
@@ -116,31 +139,11 @@ class Answers:
             ) from None
 
 
-def sidecar(file: Path) -> Path:
-    """The file beside rows that says how they were made."""
-    return file.with_name(file.name + SIDECAR)
-
-
-def noted_places(file: Path) -> list[str]:
+def noted_places(file: Path) -> NotedPlaces:
     """What the paths of a file of predictions are relative to, as the file beside it says; else nothing."""
     try:
-        header = json.loads(sidecar(file).read_text("utf-8"))["header"]
-        return [place for place in header["places"] if isinstance(place, str) and place != "index"]
+        header = json.loads(sidecar_of(file).read_text("utf-8"))["header"]
+        texts = [place for place in header["places"] if isinstance(place, str) and place != "index"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
-def locate_noted(places: Sequence[str], name: str) -> Path:
-    """The photo that a row names.
-
-    Args:
-        places: one folder, or ``given = folder`` for each of several, whose names begin with ``given``.
-    """
-    path = row_path(name)
-    if len(places) == 1 and " = " not in places[0]:
-        return Path(row_path(places[0])) / path
-    for place in places:
-        given, _, folder = row_path(place).rpartition(" = ")
-        if path.startswith(f"{given.rstrip('/')}/"):
-            return Path(folder) / path[len(given.rstrip("/")) + 1 :]
-    return Path(path)
+        texts = []
+    return NotedPlaces(texts)

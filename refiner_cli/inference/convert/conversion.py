@@ -34,8 +34,7 @@ def check_target(writer: AnswerWriter, target: Path, answers: Answers) -> None:
     is_empty_folder = target.is_dir() and not any(target.iterdir())
     if target.exists() and not (is_empty_folder and not writer.suffix):
         raise UsageError(f"{target} exists already.", hint="Choose another name, or remove it.")
-    for place in answers.places:
-        folder = Path(place.rpartition(" = ")[2])
+    for folder in answers.places.folders():
         if not writer.suffix and target.resolve().is_relative_to(folder.resolve()):
             raise UsageError(
                 f"-o {target} lies in the photo folder {folder}.",

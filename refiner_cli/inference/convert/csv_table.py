@@ -31,13 +31,9 @@ class CsvTableWriter(AnswerWriter):
 
 def records(answers: Answers) -> Iterator[tuple[str, str, str, float]]:
     """Absolute paths: no spreadsheet takes one for a formula, and the table may be moved."""
-    for answer in answers:
-        path = answer.text_path
-        if path is None:
-            answers.left_out["name that is not text"] += 1
-        else:
-            best = answer.best
-            yield path, as_text(best.state), as_text(best.object), round(best.probability, 6)
+    for path, answer in answers.with_text_paths():
+        best = answer.best
+        yield path, as_text(best.state), as_text(best.object), round(best.probability, 6)
 
 
 def as_text(name: str) -> str:

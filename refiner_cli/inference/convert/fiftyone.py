@@ -33,11 +33,7 @@ class FiftyOneWriter(AnswerWriter):
 
 def samples(answers: Answers) -> Iterator[dict[str, Any]]:
     """The samples, as ``fiftyone.Sample.from_dict`` reads them."""
-    for answer in answers:
-        path = answer.text_path
-        if path is None:
-            answers.left_out["name that is not text"] += 1
-            continue
+    for path, answer in answers.with_text_paths():
         row, best = answer.row, answer.best
         yield {
             "filepath": path,

@@ -17,8 +17,8 @@ class ImageFolderWriter(AnswerWriter):
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
         images = copied = 0
         for answer in answers:
-            if not answer.file.is_file():
-                answers.left_out["the photo is gone"] += 1
+            if answer.address or not answer.file.is_file():
+                answers.left_out["photo on another machine" if answer.address else "the photo is gone"] += 1
                 continue
             copied += link_or_copy(answer.file.absolute(), new_path(target, answer), copy=options.copy)
             images += 1

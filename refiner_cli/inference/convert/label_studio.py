@@ -33,7 +33,7 @@ class LabelStudioWriter(AnswerWriter):
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
         states, objects = all_names(answers, options)
         (target / CONFIG).write_text(labelling_config(states, objects), "utf-8")
-        root = document_root(answers.places)
+        root = document_root(answers.places.folders())
         tasks = (task(answer, image_url(answer, root, options.url_prefix)) for answer in answers)
         with (target / TASKS).open("w", encoding="utf-8", newline="\n") as stream:
             images = write_json_array(stream, tasks)
@@ -62,19 +62,20 @@ def labelling_config(states: Sequence[str], objects: Sequence[str]) -> str:
     return ET.tostring(view, encoding="unicode") + "\n"
 
 
-def document_root(places: Sequence[str]) -> Path:
+def document_root(folders: Sequence[Path]) -> Path:
     """The folder that Label Studio has to serve: the one that the photo folders lie in.
 
     Label Studio takes a folder of photos as local storage only below its document root, not the root itself.
     """
-    folders = [Path(row_path(place).rpartition(" = ")[2]) for place in places] or [Path.cwd()]
-    return Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
+    return Path(os.path.commonpath([folder.absolute().parent for folder in folders or [Path.cwd()]]))
 
 
 def image_url(answer: Answer, root: Path, prefix: str | None) -> str:
     """Where Label Studio gets a photo."""
     if prefix is not None:
         return prefix + quote(os.fsencode(row_path(answer.row.path)))
+    if answer.address:
+        return answer.address
     file = answer.file.absolute()
     below = file.relative_to(root) if file.is_relative_to(root) else file.relative_to(file.anchor)
     return LOCAL_FILES + quote(os.fsencode(below.as_posix()))

@@ -7,13 +7,12 @@ https://github.com/agentmorris/MegaDetector/tree/main/megadetector/api/batch_pro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refiner_cli.data.image_file import UnreadableError, open_image
 from refiner_cli.errors import DatasetError
-from refiner_cli.inference.convert.answers import Answer, AnswerRow, Answers, locate_noted
+from refiner_cli.inference.convert.answers import Answer, AnswerRow, Answers
 from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions
 from refiner_cli.inference.scan import row_name
 
@@ -26,22 +25,71 @@ class MegaDetectorWriter(AnswerWriter):
     suffix = ".json"
 
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
-        found = read_detections(options.boxes) if options.boxes else new_detections()
-        images: dict[str, dict[str, Any]] = {row_name(str(one["file"])): one for one in found["images"]}
-        names: dict[str, str] = {}
+        made = DetectionFile(read_detections(options.boxes) if options.boxes else new_detections(), answers)
         count = 0
         for answer in answers:
-            inputs = (answer.row.model_extra or {}).get("inputs") or {}
-            name, number = inputs.get("image"), inputs.get("box")
-            if name is None or number is None:
+            if answer.row.about.get("image") is None or answer.row.about.get("box") is None:
                 answers.left_out["row without a box"] += 1
-            elif options.boxes:
-                count += complete_detection(images.get(name), str(number), answer.row, names, answers)
             else:
-                count += add_detection(found, images, name, inputs, answer, names, answers)
-        found["classification_categories"] = {number: name for name, number in names.items()}
-        target.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+                count += made.complete(answer.row) if options.boxes else made.add(answer)
+        target.write_text(json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
         return Converted(count)
+
+
+class DetectionFile:
+    """A detector's file while rows are written into it.
+
+    Args:
+        content: of MegaDetector's file, or of a new one.
+        answers: counts what is left out, and says where the images lie.
+    """
+
+    def __init__(self, content: dict[str, Any], answers: Answers) -> None:
+        self.content, self.answers = content, answers
+        self.images: dict[str, dict[str, Any]] = {
+            row_name(str(one["file"])): one for one in content["images"]
+        }
+        self.numbers: dict[str, str] = {}  # of the compositions
+        self.sizes: dict[str, tuple[int, int] | None] = {}  # of the images whose boxes are in pixels
+
+    def to_json(self) -> dict[str, Any]:
+        return self.content | {"classification_categories": {one: name for name, one in self.numbers.items()}}
+
+    def complete(self, row: AnswerRow) -> bool:
+        """Write what a row says into its detection; False if the file has no such detection."""
+        number = str(row.about["box"])
+        detections = self.images.get(row.about["image"], {}).get("detections") or []
+        if not number.isdecimal() or int(number) >= len(detections):
+            self.answers.left_out["box that the file does not have"] += 1
+            return False
+        detections[int(number)].update(classified(row, self.numbers))
+        return True
+
+    def add(self, answer: Answer) -> bool:
+        """Add a detection for a row; False if nobody knows the size of its image."""
+        about, name = answer.row.about, answer.row.about["image"]
+        sides = [float(about[side]) for side in ("x", "y", "width", "height")]
+        if not about.get("fractions"):
+            if name not in self.sizes:
+                self.sizes[name] = None if answer.address else upright_size(answer.file)
+            size = self.sizes[name]
+            if size is None:
+                self.answers.left_out["box in pixels whose image cannot be read"] += 1
+                return False
+            sides = [side / size[i % 2] for i, side in enumerate(sides)]
+        if name not in self.images:
+            self.images[name] = {"file": name, "detections": []}
+            self.content["images"].append(self.images[name])
+        categories: dict[str, str] = self.content["detection_categories"]
+        category = str(about.get("category") or "object")
+        number = next((key for key, label in categories.items() if label == category), None)
+        number = number or str(len(categories) + 1)
+        categories[number] = category
+        self.images[name]["detections"].append(
+            {"category": number, "conf": float(about.get("confidence", 1.0)),
+             "bbox": [round(side, 6) for side in sides], **classified(answer.row, self.numbers)}
+        )  # fmt: skip
+        return True
 
 
 def read_detections(file: Path) -> dict[str, Any]:
@@ -58,49 +106,6 @@ def read_detections(file: Path) -> dict[str, Any]:
 def new_detections() -> dict[str, Any]:
     info = {"format_version": FORMAT_VERSION, "detector": "boxes of refiner predict", "classifier": "refiner"}
     return {"info": info, "detection_categories": {}, "images": []}
-
-
-def complete_detection(
-    image: dict[str, Any] | None, number: str, row: AnswerRow, names: dict[str, str], answers: Answers
-) -> int:
-    """Write what a row says into its detection; 0 if the file has no such detection."""
-    detections = (image or {}).get("detections") or []
-    if not number.isdecimal() or int(number) >= len(detections):
-        answers.left_out["box that the file does not have"] += 1
-        return 0
-    detections[int(number)].update(classified(row, names))
-    return 1
-
-
-def add_detection(
-    found: dict[str, Any],
-    images: dict[str, dict[str, Any]],
-    name: str,
-    inputs: Mapping[str, Any],
-    answer: Answer,
-    names: dict[str, str],
-    answers: Answers,
-) -> int:
-    """Add a detection for a row; 0 if nobody knows the size of its image."""
-    sides = [float(inputs[side]) for side in ("x", "y", "width", "height")]
-    if not inputs.get("fractions"):
-        size = upright_size(locate_noted(answers.places, name))
-        if size is None:
-            answers.left_out["box in pixels whose image cannot be read"] += 1
-            return 0
-        sides = [side / size[i % 2] for i, side in enumerate(sides)]
-    if name not in images:
-        images[name] = {"file": name, "detections": []}
-        found["images"].append(images[name])
-    categories: dict[str, str] = found["detection_categories"]
-    category = str(inputs.get("category") or "object")
-    number = next((key for key, label in categories.items() if label == category), str(len(categories) + 1))
-    categories[number] = category
-    images[name]["detections"].append(
-        {"category": number, "conf": float(inputs.get("confidence", 1.0)),
-         "bbox": [round(side, 6) for side in sides], **classified(answer.row, names)}
-    )  # fmt: skip
-    return 1
 
 
 def classified(row: AnswerRow, names: dict[str, str]) -> dict[str, Any]:

@@ -13,20 +13,17 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from refiner_cli.errors import UsageError
 from refiner_cli.files import write_json
 from refiner_cli.inference.index import PARTS, Index, IndexInfo, PartInfo, is_index
-from refiner_cli.inference.index_update import Encoded
-from refiner_cli.inference.indexing import empty_index_info, encoded_image, split_vectors
+from refiner_cli.inference.index_update import Encoded, split_encoded
+from refiner_cli.inference.indexing import empty_index_info, encode_images
 from refiner_cli.inference.output import RowCount
 from refiner_cli.inference.parts.lease import Leases
 from refiner_cli.inference.parts.plan import LEASES, LISTING, PartPlan
-from refiner_cli.inference.predict import compute_batches
 from refiner_cli.inference.recogniser import Recogniser
 from refiner_cli.inference.scan import PathFilter, row_name
 
@@ -47,33 +44,20 @@ class IndexUnitWriter:
     note: Callable[[str], None]
 
     def __call__(self, unit: int) -> RowCount:
-        roles = self.index.info.roles
-        pending: list[Encoded] = []
+        encoded = encode_images(
+            self.recogniser, self.index.info, self.plan.images(unit, self.chosen),
+            batch=self.plan.made["batch"], workers=self.workers, log=self.note,
+        )  # fmt: skip
         made: list[PartInfo] = []
-
-        def compute(images: Tensor) -> list[dict[str, Tensor]]:
-            return split_vectors(self.recogniser.encode(images), roles)
-
-        for queued, pixels, vectors in compute_batches(
-            self.recogniser, self.plan.images(unit, self.chosen), compute, batch=self.plan.made["batch"],
-            workers=self.workers, log=self.note,
-        ):  # fmt: skip
-            pending.append(encoded_image(queued, pixels, vectors, self.index))
-            if len(pending) == self.index.info.part_size:
-                made.append(self.write(unit, len(made), pending))
-                pending = []
-        if pending:
-            made.append(self.write(unit, len(made), pending))
+        while group := list(islice(encoded, self.index.info.part_size)):
+            made.append(self.write(unit, len(made), group))
         write_json(self.plan.part(unit), [part.model_dump() for part in made])
         return RowCount(sum(part.images for part in made), sum(part.errors for part in made))
 
     def write(self, unit: int, number: int, encoded: Sequence[Encoded]) -> PartInfo:
         errors = sum(one.row.status != "ok" for one in encoded)
         part = PartInfo(name=f"{unit:08d}-{number:08x}", images=len(encoded), errors=errors)
-        stacked = {
-            role: torch.stack([one.vectors[role] for one in encoded]) for role in self.index.info.roles
-        }
-        self.index.write_part(part, [one.row for one in encoded], stacked)
+        self.index.write_part(part, *split_encoded(encoded, self.index.info.roles))
         return part
 
 

@@ -19,7 +19,7 @@ from refiner_cli.files import atomic_file
 from refiner_cli.inference.scan import FileVersion, ImageFile
 from refiner_cli.inference.sources.bucket import BucketContent
 from refiner_cli.inference.sources.content import Content, Failed
-from refiner_cli.inference.sources.web import WebContent
+from refiner_cli.inference.sources.web import WebContent, is_web
 
 
 def write_slices(images: Iterable[ImageFile], folder: Path, first: int, size: int) -> int:
@@ -74,7 +74,7 @@ def from_entry(entry: dict[str, Any]) -> ImageFile:
     """The inverse of :func:`to_entry`."""
     content: Content | None = None
     if url := entry.get("url"):
-        content = WebContent(url) if url.startswith("http") else BucketContent(url, entry.get("size"))
+        content = WebContent(url) if is_web(url) else BucketContent(url, entry.get("size"))
     elif "failed" in entry:
         content = Failed(entry["failed"])
     version = FileVersion(entry["size"], entry["modified"]) if "size" in entry else None

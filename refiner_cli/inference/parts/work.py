@@ -22,7 +22,7 @@ from refiner_cli.inference.parts.plan import LEASES, LOG, PartPlan
 from refiner_cli.inference.parts.share import Share
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
-from refiner_cli.inference.runner import PredictListener, PredictOptions
+from refiner_cli.inference.runner import PredictListener, PredictOptions, RowCounter
 from refiner_cli.inference.scan import PathFilter
 from refiner_cli.inference.sources.boxes import Boxes
 
@@ -88,27 +88,18 @@ class PartWriter:
 
     def __call__(self, unit: int) -> RowCount:
         """Raises RefinerError at the first unreadable image if requested."""
-        plan, images, errors = self.plan, 0, 0
-
-        def rows() -> Iterator[RowDict]:
-            nonlocal images, errors
-            for row in predict_files(
-                self.recogniser, plan.images(unit, self.chosen, self.boxes), top_k=self.options.top_k,
-                batch=plan.made["batch"], workers=self.options.workers, heatmaps=self.options.heatmaps,
-                log=self.listener.note,
-            ):  # fmt: skip
-                if row.prediction is None and self.options.stop_at_error:
-                    raise RefinerError(row.error, hint="With --on-error skip the run would continue.")
-                images, errors = images + 1, errors + (row.prediction is None)
-                self.listener.row_written(row)
-                yield row.to_json()
-
+        plan, count = self.plan, RowCounter(self.listener, stop_at_error=self.options.stop_at_error)
+        rows = predict_files(
+            self.recogniser, plan.images(unit, self.chosen, self.boxes), top_k=self.options.top_k,
+            batch=plan.made["batch"], workers=self.options.workers, heatmaps=self.options.heatmaps,
+            log=self.listener.note,
+        )  # fmt: skip
         plan.clear_halves(unit)
         with atomic_file(plan.part(unit)) as part:
             layout = format_of(plan.part(unit), inputs=bool(plan.made.get("inputs")))
-            layout.write(part, rows(), self.options.top_k)
-        self.log.note(unit, images, errors)
-        return RowCount(images, errors)
+            layout.write(part, (row.to_json() for row in count.passed_on(rows)), self.options.top_k)
+        self.log.note(unit, count.total)
+        return count.total
 
 
 @dataclass
@@ -118,10 +109,10 @@ class WorkLog:
     folder: Path
     name: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}.jsonl")
 
-    def note(self, unit: int, images: int, errors: int) -> None:
+    def note(self, unit: int, count: RowCount) -> None:
         self.folder.mkdir(exist_ok=True)
         with (self.folder / self.name).open("a", encoding="ascii") as stream:
-            stream.write(json.dumps({"unit": unit, "images": images, "errors": errors}) + "\n")
+            stream.write(json.dumps({"unit": unit, "images": count.images, "errors": count.errors}) + "\n")
 
 
 def count_rows(plan: PartPlan) -> RowCount:

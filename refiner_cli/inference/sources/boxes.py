@@ -1,12 +1,12 @@
 """The boxes of a detector: which parts of the images are recognised, one row a box.
 
-Read are MegaDetector's JSON (fractions of the upright image), COCO's JSON (pixels), and a table with the
-columns ``path``, ``x``, ``y``, ``width`` and ``height``: pixels, or fractions where no number is above 1.
+Read are MegaDetector's JSON (fractions of the upright image), COCO's JSON (pixels), and a table (CSV, TSV,
+JSON lines or Parquet) with the columns ``path``, ``x``, ``y``, ``width`` and ``height``: pixels, or fractions
+where no number is above 1.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +16,18 @@ from typing import Any
 
 from refiner_cli.data.box import Box
 from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.scan import ImageFile, row_name
 from refiner_cli.inference.sources.content import Failed
-from refiner_cli.inference.sources.source import DAMAGES, reason_of
-from refiner_cli.inference.sources.table import PATH_COLUMNS, json_value
+from refiner_cli.inference.sources.source import DAMAGES
+from refiner_cli.inference.sources.store import LocalFile
+from refiner_cli.inference.sources.table import (
+    LIST_SUFFIXES,
+    columns_by_name,
+    json_value,
+    path_column,
+    table_rows,
+)
 
 MIN_CONFIDENCE = 0.2  # of a detection, as MegaDetector's own tools have it
 SIDES = ("x", "y", "width", "height")
@@ -91,15 +99,20 @@ def read_boxes(file: Path, *, margin: float = 0.0, confidence: float = MIN_CONFI
         DatasetError: the file is missing, damaged, or of none of the known kinds.
     """
     try:
-        content = file.read_bytes()
-        if file.suffix.lower() == ".json":
-            found = json.loads(content)
+        digest = hashlib.sha256(repr((margin, confidence)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        if file.suffix.lower() in LIST_SUFFIXES:
+            detections = read_box_table(table_rows(LocalFile(file), file.name))
+        elif file.suffix.lower() != ".json":
+            raise ValueError(f"its name ends in none of {', '.join(('.json', *LIST_SUFFIXES))}")
+        else:
+            found = json.loads(file.read_bytes())
             if not isinstance(found, dict) or not isinstance(found.get("images"), list):
                 raise ValueError("it has no list of images; COCO and MegaDetector files have one")
             read = read_coco if isinstance(found.get("annotations"), list) else read_megadetector
             detections = read(found)
-        else:
-            detections = read_box_table(content.decode("utf-8-sig"))
         by_image: dict[str, list[Detection]] = {}
         left_out = 0
         for name, one in detections:
@@ -115,8 +128,7 @@ def read_boxes(file: Path, *, margin: float = 0.0, confidence: float = MIN_CONFI
         )
     for found_boxes in by_image.values():
         number_apart(found_boxes)
-    digest = hashlib.sha256(content + repr((margin, confidence)).encode()).hexdigest()[:16]
-    return Boxes(by_image, margin, digest, left_out)
+    return Boxes(by_image, margin, digest.hexdigest()[:16], left_out)
 
 
 def number_apart(found: list[Detection]) -> None:
@@ -151,23 +163,22 @@ def read_coco(content: Mapping[str, Any]) -> Detections:
         yield files[one["image_id"]], Detection(str(one["id"]), box, about)
 
 
-def read_box_table(text: str) -> Detections:
+def read_box_table(table: Iterable[Mapping[str, Any]]) -> Detections:
     """Numbered by a column ``id`` or ``box``, else within their image; other columns are carried along."""
-    rows = list(csv.DictReader(text.splitlines()))
+    rows = list(table)
     if not rows:
         raise ValueError("it is empty")
-    by_name = {name.strip().lower(): name for name in rows[0] if name}
-    path = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
-    missing = [name for name in SIDES if name not in by_name]
-    if path is None or missing:
-        raise ValueError(f"it lacks the column {'path' if path is None else missing[0]!r}")
+    by_name, path = columns_by_name(rows[0]), path_column(rows[0])
+    if missing := [name for name in SIDES if name not in by_name]:
+        raise ValueError(f"it lacks the column {missing[0]!r}")
     number = by_name.get("id") or by_name.get("box")
     sides = [tuple(float(row[by_name[name]]) for name in SIDES) for row in rows]
     fractions = max(max(four) for four in sides) <= 1
     known = {path, number, *(by_name[name] for name in SIDES)}
     seen: dict[str, int] = {}
     for row, (x, y, width, height) in zip(rows, sides, strict=True):
-        count = seen[row[path]] = seen.get(row[path], -1) + 1
+        image = str(row[path])
+        count = seen[image] = seen.get(image, -1) + 1
         about = {name: json_value(one) for name, one in row.items() if name not in known}
-        name, box = row[number] if number else str(count), Box(x, y, width, height, fractions)
-        yield row[path], Detection(name, box, about)
+        name, box = str(row[number]) if number else str(count), Box(x, y, width, height, fractions)
+        yield image, Detection(name, box, about)

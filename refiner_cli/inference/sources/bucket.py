@@ -13,9 +13,10 @@ from typing import IO, Any
 
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.errors import EnvironmentLacksError, FetchError, UsageError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
 from refiner_cli.inference.sources.content import require_loadable
-from refiner_cli.inference.sources.source import PlaceSource, reason_of, takes_member
+from refiner_cli.inference.sources.source import PlaceSource, takes_member
 
 BUCKET_BLOCK = 4 << 20  # bytes that are fetched at once
 
@@ -160,7 +161,7 @@ class BucketFolder(PlaceSource):
                     path = f"{folder}/{name}"
                     below = path.removeprefix(root.rstrip("/")).lstrip("/")
                     if takes_member(below, self.chosen):
-                        yield bucket_image(f"{scheme}://{path}", below, files[name])
+                        yield bucket_image(f"{scheme}://{path}", row_name(below), files[name])
         except Exception as error:  # noqa: BLE001 - every store has its own errors
             yield self.damaged(error)
 
@@ -171,13 +172,13 @@ class BucketImage(PlaceSource):
     is_container = False
 
     def images(self) -> Iterator[ImageFile]:
-        yield bucket_image(self.place, self.place)
+        yield bucket_image(self.place, row_name(self.place))
 
 
 def bucket_image(url: str, name: str, info: dict[str, Any] | None = None) -> ImageFile:
     """The image that is an object, with what a listing says of it."""
     version = object_version(info) if info else FileVersion()
-    return ImageFile(Path(url.rpartition("/")[2] or "image"), row_name(name),
+    return ImageFile(Path(url.rpartition("/")[2] or "image"), name,
                      BucketContent(url, version.size), version, shown=row_name(url))  # fmt: skip
 
 

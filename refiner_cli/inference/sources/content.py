@@ -19,6 +19,7 @@ from refiner_cli.data.crop import Crop, Pixels
 from refiner_cli.data.decode import read, read_stream
 from refiner_cli.data.disk import format_size
 from refiner_cli.data.image_file import UnreadableError
+from refiner_cli.files import reason_of
 
 MAX_CONTENT = 128 << 20  # bytes of an image that is read into memory; the largest photos have 100 MB
 MEMBER_HEADER = 30  # bytes of a zip member's own header, before its name
@@ -145,8 +146,7 @@ class DecodeTask:
         try:
             data = self.content.read()
         except (OSError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
-            raise UnreadableError(reason) from None
+            raise UnreadableError(reason_of(error)) from None
         if not data:
             raise UnreadableError("it is empty")
         return read_stream(io.BytesIO(data), side, box=self.box)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO
 
-from refiner_cli.inference.scan import ImageFile, PathFilter, list_files, read_list
-from refiner_cli.inference.sources.source import PlaceSource
-from refiner_cli.inference.sources.table import resolve_image
+from refiner_cli.inference.scan import ImageFile, PathFilter, list_files, read_list, row_name
+from refiner_cli.inference.sources.source import PlaceSource, is_address
+from refiner_cli.inference.sources.table import image_at
 
 LIST_BLOCK = 1 << 16  # bytes
 
@@ -25,8 +25,8 @@ class FileList(PlaceSource):
     def images(self) -> Iterator[ImageFile]:
         lines = split_at_null(self.stream) if self.null else self.stream
         for path in read_list(lines, null=self.null):
-            if "://" in path:
-                yield resolve_image("", path, {})
+            if is_address(path):
+                yield image_at(path, row_name(path))
             else:
                 yield from list_files([path], self.chosen)
 

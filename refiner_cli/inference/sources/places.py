@@ -20,8 +20,8 @@ from refiner_cli.inference.scan import (
     PathFilter,
     count_in_background,
     is_folder,
-    locate,
     row_name,
+    row_path,
 )
 from refiner_cli.inference.sources.boxes import Boxes
 from refiner_cli.inference.sources.braces import expand_braces
@@ -36,12 +36,13 @@ from refiner_cli.inference.sources.content import Failed, Loaded
 from refiner_cli.inference.sources.file_list import FileList
 from refiner_cli.inference.sources.folder import FileSource, FolderSource
 from refiner_cli.inference.sources.image_table import ImageTable, image_column
-from refiner_cli.inference.sources.source import DAMAGES, PlaceSource, with_unique_names
+from refiner_cli.inference.sources.noted import NotedPlaces, note_places
+from refiner_cli.inference.sources.source import DAMAGES, PlaceSource, is_address, with_unique_names
 from refiner_cli.inference.sources.store import LocalFile, Store
-from refiner_cli.inference.sources.table import LIST_SUFFIXES, TableSource
+from refiner_cli.inference.sources.table import LIST_SUFFIXES, TableSource, image_at
 from refiner_cli.inference.sources.tar import TAR_SUFFIXES, TarSource
 from refiner_cli.inference.sources.vanished import gone_test, lists_all
-from refiner_cli.inference.sources.web import WebFile, WebImage
+from refiner_cli.inference.sources.web import WebFile, WebImage, is_web
 from refiner_cli.inference.sources.zip import ZipSource
 
 STDIN_PLACE = "-"
@@ -83,19 +84,23 @@ class Places:
 
     def named(self, source: PlaceSource) -> Iterator[ImageFile]:
         """The images of one source under their names here, which need not be unique."""
-        own = row_name(source.place.rstrip("/"))
+        own = row_name(source.given.rstrip("/"))
         prefix = f"{own}/" if source.is_container and not self.single else ""
         for image in source.images():
             name = f"{prefix}{image.name}" if image.name else own
             yield image if name == image.name else replace(image, name=name)
 
     def origin(self) -> list[str]:
-        """What the names are relative to."""
-        if self.single:
-            return [self.single.identity]
-        return [
-            f"{row_name(source.place)} = {source.identity}" for source in self.sources if source.is_container
-        ]
+        """What the names are relative to: see :mod:`refiner_cli.inference.sources.noted`."""
+        return self.note([source for source in self.sources if source.is_container])
+
+    def note(self, sources: Sequence[PlaceSource]) -> list[str]:
+        given = [(source.given, source.place) for source in sources]
+        return note_places(given, single=self.single is not None)
+
+    def noted(self) -> NotedPlaces:
+        """Where all its images lie."""
+        return NotedPlaces(self.note(self.sources))
 
     def header(self) -> dict[str, Any]:
         """What decides about the images: two runs in which it differs share no output."""
@@ -114,7 +119,7 @@ class Places:
     def gone(self) -> Callable[[str], bool] | None:
         """Whether an image that the last pass did not come across was deleted; None: not known."""
         if all(source.folder for source in self.sources):
-            return gone_test([source.folder for source in self.sources if source.folder])
+            return gone_test(self.noted())
         return lists_all if all(source.lists_all for source in self.sources) else None
 
     def count(self) -> Callable[[], int]:
@@ -126,8 +131,8 @@ class Places:
     def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
         """The images that go by some names, in that order; without content where it cannot be read again."""
         if not self.boxes and all(source.folder or not source.is_container for source in self.sources):
-            folders = [source.folder for source in self.sources if source.folder]
-            yield from (ImageFile(locate(folders, name), name) for name in names)
+            noted = self.noted()
+            yield from (image_at(noted.locate(name), name) for name in names)
             return
         wanted = set(names)
         again = Failed("it can only be read together with its archive")
@@ -164,28 +169,29 @@ def find_places(
         return Places([FileList(stdin, chosen, null=null)])
     places: list[str] = []
     for text in given:
-        places += [text] if "://" not in text and path_exists(text) else expand_all(text)
+        places += [text] if not is_address(text) and path_exists(text) else expand_all(text)
     return Places([find_source(place, chosen) for place in dict.fromkeys(places)])
 
 
 def find_again(kept: Sequence[str]) -> Places:
-    """The sources that an index was made of; without those that are gone or out of reach."""
-    sources: list[PlaceSource] = []
-    for text in kept:
+    """The sources of an index, as it notes them; without those that are gone or out of reach."""
+    noted, sources = NotedPlaces(kept), list[PlaceSource]()
+    for given, place in noted.by_given.items():
         with suppress(RefinerError):
-            sources += find_places([text]).sources
-    return Places(sources)
+            found = find_places([place]).sources
+            if not is_address(place):  # an address is always given as it is
+                called = [given] if len(found) == 1 else dict.fromkeys(expand_braces(given))
+                for source, name in zip(found, called, strict=True):
+                    source.given = row_path(name)
+            sources += found
+    return Places(sources, several=noted.single is None)
 
 
 def expand_all(text: str) -> list[str]:
     """The places that a text with braces or ``*`` means."""
     expanded = expand_braces(text)
-    remote = [one for one in expanded if "://" in one and "*" in one and not is_web(one)]
+    remote = [one for one in expanded if is_address(one) and "*" in one and not is_web(one)]
     return [place for one in expanded for place in (expand_pattern(one) if one in remote else [one])]
-
-
-def is_web(place: str) -> bool:
-    return place.lower().startswith(("http://", "https://"))
 
 
 def find_source(place: str, chosen: PathFilter) -> PlaceSource:
@@ -193,7 +199,7 @@ def find_source(place: str, chosen: PathFilter) -> PlaceSource:
     if is_web(place):
         path = urlsplit(place).path.lower()
         return find_file(place, path, WebFile(place), chosen) or WebImage(place)
-    if "://" in place:
+    if is_address(place):
         found = find_file(place, place.lower(), BucketFile(place), chosen)
         if found:
             return found

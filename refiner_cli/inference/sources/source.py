@@ -19,6 +19,7 @@ import pyarrow as pa
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.data.safe_paths import is_foreign
 from refiner_cli.errors import FetchError
+from refiner_cli.files import reason_of
 from refiner_cli.inference.scan import (
     NO_FILTER,
     UNKNOWN_VERSION,
@@ -57,7 +58,8 @@ class PlaceSource(ABC):
     """Where images come from.
 
     Attributes:
-        place: as it was given.
+        place: where it lies.
+        given: what the names of its images begin with, where there are several places.
         identity: what two runs must have in common to continue each other.
         complete: whether the last pass came across every image there is.
     """
@@ -69,12 +71,12 @@ class PlaceSource(ABC):
     folder: Path | None = None  # the local folder that names are relative to
 
     def __init__(self, place: str, chosen: PathFilter = NO_FILTER) -> None:
-        self.place, self.chosen = place, chosen
+        self.place, self.given, self.chosen = place, place, chosen
         self.complete = False
 
     @property
     def identity(self) -> str:
-        return row_name(self.place if "://" in self.place else str(Path(self.place).resolve()))
+        return identify_place(self.place)
 
     @property
     def lists_all(self) -> bool:
@@ -99,12 +101,14 @@ class PlaceSource(ABC):
         return self.failed("", reason_of(error))
 
 
-def reason_of(error: BaseException) -> str:
-    """Why something cannot be read, as words that follow "cannot be read"."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory"
-    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(said).splitlines()[0][:300]
+def is_address(place: str) -> bool:
+    """Whether a place is an address (``https://``, ``s3://``) rather than a path of this machine."""
+    return "://" in place
+
+
+def identify_place(place: str) -> str:
+    """A place as a later command finds it, wherever that is started; UTF-8 text."""
+    return row_name(place if is_address(place) else str(Path(place).resolve()))
 
 
 def takes_member(path: str, chosen: PathFilter) -> bool:

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -18,9 +19,10 @@ import pyarrow.parquet as pq
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.inference.scan import ImageFile, row_name
 from refiner_cli.inference.sources.bucket import bucket_image
-from refiner_cli.inference.sources.source import DAMAGES
+from refiner_cli.inference.sources.source import DAMAGES, is_address
+from refiner_cli.inference.sources.store import Store
 from refiner_cli.inference.sources.stored import StoredSource
-from refiner_cli.inference.sources.web import web_image
+from refiner_cli.inference.sources.web import is_web, web_image
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 PATH_COLUMNS = (
@@ -28,7 +30,6 @@ PATH_COLUMNS = (
     "url", "image_url",
 )  # fmt: skip
 ROWS_AT_ONCE = 1024
-LONGEST_LINE = 1 << 24  # characters
 
 
 class TableSource(StoredSource):
@@ -40,7 +41,7 @@ class TableSource(StoredSource):
         self.complete = True
         column = None
         try:
-            for number, row in enumerate(self.rows(), 1):
+            for number, row in enumerate(table_rows(self.store, self.place), 1):
                 column = column or path_column(row)
                 path = row.get(column)
                 if isinstance(path, str) and path:
@@ -51,18 +52,20 @@ class TableSource(StoredSource):
         except DAMAGES as error:
             yield self.damaged(error)
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
-        suffix = Path(self.place).suffix.lower()
-        if suffix == ".parquet":
-            with self.store.open_seekable() as stream, pq.ParquetFile(stream) as table:
-                for batch in table.iter_batches(ROWS_AT_ONCE):
-                    yield from batch.to_pylist()
-            return
-        with self.store.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
-            if suffix in {".csv", ".tsv"}:
-                yield from csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
-            else:
-                yield from json_rows(text)
+
+def table_rows(store: Store, name: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table, whose kind its name tells. Raises :data:`DAMAGES`."""
+    suffix = Path(name).suffix.lower()
+    if suffix == ".parquet":
+        with store.open_seekable() as stream, pq.ParquetFile(stream) as table:
+            for batch in table.iter_batches(ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+        return
+    with store.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+        if suffix in {".csv", ".tsv"}:
+            yield from csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
+        else:
+            yield from json_rows(text)
 
 
 def json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
@@ -79,9 +82,14 @@ def json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
+def columns_by_name(row: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a table by their names in small letters."""
+    return {str(name).strip().lower(): str(name) for name in row if name is not None}
+
+
 def path_column(row: Mapping[str, Any]) -> str:
     """The column that names the images. Raises UnreadableError if there is none."""
-    by_name = {str(name).strip().lower(): str(name) for name in row if name is not None}
+    by_name = columns_by_name(row)
     found = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
     if found is None:
         raise UnreadableError(
@@ -103,11 +111,18 @@ def json_value(value: Any) -> Any:
 
 def resolve_image(place: str, path: str, inputs: Mapping[str, Any]) -> ImageFile:
     """The image that a table at ``place`` calls ``path``."""
-    address = path if "://" in path else urljoin(place, path) if "://" in place else ""
-    if address.startswith(("http://", "https://")):
-        found = web_image(address, row_name(path))
-    elif address:
-        found = bucket_image(address, path)
-    else:
-        found = ImageFile(Path(place).parent / path, row_name(path))
-    return ImageFile(found.file, found.name, found.content, found.version, inputs=inputs, shown=found.shown)
+    return replace(image_at(resolve_address(place, path), row_name(path)), inputs=inputs)
+
+
+def resolve_address(place: str, path: str) -> str:
+    """The path or address of what a table at ``place`` calls ``path``."""
+    if is_address(path):
+        return path
+    return urljoin(place, path) if is_address(place) else str(Path(place).parent / path)
+
+
+def image_at(where: str, name: str) -> ImageFile:
+    """The image at a path or an address."""
+    if is_web(where):
+        return web_image(where, name)
+    return bucket_image(where, name) if is_address(where) else ImageFile(Path(where), name)

@@ -61,7 +61,6 @@ class GzipMember:
 
     def __init__(self) -> None:
         self.inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        self.rest = b""
 
     @property
     def eof(self) -> bool:

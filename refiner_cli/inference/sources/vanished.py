@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from refiner_cli.inference.scan import locate
+from refiner_cli.inference.sources.noted import NotedPlaces
 
 
-def gone_test(places: Sequence[Path]) -> Callable[[str], bool]:
+def gone_test(places: NotedPlaces) -> Callable[[str], bool]:
     """Whether the image of a row was deleted from its folder."""
 
     def is_gone(name: str) -> bool:
         if name.endswith("/"):  # a folder that could not be opened, and now can
             return True
         try:
-            locate(places, name).lstat()
+            Path(places.locate(name)).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return True
         except (OSError, ValueError):  # out of reach, not gone

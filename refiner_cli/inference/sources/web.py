@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,10 @@ WEB_BLOCK = 1 << 18  # bytes
 BUSY = {408, 425, 429, 500, 502, 503, 504}  # answers after which it is worth asking again
 
 
+def is_web(address: str) -> bool:
+    return address.lower().startswith(("http://", "https://"))
+
+
 @cache
 def web_client() -> httpx.Client:
     from refiner_cli.data.download.http import client
@@ -45,7 +49,7 @@ class WebContent:
     remote = True
 
     def read(self) -> bytes:
-        return with_attempts(self.url, self._read)
+        return with_attempts(self._read)
 
     def _read(self) -> bytes:
         data = bytearray()
@@ -56,16 +60,16 @@ class WebContent:
         return bytes(data)
 
 
-def with_attempts(url: str, read: Callable[[], bytes]) -> bytes:
+def with_attempts(read: Callable[[], bytes]) -> bytes:
     """What a request gives; it is repeated where that may help. Raises UnreadableError."""
-    for attempt in range(ATTEMPTS):
-        try:
+    for attempt in range(ATTEMPTS - 1):
+        with suppress(BusyError):
             return read()
-        except BusyError as error:
-            if attempt == ATTEMPTS - 1:
-                raise UnreadableError(str(error)) from None
-            time.sleep(PAUSE_SECONDS * 2**attempt)
-    raise UnreadableError(f"{url} gives nothing")
+        time.sleep(PAUSE_SECONDS * 2**attempt)
+    try:
+        return read()
+    except BusyError as error:
+        raise UnreadableError(str(error)) from None
 
 
 class BusyError(OSError):

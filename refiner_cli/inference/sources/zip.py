@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from refiner_cli.data.download.zip_archive import LimitedReads
+from refiner_cli.files import reason_of
 from refiner_cli.inference.scan import FileVersion, ImageFile
 from refiner_cli.inference.sources.content import MAX_CONTENT, Content, Failed, Loaded, ZipMember
-from refiner_cli.inference.sources.source import DAMAGES, reason_of
+from refiner_cli.inference.sources.source import DAMAGES
 from refiner_cli.inference.sources.stored import ArchiveSource
 
 IS_ENCRYPTED, IS_UTF8 = 0x1, 0x800  # bits of a member's flags

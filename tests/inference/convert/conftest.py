@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from refiner_cli.inference.convert.answers import Answers
+from refiner_cli.inference.sources.noted import NotedPlaces
 
 PHOTOS = {  # path -> best pair
     "a.jpg": ("half_eaten", "apple"),
@@ -69,4 +70,4 @@ def rows(photos: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def answers(rows: Path, photos: Path) -> Answers:
-    return Answers(rows, [str(photos)])
+    return Answers(rows, NotedPlaces([str(photos)]))

@@ -17,10 +17,11 @@ from refiner_cli.data.create.label_studio import read_export
 from refiner_cli.data.create.sources import read_photos
 from refiner_cli.data.labels import Pair, name_key
 from refiner_cli.errors import DatasetError, UsageError
-from refiner_cli.inference.convert.answers import Answers, locate_noted, noted_places
+from refiner_cli.inference.convert.answers import Answers, noted_places
 from refiner_cli.inference.convert.cleanlab import fill_probabilities
 from refiner_cli.inference.convert.conversion import WRITERS, check_target, convert_answers
 from refiner_cli.inference.convert.writer import ConvertOptions
+from refiner_cli.inference.sources.noted import NotedPlaces
 from tests.inference.convert.conftest import PHOTOS, predicted
 
 
@@ -243,30 +244,39 @@ def test_damaged_predictions_are_one_sentence(tmp_path: Path, text: str) -> None
     file = tmp_path / "rows.jsonl"
     file.write_text(text)
     with pytest.raises(DatasetError, match="are damaged"):
-        list(Answers(file, []))
+        list(Answers(file, NotedPlaces()))
     with pytest.raises(DatasetError, match="There is no file"):
-        list(Answers(tmp_path / "none.jsonl", []))
+        list(Answers(tmp_path / "none.jsonl", NotedPlaces()))
 
 
 def test_names_are_found_where_the_run_says_they_lie(rows: Path, photos: Path, tmp_path: Path) -> None:
-    assert noted_places(rows) == [str(photos)]
-    assert noted_places(tmp_path / "none.jsonl") == []
+    assert noted_places(rows).texts == [str(photos)]
+    assert noted_places(tmp_path / "none.jsonl").texts == []
     for places, name, file in (
         (["/p"], "a/b.jpg", "/p/a/b.jpg"),
         (["x = /p", "../y/ = /q"], "../y/b.jpg", "/q/b.jpg"),
         (["x = /p", "../y/ = /q"], "x/b.jpg", "/p/b.jpg"),
         (["x = /p"], "xx/b.jpg", "xx/b.jpg"),
         ([], "/abs/b.jpg", "/abs/b.jpg"),
+        (["/p", "/q"], "/q/b.jpg", "/q/b.jpg"),  # of an index of an earlier version
+        (["x = /p", "a.jpg = /r/a.jpg"], "a.jpg", "/r/a.jpg"),
+        (["/p/a = b"], "c.jpg", "/p/a = b/c.jpg"),
+        (["x = /p", "https://h/y.tar = https://h/y.tar"], "https://h/y.tar/b.jpg", "https://h/y.tar/b.jpg"),
+        (["s3://bucket/p/"], "b.jpg", "s3://bucket/p/b.jpg"),
+        (["/p/list.csv"], "b.jpg", "/p/b.jpg"),
+        (["/p/list.csv"], "https://h/b.jpg", "https://h/b.jpg"),
+        (["https://h/p/list.csv"], "b.jpg", "https://h/p/b.jpg"),
+        ([], "https://h/b.jpg", "https://h/b.jpg"),
         (["/p"], r"\xff.jpg", os.fsdecode(b"/p/\xff.jpg")),
     ):
-        assert locate_noted(places, name) == Path(file)
+        assert NotedPlaces(places).locate(name) == file
 
 
 def test_a_name_that_is_not_text_is_left_out_where_a_format_is_text(photos: Path, tmp_path: Path) -> None:
     rows = tmp_path / "odd.jsonl"
     found = [predicted(r"\xff.jpg", ("ripe", "pear")), predicted("a.jpg", ("ripe", "pear"))]
     rows.write_text("".join(json.dumps(row) + "\n" for row in found))
-    answers = Answers(rows, [str(photos)])
+    answers = Answers(rows, NotedPlaces([str(photos)]))
     for to in ("csv", "fiftyone"):
         target = tmp_path / f"{to}{WRITERS[to].suffix}"
         assert convert_answers(answers, WRITERS[to], target, ConvertOptions()).images == 1

@@ -22,8 +22,9 @@ def write_names(plan: PartPlan, log: WorkLog, seconds: float, unit: int) -> RowC
     with atomic_file(plan.part(unit)) as part:
         format_of(plan.part(unit)).write(part, rows, 1)
         time.sleep(seconds)
-    log.note(unit, len(rows), len(rows))
-    return RowCount(len(rows), len(rows))
+    count = RowCount(len(rows), len(rows))
+    log.note(unit, count)
+    return count
 
 
 def work(folder: Path, seconds: float, lease_seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from refiner_cli.data.box import Box
 from refiner_cli.data.crop import Crop
 from refiner_cli.data.decode import read
 from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.inference.convert import megadetector as megadetector_writer
+from refiner_cli.inference.convert.megadetector import upright_size
 from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.sources.boxes import read_boxes
@@ -80,12 +83,21 @@ def coco(folder: Path) -> Path:
     return file
 
 
-def table(folder: Path, boxes: dict[str, Any] = PIXELS) -> Path:
-    lines = ["path,x,y,width,height,site"]
-    for name in ("a.jpg", "turned.jpg", "bad.jpg"):
-        lines += [f"{name},{','.join(map(str, box))},north" for box in boxes.values()]
-    file = folder / f"boxes-{len(str(boxes))}.csv"
-    file.write_text("\n".join(lines))
+def table(folder: Path, boxes: dict[str, Any] = PIXELS, suffix: str = ".csv") -> Path:
+    """A table with a value of two lines in every row."""
+    rows = [
+        {"path": name, **dict(zip(("x", "y", "width", "height"), box, strict=True)), "site": "far\nnorth"}
+        for name in ("a.jpg", "turned.jpg", "bad.jpg")
+        for box in boxes.values()
+    ]
+    file = folder / f"boxes{suffix}"
+    if suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
     return file
 
 
@@ -100,13 +112,15 @@ def colours(places: Places) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["megadetector", "coco", "pixels", "fractions"])
+@pytest.mark.parametrize("kind", ["megadetector", "coco", "pixels", "fractions", ".tsv", ".jsonl"])
 def test_every_box_is_an_image_that_shows_what_is_in_it(photos: Path, tmp_path: Path, kind: str) -> None:
     files = {
         "megadetector": megadetector,
         "coco": coco,
         "pixels": table,
         "fractions": lambda f: table(f, FRACTIONS),
+        ".tsv": lambda f: table(f, suffix=".tsv"),
+        ".jsonl": lambda f: table(f, suffix=".jsonl"),
     }
     boxes = read_boxes(files[kind](tmp_path))
     numbers = {"megadetector": ["0", "2"] * 3, "coco": [str(n) for n in (70, 71, 74, 75, 72, 73)]}.get(
@@ -126,6 +140,8 @@ def test_every_box_is_an_image_that_shows_what_is_in_it(photos: Path, tmp_path: 
         assert (first.inputs["x"], first.inputs["fractions"]) == (
             (0.3, True) if kind in {"megadetector", "fractions"} else (120, False)
         )
+    if kind not in {"megadetector", "coco"}:
+        assert first.inputs["site"] == "far\nnorth"
     if kind == "megadetector":
         assert boxes.left_out == 3
         assert first.inputs["category"] == "animal"
@@ -166,7 +182,8 @@ def test_a_small_box_is_cut_from_enough_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [("x.json", "{"), ("x.json", "[]"), ("x.json", '{"images": [{"detections": [{"bbox": [1]}]}]}'),
-     ("x.csv", ""), ("x.csv", "path,x\na,1\n"), ("x.csv", "path,x,y,width,height\na.jpg,1,2,three,4\n")],
+     ("x.csv", ""), ("x.txt", "path,x\n"), ("x.csv", "path,x\na,1\n"),
+     ("x.csv", "path,x,y,width,height\na.jpg,1,2,three,4\n")],
 )  # fmt: skip
 def test_damaged_boxes_are_one_sentence(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
@@ -225,11 +242,19 @@ def test_rows_of_boxes_complete_the_detectors_file(
 
 
 def test_boxes_in_pixels_become_megadetectors_fractions(
-    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, made = tmp_path / "rows.jsonl", tmp_path / "made.json"
     assert cli("-q", "predict", small_export, photos, "--boxes", coco(tmp_path), "-o", out).code == 5
+    opened: list[Path] = []
+
+    def counted_size(file: Path) -> tuple[int, int] | None:
+        opened.append(file)
+        return upright_size(file)
+
+    monkeypatch.setattr(megadetector_writer, "upright_size", counted_size)
     assert cli("-q", "convert", out, "--to", "megadetector", "-o", made).code == 5
+    assert sorted(file.name for file in opened) == ["a.jpg", "turned.jpg"]  # each once, for two boxes
     images = json.loads(made.read_text())["images"]
     assert {image["file"] for image in images} == {"a.jpg", "turned.jpg"}
     for image in images:

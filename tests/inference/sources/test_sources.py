@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refiner_cli.cli.inputs import name_places
 from refiner_cli.data.crop import Crop
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import NO_FILTER, ImageFile, PathFilter
 from refiner_cli.inference.sources.braces import expand_braces
-from refiner_cli.inference.sources.places import Places, find_places
+from refiner_cli.inference.sources.content import Failed
+from refiner_cli.inference.sources.places import Places, find_again, find_places
+from refiner_cli.inference.sources.web import WebContent
 from tests.inference.sources.packing import (
     draw_noise,
     serve_bucket,
@@ -246,6 +249,51 @@ def test_images_are_found_again_by_the_names_of_their_rows(packed: Path, expecte
                 if not works
                 else (np.asarray(result).tobytes() == expected[name])
             )
+
+
+@pytest.mark.parametrize(
+    ("given", "lost"),
+    [
+        (["photos"], 0),
+        (["photos", "gone"], 1),
+        (["one.jpg", "gone"], 1),
+        (["gone", "photos.{tar,zip}"], 1),
+        (["one.jpg", "https://nowhere.invalid/a.jpg"], 0),
+    ],
+)
+def test_an_index_finds_its_images_wherever_a_command_is_started(
+    packed: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], lost: int
+) -> None:
+    """Names of several places begin with what was given, also where one of them has vanished since."""
+    for name, target in (("photos", photos), ("photos.tar", packed / "photos.tar"),
+                         ("photos.zip", packed / "photos.zip"), ("one.jpg", next(photos.rglob("*.jpg"))),
+                         ("gone/x.jpg", next(photos.rglob("*.jpg")))):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    places = find_places(given)
+    names, noted = [image.name for image in places.images()], name_places(given, places)
+    monkeypatch.chdir(packed)
+    (tmp_path / "gone" / "x.jpg").unlink()
+    (tmp_path / "gone").rmdir()
+    found = list(find_again(noted).locate(names))
+    assert [image.name for image in found] == names
+    contents = [image.content or image.file for image in found]
+    missing = [isinstance(one, Failed) or (isinstance(one, Path) and not one.exists()) for one in contents]
+    assert sum(missing) == lost
+    assert contents[-1] == WebContent(given[-1]) or not given[-1].startswith("https")
+
+
+def test_a_fetch_that_needs_too_much_memory_costs_its_image() -> None:
+    class Huge:
+        remote = True
+
+        def read(self) -> bytes:
+            raise MemoryError
+
+    images = [ImageFile(Path("x"), "x", Huge())]
+    ((_, results),) = decode_batches(images, 1, CROP, 0)
+    assert results == ["there is not enough memory"]
 
 
 def test_patterns_choose_members(packed: Path) -> None:
