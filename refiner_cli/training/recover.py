@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from refiner_cli.config import Config
-from refiner_cli.core.model_io.schema import CONFIG
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.training.checkpoints import Checkpoints
-from refiner_cli.training.run_dir import RUN, DamagedRunError, DatasetRef, Run
+from refiner_cli.training.run_dir import RUN, DamagedRunError, Run
 from refiner_cli.training.state import STATE_FILE
 
 
@@ -24,11 +22,8 @@ def open_or_recover(folder: Path, log: LogFn) -> Run:
         newest = Checkpoints(folder / "checkpoints").newest_intact(log)
         if newest is None:
             raise
-        state = json.loads((newest / STATE_FILE).read_text("utf-8"))
-        model = json.loads((newest / CONFIG).read_text("utf-8"))
-        dataset = DatasetRef(model["dataset"], model["dataset_path"], model["dataset_fingerprint"])
-        skipped, changes = tuple(state.get("skipped", ())), tuple(state.get("changes", ()))
-        run = Run(folder, Config.model_validate(state["config"]), dataset, skipped, changes)
+        source = newest / STATE_FILE
+        run = Run.parse(folder, json.loads(source.read_bytes()), source)
         run.write()
         log(f"{error.message} {RUN} was written again from {newest.name}.")
         return run

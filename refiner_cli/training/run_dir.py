@@ -89,8 +89,11 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> Run:
         """Open a run. Raises ModelFileError if it is not one, or is damaged or of another version."""
-        content = read_run_file(folder)
-        file = folder / RUN
+        return cls.parse(folder, read_run_file(folder), folder / RUN)
+
+    @classmethod
+    def parse(cls, folder: Path, content: dict[str, Any], source: Path) -> Run:
+        """What :meth:`to_json` gave, read from a file ``source``. Raises ModelFileError if it is damaged."""
         try:
             dataset = TypeAdapter(DatasetRef).validate_python(content["dataset"])
             skipped = TypeAdapter(tuple[str, ...]).validate_python(content.get("skipped", []))
@@ -103,16 +106,23 @@ class Run:
                     f"The method {first['input']!r} of the run {folder} is unknown.",
                     hint="Install the package that adds it.",
                 ) from None
-            raise DamagedRunError(f"The run file {file} is damaged ({first['msg']}).") from None
+            raise DamagedRunError(f"The run file {source} is damaged ({first['msg']}).") from None
         except (KeyError, TypeError, ConfigError) as error:
-            raise DamagedRunError(f"The run file {file} is damaged ({error!r}).") from None
+            raise DamagedRunError(f"The run file {source} is damaged ({error!r}).") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """All that it is besides its folder: the content of run.json, which every checkpoint repeats."""
+        return {
+            "format": RUN_FORMAT,
+            "config": self.config.model_dump(mode="json"),
+            "dataset": asdict(self.dataset),
+            "skipped": list(self.skipped),
+            "changes": list(self.changes),
+        }
 
     def write(self) -> None:
         """Write run.json."""
-        config = self.config.model_dump(mode="json")
-        content = {"format": RUN_FORMAT, "config": config, "dataset": asdict(self.dataset),
-                   "skipped": list(self.skipped), "changes": list(self.changes)}  # fmt: skip
-        write_json(self.folder / RUN, content)
+        write_json(self.folder / RUN, self.to_json())
 
     def abandon(self) -> None:
         """Remove a run that never began, so that the next start finds the folder free."""

@@ -78,9 +78,7 @@ class TrainerState:
         content = {
             "progress": asdict(progress),
             "scaler": self.scaler.state_dict(),
-            "config": self.run.config.model_dump(mode="json"),
-            "skipped": list(self.run.skipped),
-            "changes": list(self.run.changes),
+            **self.run.to_json(),  # so that a damaged run.json can be written again
         }
         try:
             with self.run.stored.new(step) as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -176,6 +177,27 @@ def test_a_damaged_run_resumes_from_the_newest_undamaged_checkpoint(pristine: Pa
         resumed += 1
     assert resumed > CASES / 2
     assert not [sentence for sentence in refused if "\n" in sentence]
+
+
+@pytest.mark.parametrize("torn", [None, b'{"format": "refi'])
+def test_a_checkpoint_gives_back_all_that_run_json_said(
+    pristine: Path, tmp_path: Path, torn: bytes | None
+) -> None:
+    folder = shutil.copytree(pristine, tmp_path / "run")
+    run = Run.open(folder)
+    run = dataclasses.replace(
+        run,
+        dataset=dataclasses.replace(run.dataset, labels="labels.jsonl"),
+        skipped=("a.jpg",),
+        changes=({"after_step": 20, "train.lr": [0.1, 0.2]},),
+    )
+    assert all([*vars(run).values(), *vars(run.dataset).values()])  # nothing is what it would be unsaid
+    state_of(run)[1].save(TrainProgress(40))
+    (folder / "run.json").unlink()
+    if torn:
+        (folder / "run.json").write_bytes(torn)
+    assert open_or_recover(folder, print) == run
+    assert Run.open(folder) == run
 
 
 def test_a_damaged_run_is_never_read_as_a_model(pristine: Path, tmp_path: Path) -> None:
