@@ -1,9 +1,10 @@
-"""Atomic writes: a file or folder is either complete or absent, and survives a power cut."""
+"""Atomic writes: a file or folder is either complete or absent, and survives a power cut. And checksums."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -86,6 +87,14 @@ def write_json(file: Path, value: Any) -> None:
     with atomic_file(file) as part:
         # A file name that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
         part.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a regular file. Raises OSError for anything else, which could block."""
+    if not file.is_file():
+        raise OSError(0, "not a regular file")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

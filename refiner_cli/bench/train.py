@@ -11,15 +11,13 @@ from torch import Tensor
 
 from refiner_cli.bench.measure import BenchResult, Peak, median_seconds, synchronize
 from refiner_cli.config import Config
-from refiner_cli.core.models.base import MemoryOptions, Model
+from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import attention_kernels, autocast
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.towers.backbone import Backbone
-from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.training.gradient_step import GradientStep
-from refiner_cli.training.memory_plan import fit_step
+from refiner_cli.training.setup import fitted_step, place_model
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,8 @@ class BenchMachine:
 
 def random_images(backbone: Backbone, count: int, device: torch.device) -> Tensor:
     """Preprocessed images of noise, ``count x 3 x H x W``."""
-    size = backbone.spec.preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    chance = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, *backbone.image_size, generator=chance).to(device)
 
 
 def bench_step(
@@ -44,27 +41,16 @@ def bench_step(
     """One optimizer step on random images of a label space."""
     device, B = machine.device, config.train.batch_size
     torch.manual_seed(0)
-    model = build_model(config.method, backbone, config.model, space).to(device).train()
-    context = len(backbone.text.tokens.encode(getattr(config.model, "prompt_init", "")))
-    size, why = pick_chunk_size(
-        config.train.text_chunk_size, backbone.text, len(space.pairs), device, machine.precision, context
-    )
-    model.memory = MemoryOptions(size)
-    log(f"{name}: text chunks of {size} prompts ({why})")
+    model = build_model(config.method, backbone, config.model, space)
+
+    def note(line: str) -> None:
+        log(f"{name}: {line}")
+
+    place_model(model, config.train, len(space.pairs), device, machine.precision, note)
+    gradient_step, _ = fitted_step(model, space, config.train, machine.precision, note)
     images = random_images(backbone, B, device)
     truth = torch.arange(B, device=device) % len(space.pairs)
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-4)
-    gradient_step = GradientStep(
-        model,
-        space,
-        config.train,
-        machine.precision,
-        encode=lambda: model.encode_pairs(space),
-        scale=lambda loss: loss,
-        log=log,
-    )
-
-    gradient_step.micro_batch = fit_step(model, space, config.train, machine.precision, images[:1], log)
 
     def step() -> None:
         gradient_step.backward(images, truth, 0)

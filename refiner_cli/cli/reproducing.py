@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +121,7 @@ def carry_out(
 
 def finish_job(job: ReproductionJob, stop: StopRequest) -> bool:
     """Train and evaluate one job; False: it was stopped before the end, with its state saved."""
+    from refiner_cli.cli.evaluation import date_and_command
     from refiner_cli.cli.training_view import fit_with_progress
     from refiner_cli.training.trainer import StopRequestedError
 
@@ -135,7 +135,7 @@ def finish_job(job: ReproductionJob, stop: StopRequest) -> bool:
                 raise StopRequestedError
 
         try:
-            job.evaluate(terminal.note, follow)
+            job.evaluate(date_and_command(), terminal.note, follow)
         except StopRequestedError:
             return False
     return True
@@ -149,9 +149,8 @@ def report_of(
     downloader: Downloader,
     datasets: Sequence[Dataset],
 ) -> dict[str, Any]:
-    """Everything that was found, and what it depends on."""
+    """Everything that was found, and what it depends on: nothing of the command that asks for it again."""
     from refiner_cli.reproduction.table import SCHEMA, summary_rows
-    from refiner_cli.training.setup import environment
 
     settings = results[0]["determinants"]["settings"]
     return {
@@ -168,8 +167,6 @@ def report_of(
             "fingerprint": benchmark.fingerprint(),
             "archives": downloader.pins(datasets),
         },
-        "environment": environment(),
-        "command": shlex.join(["refiner", *sys.argv[1:]]),
     }
 
 
@@ -178,8 +175,6 @@ def estimates(
 ) -> dict[str, JobEstimate]:
     """By method that still has something to do. Without the benchmark, with made-up pairs of its size."""
     from refiner_cli.bench.spaces import label_space
-    from refiner_cli.core.runtime.device import pick_device
-    from refiner_cli.core.towers.backbone import load_backbone
     from refiner_cli.reproduction.estimate import ImageCounts, estimate_job
 
     if benchmark is None:
@@ -194,9 +189,7 @@ def estimates(
     for method in dict.fromkeys(config.method for config in wanted):
         config = configs[method]
         terminal.note(f"estimating {method} with a few noise images")
-        backbone = load_backbone(config.backbone, "none", config.seed)
-        backbone.clip.to(pick_device(config.device)[0])
-        found[method] = estimate_job(config, backbone, space, counts, terminal.note)
+        found[method] = estimate_job(config, space, counts, terminal.note)
     return found
 
 

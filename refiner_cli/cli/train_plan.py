@@ -14,7 +14,6 @@ from refiner_cli.errors import DatasetError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
-    from refiner_cli.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -95,17 +94,10 @@ def plan_training(request: TrainRequest, config: Config, sources: Mapping[str, s
         config.train.batch_size,
         trainer.schedule.steps_per_epoch,
         trainer.total,
-        count_validations(trainer),
+        trainer.schedule.validations(trainer.total),
         sum(p.numel() for p in trainer.model.trainable_parameters().values()),
         str(folder),
     )
-
-
-def count_validations(trainer: Trainer) -> int:
-    """The one before the first step, those after epochs, and the one at the end."""
-    per, every = trainer.schedule.steps_per_epoch, trainer.config.eval_every
-    due = {epoch * per for epoch in range(trainer.total // per + 1) if epoch % every == 0}
-    return len(due | {trainer.total})
 
 
 def require_drawn(dataset: str) -> None:

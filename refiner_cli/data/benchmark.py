@@ -112,6 +112,10 @@ class Benchmark:
 
     def fingerprint(self) -> str:
         """16 hex digits over every image path, label and split: what a run was trained on."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for split in SPLITS:
             for pair in self.pairs[split]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.scoring import measure_split
 from refiner_cli.experiments.folds import fold
 from refiner_cli.experiments.variants import Variant
-from refiner_cli.files import write_json
+from refiner_cli.files import sha256, write_json
 from refiner_cli.recipes import recipe_for
 from refiner_cli.settings import resolve
 from refiner_cli.training.calibrate import calibrate
@@ -94,7 +93,7 @@ class Trial:
             with_clutter(n): load_benchmark(place).fingerprint() for n, place in self.clutter_tests.items()
         }
         if self.backbone is not None:
-            prints["backbone"] = hashlib.sha256(self.backbone.read_bytes()).hexdigest()[:16]
+            prints["backbone"] = sha256(self.backbone)[:16]
         return {
             "config": self.config().model_dump(mode="json"),
             "data": self.benchmark().fingerprint(),

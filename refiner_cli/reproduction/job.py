@@ -10,10 +10,11 @@ A result is complete or absent; one of other settings or data is measured again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from refiner_cli.evaluation.feasibility.fit import FeasibilityFit, fit_feasibili
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.scoring import ProgressFn, measure_split, no_progress
-from refiner_cli.files import write_json
+from refiner_cli.files import sha256, write_json
 from refiner_cli.training.recover import open_or_recover
 from refiner_cli.training.run_dir import DatasetRef, Run, is_run, model_folder
 from refiner_cli.training.setup import build_trainer, environment, resume_trainer
@@ -57,6 +58,7 @@ class ReproductionJob:
     def run(self) -> Path:
         return self.folder / RUN_FOLDER
 
+    @cached_property
     def determinants(self) -> dict[str, Any]:
         """What a stored result must have been made of."""
         return {
@@ -70,7 +72,7 @@ class ReproductionJob:
         """The result, if it is there; None too for a damaged file or one of something else."""
         try:
             content: dict[str, Any] = json.loads((self.folder / RESULT_FILE).read_bytes())
-            return content if content["determinants"] == self.determinants() else None
+            return content if content["determinants"] == self.determinants and content["made"] else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -95,10 +97,13 @@ class ReproductionJob:
             )
         return resume_trainer(run, self.benchmark, log)
 
-    def evaluate(self, log: LogFn, progress: ProgressFn = no_progress) -> dict[str, Any]:
+    def evaluate(self, made: Mapping[str, str], log: LogFn, progress: ProgressFn = no_progress) -> None:
         """Measure the best checkpoint on test, in every world and by both protocols, and keep the result.
 
         Feasibility is fitted on validation.
+
+        Args:
+            made: when, and with what command.
         """
         began, folder = time.perf_counter(), model_folder(self.run)
         model, info = read_model(folder)
@@ -124,10 +129,9 @@ class ReproductionJob:
         measured = measure_split(
             model, self.benchmark, "test", spaces, runtime, adjustments=adjustments, progress=progress
         )
-        weights = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
         steps = [row for row in Run.open(self.run).metrics() if row["kind"] == "step"]
         result = {
-            "determinants": self.determinants(),
+            "determinants": self.determinants,
             "method": self.config.method,
             "seed": self.config.seed,
             "step": info.step,
@@ -138,11 +142,10 @@ class ReproductionJob:
             },
             "feasibility": fit.to_json() if fit else None,
             "backbone": model.backbone.fingerprint(),
-            "weights_sha256": weights,
+            "weights_sha256": sha256(folder / WEIGHTS_FILE),
             "train_seconds": round(sum(row["seconds"] for row in steps), 1),
             "evaluation_seconds": round(time.perf_counter() - began, 1),
             "evaluation_peak_bytes": peak.read(),
-            "environment": environment(),
+            "made": {**made, **environment()},
         }
         write_json(self.folder / RESULT_FILE, result)
-        return result

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED
 from refiner_cli.reproduction.published import PUBLISHED, published_row
+from refiner_cli.training.seeds import mean_and_deviation
 
 SCHEMA = "refiner.reproduce/1"
 
@@ -15,8 +15,7 @@ SCHEMA = "refiner.reproduce/1"
 def summary_rows(results: Sequence[dict[str, Any]], benchmark: str, feasibility: str) -> list[dict[str, Any]]:
     """One row per method, world and protocol: mean and deviation over the seeds, and the published figures.
 
-    The published open world is masked, so its figures stand beside the masked world; the deviation divides
-    by n - 1 and is None of one seed.
+    The published open world is masked, so its figures stand beside the masked world.
     """
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
@@ -32,23 +31,12 @@ def summary_rows(results: Sequence[dict[str, Any]], benchmark: str, feasibility:
                         "world": world,
                         "protocol": protocol,
                         "seeds": len(runs),
-                        **mean_by_metric([run[world][protocol] for run in runs]),
+                        **mean_and_deviation([run[world][protocol] for run in runs]),
                         "published": dict(zip(HEADLINE_METRICS, printed, strict=True)) if printed else None,
                         "source": known.source if known and printed else None,
                     }
                 )
     return rows
-
-
-def mean_by_metric(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Mean and sample deviation by metric; None where it is undefined."""
-    mean: dict[str, float | None] = {}
-    deviation: dict[str, float | None] = {}
-    for name in HEADLINE_METRICS:
-        values = [float(metrics[name]) for metrics in found if metrics[name] is not None]
-        mean[name] = statistics.fmean(values) if values else None
-        deviation[name] = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": mean, "deviation": deviation}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -73,11 +61,10 @@ def markdown(report: dict[str, Any]) -> str:
                     printed = [f"{row['published'][name]:.1f}" for name in HEADLINE_METRICS]
                     lines.append(f"| {row['method']}, published | {' | '.join(printed)} | {row['source']} |")
         lines += other_methods(report["benchmark"], world, protocol, report["feasibility"])
-    facts = report["environment"] | {
+    facts = made_with(report["runs"]) | {
         "dataset": report["dataset"]["fingerprint"],
         **{f"sha256 of {file}": pin["sha256"] for file, pin in report["dataset"]["archives"].items()},
         "word vectors": report["vectors"],
-        "command": report["command"],
     }
     lines += ["", "## Made with", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
@@ -85,6 +72,14 @@ def markdown(report: dict[str, Any]) -> str:
     for run in report["runs"]:
         lines.append(f"| {run['method']}, seed {run['seed']} | {run['step']} | {run['weights_sha256']} |")
     return "\n".join(lines) + "\n"
+
+
+def made_with(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """When, where and with what command the runs were made; where they differ, each fact once."""
+    return {
+        name: ", ".join(dict.fromkeys(str(run["made"].get(name, UNDEFINED)) for run in runs))
+        for name in runs[0]["made"]
+    }
 
 
 def other_methods(benchmark: str, world: str, protocol: str, feasibility: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 from refiner_cli._version import __version__
 from refiner_cli.config import CalibrationConfig
 from refiner_cli.core.model_io.checkpoint import (
-    TRAINED,
+    learned_tensors,
     load_saved_tensors,
     model_info,
     read_config,
@@ -105,9 +105,7 @@ class CalibrationStage:
         """The trained values of a checkpoint, not calibrated."""
         self.run.stored.require_intact(checkpoint)
         folder = self.run.stored.folder / checkpoint
-        saved = read_tensors(folder).items()
-        trained = {name.removeprefix(TRAINED): value for name, value in saved if name.startswith(TRAINED)}
-        load_saved_tensors(self.model, trained, folder)
+        load_saved_tensors(self.model, learned_tensors(read_tensors(folder)), folder)
         self.model.calibration = Calibration()
 
     def replace_checkpoint(self, checkpoint: str, found: Calibrated) -> None:

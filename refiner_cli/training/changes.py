@@ -1,6 +1,6 @@
 """What a resumed training may change, and what contradicts its run.
 
-The device and the like may change without changing a result (``FREE_KEYS``), a dataset may have moved, and a
+The device and the like may change without changing a result (``is_free``), a dataset may have moved, and a
 finished run may get more epochs. Every change is kept in run.json under "changes", with the step after
 which it was made.
 """
@@ -16,7 +16,7 @@ from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import DatasetError, UsageError
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.schedule import Schedule
-from refiner_cli.training.state import FREE_KEYS
+from refiner_cli.training.state import is_free
 
 EPOCHS = "train.epochs"
 Asked = Mapping[str, tuple[Any, str]]  # key -> value and where it was given, such as "--lr"
@@ -39,7 +39,7 @@ def change_run(run: Run, benchmark: Benchmark, asked: Asked) -> Run:
     for key in changed:
         if key == EPOCHS:
             check_extension(run, benchmark, asked[key])
-        elif key not in FREE_KEYS and not key.startswith("calibration."):
+        elif not is_free(key):
             value, source = asked[key]
             raise UsageError(
                 f"{source} says {key} = {value!r}, and the run {run.folder} has {present.get(key)!r}.",

@@ -119,9 +119,19 @@ def peak_of(probe: Probe, images: Tensor) -> int:
     return round(HEAP * counted.peak)
 
 
+def plain_step(
+    model: Model, space: LabelSpace, config: TrainConfig, precision: torch.dtype, log: LogFn
+) -> GradientStep:
+    """A training step that shares nothing with other processes and scales no loss."""
+    return GradientStep(
+        model, space, config, precision, encode=lambda: model.encode_pairs(space),
+        scale=lambda loss: loss, log=log,
+    )  # fmt: skip
+
+
 def fit_step(
     model: Model, space: LabelSpace, config: TrainConfig, precision: torch.dtype, image: Tensor, log: LogFn
-) -> int:
+) -> MemoryPlan:
     """Choose how a batch is computed within the free memory, and say why.
 
     Args:
@@ -130,19 +140,16 @@ def fit_step(
         log: receives a line with the plan.
 
     Returns:
-        Images at once. The model's memory options say whether activations are recomputed.
+        The plan. The model's memory options say whether activations are recomputed.
     """
-    step = GradientStep(
-        model, space, config, precision, log=log, scale=lambda loss: loss,
-        encode=lambda: model.encode_pairs(space),
-    )  # fmt: skip
+    step = plain_step(model, space, config, precision, log)
 
     def probe(images: Tensor) -> None:
         step.backward(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), 0)
 
     plan = plan_memory(model, probe, image, config)
     log(f"memory: {plan.reason}")
-    return plan.micro_batch
+    return plan
 
 
 def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig) -> MemoryPlan:
@@ -168,13 +175,6 @@ def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig) 
     restore_buffers(before)
     release_memory(model.device)
     return plan
-
-
-def blank_image(preprocess: dict[str, Any], device: torch.device) -> Tensor:
-    """One black image as the backbone takes it, ``1 x 3 x H x W``."""
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.zeros(1, 3, height, width, device=device)
 
 
 def describe_plan(

@@ -52,6 +52,10 @@ class Schedule:
         count = min(self.config.val_per_epoch, self.steps_per_epoch)
         return position in {round(i * self.steps_per_epoch / count) for i in range(1, count)}
 
+    def validations(self, total: int) -> int:
+        """How often a training of ``total`` steps is validated: as above, and after its last step."""
+        return 1 + sum(self.validates(step) for step in range(total))
+
     def batch_images(self, step: int) -> int:
         """Images of a step; the last of an epoch may have fewer."""
         return min(self.config.batch_size, self.count - step % self.steps_per_epoch * self.config.batch_size)

@@ -103,12 +103,12 @@ def is_seeds(path: Path) -> bool:
 def mean_and_deviation(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     """``mean`` and ``deviation`` by metric, None where the metric is undefined.
 
-    The deviation divides by n - 1, and of one run it is 0.
+    The deviation divides by n - 1; one run has none.
     """
     mean: dict[str, float | None] = {}
     deviation: dict[str, float | None] = {}
     for name in HEADLINE_METRICS:
         values = [float(val[name]) for val in found if val[name] is not None]
         mean[name] = statistics.fmean(values) if values else None
-        deviation[name] = statistics.stdev(values) if len(values) > 1 else 0.0 if values else None
+        deviation[name] = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": mean, "deviation": deviation}

@@ -10,8 +10,8 @@ import open_clip
 import torch
 
 from refiner_cli._version import __version__
-from refiner_cli.config import Config
-from refiner_cli.core.models.base import MemoryOptions
+from refiner_cli.config import Config, TrainConfig
+from refiner_cli.core.models.base import MemoryOptions, Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import (
     RuntimeOptions,
@@ -26,11 +26,13 @@ from refiner_cli.core.towers.backbone import Backbone, load_backbone
 from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.benchmark import Benchmark
+from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError
 from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.training.changes import Asked, change_run, describe_change
 from refiner_cli.training.compiled import compile_images
-from refiner_cli.training.memory_plan import blank_image, fit_step
+from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.memory_plan import MemoryPlan, fit_step, plain_step
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
@@ -61,6 +63,29 @@ def frozen_backbone(config: Config, device: torch.device, precision: torch.dtype
     return cast_frozen(backbone, precision)
 
 
+def place_model(
+    model: Model, train: TrainConfig, prompts: int, device: torch.device, precision: torch.dtype, log: LogFn
+) -> None:
+    """Move a model to its device, and choose how many of the ``prompts`` of a step it encodes at once."""
+    model.to(device)
+    text = model.backbone.text
+    context = len(text.tokens.encode(getattr(model.config, "prompt_init", "")))
+    size, why = pick_chunk_size(train.text_chunk_size, text, prompts, device, precision, context)
+    model.memory = MemoryOptions(size)
+    log(f"text chunks of {size} prompts ({why})")
+
+
+def fitted_step(
+    model: Model, space: LabelSpace, train: TrainConfig, precision: torch.dtype, log: LogFn
+) -> tuple[GradientStep, MemoryPlan]:
+    """A training step as a trainer computes it, to be measured: the model is on its device."""
+    step = plain_step(model, space, train, precision, log)
+    image = torch.zeros(1, 3, *model.backbone.image_size, device=model.device)
+    plan = fit_step(model, space, train, precision, image, log)
+    step.micro_batch = plan.micro_batch
+    return step, plan
+
+
 def build_trainer(
     run: Run, benchmark: Benchmark, log: LogFn, ranks: DistributedContext = SINGLE_PROCESS
 ) -> Trainer:
@@ -87,15 +112,7 @@ def build_trainer(
     if (run.folder / INIT).is_dir() and not run.checkpoints():
         for line in take_over(run.folder, model, config.init, config.pretrained).lines():
             log(line)
-    model.to(device)
-    text = backbone.text
-    prompts = len(set(benchmark.pairs["train"]))
-    context = len(text.tokens.encode(getattr(config.model, "prompt_init", "")))
-    chunk_size, why_chunk = pick_chunk_size(
-        config.train.text_chunk_size, text, prompts, device, precision, context
-    )
-    model.memory = MemoryOptions(chunk_size)
-    log(f"text chunks of {chunk_size} prompts ({why_chunk})")
+    place_model(model, config.train, len(set(benchmark.pairs["train"])), device, precision, log)
     count = sum(p.numel() for p in model.trainable_parameters().values())
     log(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} trainable parameters")
     cache = None
@@ -118,16 +135,16 @@ def build_trainer(
         if ranks.is_main:
             cache.fill(log)
         ranks.barrier()
-        if not ranks.is_main:  # finds every file in place
-            cache.fill(log)
+        if not ranks.is_main:
+            cache.join(log)
     options = RuntimeOptions(precision, config.train.batch_size, workers)
     trainer = Trainer(model, benchmark, run, options, log, ranks, cache)
     if trainer.total:
-        image = blank_image(backbone.spec.preprocess, device)
+        image = torch.zeros(1, 3, *backbone.image_size, device=device)
         trainer.optimizer_step.gradient_step.micro_batch = fit_step(
             model, trainer.optimizer_step.space, config.train, precision,
             image if cache is None else cache.tokens(image), log,
-        )  # fmt: skip
+        ).micro_batch  # fmt: skip
     if config.train.compile:  # after the plan, which tries several sizes
         log(compile_images(model))
     return trainer

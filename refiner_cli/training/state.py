@@ -24,8 +24,8 @@ from torch import Tensor
 
 from refiner_cli.config import flatten
 from refiner_cli.core.model_io.checkpoint import (
-    TRAINED,
     ModelInfo,
+    learned_tensors,
     load_saved_tensors,
     read_stored,
     read_tensors,
@@ -128,10 +128,7 @@ class TrainerState:
                     f"{key} in {self.run.folder} is {value!r} now and was {then[key]!r} in {folder.name}.",
                     hint="Start another run, or put the old value back into run.json.",
                 )
-        saved = read_tensors(folder).items()
-        load_saved_tensors(
-            self.model, {n.removeprefix(TRAINED): v for n, v in saved if n.startswith(TRAINED)}, folder
-        )
+        load_saved_tensors(self.model, learned_tensors(read_tensors(folder)), folder)
         self.model.calibration = read_stored(folder)[1].calibration.value()
         if self.scaler.is_enabled() and scaler:
             self.scaler.load_state_dict(scaler)
@@ -162,10 +159,11 @@ class TrainerState:
             self.optimizer.state.setdefault(parameter, {})[key] = put
 
 
+def is_free(key: str) -> bool:
+    """Whether a setting may change without changing what a training computes; calibration comes after it."""
+    return key in FREE_KEYS or key.startswith("calibration.")
+
+
 def result_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Every dotted key of a configuration that decides what a training computes, and its value."""
-    return {
-        key: value
-        for key, value in flatten(config)
-        if key not in FREE_KEYS and not key.startswith("calibration.")  # which comes after training
-    }
+    return {key: value for key, value in flatten(config) if not is_free(key)}

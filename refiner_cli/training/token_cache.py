@@ -26,9 +26,10 @@ from refiner_cli.core.runtime.loader import ImageBatch, TrainTransform, load_bat
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.data.images import AUGMENTS
 from refiner_cli.errors import RefinerError
-from refiner_cli.files import atomic_file
+from refiner_cli.files import atomic_file, sha256
 
 IMAGES_PER_FILE = 64  # images of one file
+DIGITS = 16  # of the checksum in its name
 
 
 @runtime_checkable
@@ -77,9 +78,7 @@ class TokenCache:
             RefinerError: the disk has no room for it.
             DatasetError: an image cannot be read.
         """
-        wanted = [
-            (v, start) for v in range(self.views) for start in range(0, len(self.files), IMAGES_PER_FILE)
-        ]
+        wanted = self.blocks()
         self.place.mkdir(parents=True, exist_ok=True)
         self.found = {place: file for place in wanted if (file := self.valid_file(*place))}
         missing = [place for place in wanted if place not in self.found]
@@ -98,11 +97,25 @@ class TokenCache:
         for view, start in missing:
             self.found[view, start] = self.write_block(view, start)
 
+    def join(self, log: LogFn) -> None:
+        """Take over what another process has just filled and checked; what cannot be seen here is made."""
+        found = {place: next(self.files_of(*place), None) for place in self.blocks()}
+        self.found = {place: file for place, file in found.items() if file}
+        if len(self.found) < len(found):  # on another machine, with a folder of its own or a late view of it
+            self.fill(log)
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """View and first image of every file."""
+        starts = range(0, len(self.files), IMAGES_PER_FILE)
+        return [(view, start) for view in range(self.views) for start in starts]
+
+    def files_of(self, view: int, start: int) -> Iterator[Path]:
+        """The files that are there for a block."""
+        return self.place.glob(f"{view:03d}-{start:08d}-*.safetensors")
+
     def bytes_per_image(self) -> int:
         """Size of one image's tokens, from one forward pass of a blank image."""
-        size = self.model.backbone.spec.preprocess["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        blank = torch.zeros(1, 3, height, width, device=self.model.device)
+        blank = torch.zeros(1, 3, *self.model.backbone.image_size, device=self.model.device)
         return self.tokens(blank)[0].numel() * self.precision.itemsize
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -118,15 +131,15 @@ class TokenCache:
         (batch,) = load_batches(self.files, look, [keys], device=self.model.device, workers=self.workers)
         part = self.place / f"{view:03d}-{start:08d}.part"
         save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
-        file = self.place / f"{view:03d}-{start:08d}-{checksum(part)}.safetensors"
+        file = self.place / f"{view:03d}-{start:08d}-{sha256(part)[:DIGITS]}.safetensors"
         with atomic_file(file) as target:
             part.replace(target)
         return file
 
     def valid_file(self, view: int, start: int) -> Path | None:
         """The file of a block, if its content is what its name promises; damaged ones are removed."""
-        for file in self.place.glob(f"{view:03d}-{start:08d}-*.safetensors"):
-            if file.stem.endswith(checksum(file)):
+        for file in [*self.files_of(view, start)]:
+            if file.stem.endswith(sha256(file)[:DIGITS]):
                 return file
             file.unlink()
         return None
@@ -140,9 +153,3 @@ class TokenCache:
         for rows in order:
             tokens = torch.stack([blocks[row - row % IMAGES_PER_FILE][row % IMAGES_PER_FILE] for row in rows])
             yield ImageBatch(tokens.to(self.model.device, non_blocking=True), torch.tensor(list(rows)))
-
-
-def checksum(file: Path) -> str:
-    """16 hex digits of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from refiner_cli.core.model_io.checkpoint import (
     TRAINED,
     WEIGHTS_FILE,
+    learned_tensors,
     read_config,
     read_stored,
     read_tensors,
@@ -149,8 +150,9 @@ def take_over(run: Path, model: Model, source: str, pretrained: str) -> TakenOve
             f"{stored.backbone.name} ({stored.backbone.pretrained}): their weights differ.",
             hint="Leave --backbone and --pretrained out, or start from a model on that backbone.",
         )
-    saved = {name.removeprefix(TRAINED): value for name, value in read_tensors(folder).items()}
-    taken = copy_tensors(model, saved, LabelSpace.from_json(config["labels"]), source)
+    taken = copy_tensors(
+        model, learned_tensors(read_tensors(folder)), LabelSpace.from_json(config["labels"]), source
+    )
     write_json(folder / TAKEN, asdict(taken))
     return taken
 

@@ -23,6 +23,7 @@ from refiner_cli.core.runtime.loader import ImageBatch
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.memory_plan import plain_step
 from refiner_cli.training.optimizer_step import OptimizerStep
 from refiner_cli.training.schedule import Schedule
 from tests.core.cases import SPACE
@@ -62,11 +63,7 @@ def scores(model: Model, precision: torch.dtype = torch.float32) -> Tensor:
 
 
 def gradient_step(model: Model, batch: int, log: Callable[[str], None] = lambda _: None) -> GradientStep:
-    space = SPACE.training()
-    return GradientStep(
-        model.train(), space, TrainConfig(batch_size=batch), torch.float32,
-        encode=lambda: model.encode_pairs(space), scale=lambda loss: loss, log=log,
-    )  # fmt: skip
+    return plain_step(model.train(), SPACE.training(), TrainConfig(batch_size=batch), torch.float32, log)
 
 
 def gradients(model: Model) -> Tensor:

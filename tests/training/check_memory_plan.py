@@ -20,7 +20,6 @@ from refiner_cli.core.models.base import MemoryOptions
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.training import memory_plan
-from refiner_cli.training.gradient_step import GradientStep
 
 TOLERANCE = 0.15
 SHAPES = {  # backbone, images of a batch, recomputation
@@ -39,10 +38,7 @@ def compare(name: str) -> bool:
     config = TrainConfig(batch_size=batch, micro_batch=batch, gradient_checkpointing=checkpointing)
     model = build_model("refiner", backbone, method_section("refiner")(), space)
     model.memory = MemoryOptions(len(space.pairs))
-    step = GradientStep(
-        model, space, config, torch.float32, encode=lambda: model.encode_pairs(space),
-        scale=lambda loss: loss, log=sys.stderr.write,
-    )  # fmt: skip
+    step = memory_plan.plain_step(model, space, config, torch.float32, sys.stderr.write)
     images = random_images(backbone, batch, CPU)
 
     def run(pixels: torch.Tensor) -> None:

@@ -148,11 +148,12 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     asked = ["train", small_demo, "--dry-run", "--backbone", "tiny", "--epochs", 3, "--batch-size", 16]
     asked += ["--set", "train.max_steps=0", "--set", "train.eval_every=1"]
+    asked += ["--set", "train.val_per_epoch=2"]
     plan = cli(*asked, "--json").json
     assert plan["settings"]["train.epochs"] == [3, "--epochs"]
     assert plan["steps"] == 3 * plan["steps_per_epoch"]
     assert plan["steps_per_epoch"] == -(-plan["images"] // 16)
-    assert plan["validations"] == 4
+    assert plan["validations"] == 1 + 2 * 3
     assert any("device" in line for line in plan["machine"])
     text = cli(*asked, "--set", "train.max_steps=2", "--set", "train.cached_views=1").out
     assert "train.weight_decay" not in text

@@ -18,6 +18,7 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
 from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.training.memory_plan import plain_step
 from tests.core.towers import check_paths
 
 PAIRS = [("wet", "dog"), ("wet", "cat"), ("old", "dog"), ("old", "car")]
@@ -33,15 +34,7 @@ def model() -> Model:
 
 def pieces(model: Model, log: Callable[[str], None] = lambda line: None, **more: object) -> GradientStep:
     config = TrainConfig(batch_size=6, label_smoothing=0.1, **more)  # type: ignore[arg-type]
-    return GradientStep(
-        model,
-        SPACE,
-        config,
-        torch.float32,
-        encode=lambda: model.encode_pairs(SPACE),
-        scale=lambda loss: loss,
-        log=log,
-    )
+    return plain_step(model, SPACE, config, torch.float32, log)
 
 
 def batch() -> tuple[Tensor, Tensor]:

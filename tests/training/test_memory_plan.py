@@ -12,12 +12,11 @@ from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.training import memory_plan
-from refiner_cli.training.gradient_step import GradientStep
 from refiner_cli.training.memory_plan import (
     MemoryPlan,
-    blank_image,
     fit_step,
     peak_of,
+    plain_step,
     plan_memory,
     probe_memory,
 )
@@ -32,23 +31,19 @@ def model(tiny: Backbone) -> Refiner:
 
 
 def probe_of(model: Model) -> memory_plan.Probe:
-    space = SPACE.training()
-    step = GradientStep(
-        model, space, TrainConfig(), torch.float32, encode=lambda: model.encode_pairs(space),
-        scale=lambda loss: loss, log=lambda line: None,
-    )  # fmt: skip
+    step = plain_step(model, SPACE.training(), TrainConfig(), torch.float32, lambda line: None)
     return lambda images: step.backward(images, torch.zeros(len(images), dtype=torch.int64), 0)
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, model: Model, free: int, **settings: object) -> MemoryPlan:
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: free)
-    image = blank_image(model.backbone.spec.preprocess, CPU)
+    image = torch.zeros(1, 3, *model.backbone.image_size)
     config = TrainConfig.model_validate({"batch_size": 32, **settings})
     return plan_memory(model, probe_of(model), image, config)
 
 
 def test_two_small_steps_tell_the_peak_of_a_larger_one(model: Refiner) -> None:
-    image, probe = blank_image(model.backbone.spec.preprocess, CPU), probe_of(model.train())
+    image, probe = torch.zeros(1, 3, *model.backbone.image_size), probe_of(model.train())
     step = probe_memory(probe, image)
     assert peak_of(probe, image.expand(12, -1, -1, -1)) == pytest.approx(step.peak(12), rel=0.05)
 
@@ -79,8 +74,9 @@ def test_what_is_requested_is_kept(monkeypatch: pytest.MonkeyPatch, model: Refin
 def test_the_plan_is_logged_and_followed(monkeypatch: pytest.MonkeyPatch, model: Refiner) -> None:
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: 0)
     said: list[str] = []
-    image = blank_image(model.backbone.spec.preprocess, CPU)
-    assert fit_step(model, SPACE.training(), TrainConfig(), torch.float32, image, said.append) == 1
+    image = torch.zeros(1, 3, *model.backbone.image_size)
+    found = fit_step(model, SPACE.training(), TrainConfig(), torch.float32, image, said.append)
+    assert found.micro_batch == 1
     assert model.memory.gradient_checkpointing
     assert said[-1].startswith("memory: 1 of 64 images at once, activations recomputed: a step takes about")
 

@@ -20,7 +20,7 @@ def test_the_deviation_divides_by_one_less() -> None:
     found = [dict.fromkeys(("S", "U", "HM", "AUC"), value) for value in (1.0, 3.0)]
     assert mean_and_deviation(found)["mean"]["AUC"] == 2
     assert mean_and_deviation(found)["deviation"]["AUC"] == pytest.approx(2**0.5)
-    assert mean_and_deviation(found[:1])["deviation"]["AUC"] == 0
+    assert mean_and_deviation(found[:1])["deviation"]["AUC"] is None
 
 
 def test_seeds_print_mean_and_deviation_and_each_equals_its_own_run(

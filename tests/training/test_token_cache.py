@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,21 @@ def test_damaged_and_missing_files_alone_are_made_again(cache: TokenCache) -> No
     assert first.read_bytes() == content
     assert second.exists()
     assert {file: file.stat().st_mtime_ns for file in others} == times
+
+
+def test_another_process_takes_over_what_was_filled_without_reading_it(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.fill(lambda line: None)
+    other, said = dataclasses.replace(cache), list[str]()
+    with monkeypatch.context() as patch:
+        patch.delattr(token_cache, "sha256")
+        other.join(said.append)
+    assert (other.found, said) == (cache.found, [])
+    sorted(cache.place.iterdir())[-1].unlink()
+    other.join(said.append)
+    assert other.found == cache.found
+    assert "2 missing" in said[0]
 
 
 def test_a_disk_without_room_is_an_error_before_anything_is_made(

@@ -115,6 +115,7 @@ def test_validation_several_times_an_epoch_changes_no_step_and_survives_a_stop(
     again = resume_trainer(first.run, benchmark, lambda line: None)
     seen += [event.step for event in again.fit() if isinstance(event, Validated)]
     assert seen == [0, 1, 3, 4, 5, 7, 8]
+    assert first.schedule.validations(first.total) == len(seen)
     assert losses(again.run) == losses(plain.run)
     steps = [row["step"] for row in again.run.metrics() if row["kind"] == "val"]
     assert steps == seen

@@ -145,6 +145,11 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
+def learned_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a model's file that were trained or fitted, as :meth:`Model.saved_tensors` names them."""
+    return {name.removeprefix(TRAINED): value for name, value in tensors.items() if name.startswith(TRAINED)}
+
+
 def require_numbers(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Raise ModelFileError unless every tensor is a model's and holds finite floating-point numbers."""
     for name, value in tensors.items():
@@ -193,8 +198,7 @@ def read_model(folder: Path) -> tuple[Model, ModelInfo]:
         model = build_model(stored.method, backbone, settings, space)
     except (ConfigError, DatasetError) as error:
         raise ModelFileError(f"The model {folder} cannot be built: {error.message}") from None
-    saved = {name.removeprefix(TRAINED): value for name, value in tensors.items() if name.startswith(TRAINED)}
-    load_saved_tensors(model, saved, file)
+    load_saved_tensors(model, learned_tensors(tensors), file)
     if not (math.isfinite(backbone.logit_scale) and math.isfinite(backbone.logit_bias)):
         raise ModelFileError(f"The weights {file} are damaged: the logit scale or bias is not finite.")
     model.calibration = stored.calibration.value()

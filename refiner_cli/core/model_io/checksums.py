@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import ModelFileError
+from refiner_cli.files import sha256
 
 CHECKSUMS = "checksums.json"
 
@@ -42,11 +42,3 @@ def verify_checksums(folder: Path) -> None:
             raise ModelFileError(f"{folder / name} is damaged: {error}.") from None
         if found != expected:
             raise ModelFileError(f"{folder / name} is damaged: its checksum differs.")
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a regular file. Raises OSError for anything else, which could block."""
-    if not file.is_file():
-        raise OSError(0, "not a regular file")
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

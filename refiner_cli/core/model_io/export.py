@@ -7,11 +7,11 @@ from pathlib import Path
 
 from refiner_cli.core.model_io.card import CardFacts, model_card
 from refiner_cli.core.model_io.checkpoint import WEIGHTS_FILE, ModelInfo, write_model
-from refiner_cli.core.model_io.checksums import sha256, write_checksums
+from refiner_cli.core.model_io.checksums import write_checksums
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import PRECISIONS
 from refiner_cli.errors import UsageError
-from refiner_cli.files import atomic_folder
+from refiner_cli.files import atomic_folder, sha256
 
 CARD_FILE = "README.md"
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.card import CardFacts
 from refiner_cli.core.model_io.checkpoint import ModelInfo
-from refiner_cli.core.model_io.checksums import sha256
 from refiner_cli.core.model_io.export import require_absent, size_of, write_card
 from refiner_cli.core.model_io.onnx_files import (
     BANK_TENSORS,
@@ -41,7 +40,7 @@ from refiner_cli.core.towers.architectures import first_line, quiet_libraries
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError, UsageError
-from refiner_cli.files import atomic_folder
+from refiner_cli.files import atomic_folder, sha256
 
 MAX_PAIRS = 1 << 16
 # Scores are logits: a difference of 0.01 changes a probability by at most a quarter of a percent point.

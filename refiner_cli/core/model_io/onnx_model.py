@@ -29,6 +29,7 @@ from refiner_cli.core.towers.architectures import first_line
 from refiner_cli.core.towers.backbone import Backbone, BackboneSpec
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ModelFileError, UsageError
+from refiner_cli.files import sha256
 
 TYPICAL_WIDTH = 1024  # of an image tower, to estimate what a batch takes
 
@@ -41,8 +42,7 @@ class ContentDigest(nn.Module):
         digest = hashlib.sha256()
         for name in (IMAGE_FILE, SCORES_FILE, TEXT_FILE):
             for file in sorted(folder.glob(f"{name}*")):
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                digest.update(bytes.fromhex(sha256(file)))
         self.place = nn.Parameter(torch.zeros(1), requires_grad=False)  # on the model's device
         self.register_buffer("digest", torch.tensor(list(digest.digest()), dtype=torch.uint8))
 

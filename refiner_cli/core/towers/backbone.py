@@ -75,6 +75,13 @@ class Backbone:
         """D, the joint width."""
         return int(self.spec.model["embed_dim"])
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a preprocessed image, in pixels."""
+        size = self.spec.preprocess["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
+
     def fingerprint(self) -> str:
         """16 hex digits over all weights (every tensor's name, shape and a sample of its values)."""
         if self.float32_fingerprint:

@@ -13,7 +13,6 @@ Where that leaves a doubt the user is asked: a wrong guess would show in nothing
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import open_clip
 
 from refiner_cli.core.towers.architectures import preprocess_config
 from refiner_cli.errors import ConfigError
+from refiner_cli.files import sha256
 
 MIN_HASH_DIGITS = 8  # of a sha256, to identify a file
 
@@ -119,8 +119,7 @@ def tag_by_hash(name: str, file: Path) -> str:
     }
     if not expected:
         return ""
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256(file)
     return next((tag for tag, digits in expected.items() if found.startswith(digits)), "")
 
 
