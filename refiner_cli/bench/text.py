@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refiner_cli.bench.measure import BenchResult, median_seconds
 from refiner_cli.core.runtime.device import attention_kernels, free_memory
-from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE, TextTower
+from refiner_cli.core.towers.text import TextTower
 from refiner_cli.core.towers.text_chunks import pick_chunk_size
 from refiner_cli.data.labels import LabelSpace
 
@@ -59,11 +59,7 @@ def padded(text: TextTower, prompts: PromptVectors, length: int, chunk_size: int
         C = len(labels)
         middle = torch.stack([prompts.states[state], labels], 1)
         x = torch.cat([head.expand(C, -1, -1), middle, tail.expand(C, -1, -1)], 1)
-        found.append(
-            text.run_transformer(
-                x + text.text.positional_embedding[:length], torch.full((C,), end, device=x.device)
-            )
-        )
+        found.append(text.run(x, torch.full((C,), end, device=x.device)))
     return torch.cat(found)
 
 
@@ -80,7 +76,7 @@ def bench_text(
     P = len(space.pairs)
     chunk_size, _ = pick_chunk_size(0, text, P, device, torch.float32, len(prompts.context))
     own = "prefix cache" if text.uses_prefix_cache else "plain"
-    if not text.causal:
+    if text.reads_padding:
         with torch.no_grad():
             taken = median_seconds(
                 {own: lambda: with_prefix_cache(text, prompts, chunk_size)}, device, rounds=rounds
@@ -108,7 +104,7 @@ def bench_text(
     })  # fmt: skip
     for vector in prompts.learnable():
         vector.requires_grad_()
-    keep = SHORT_LENGTH * SAVED_VECTORS * text.width * len(text.blocks) * 4  # bytes of a padded prompt
+    keep = SHORT_LENGTH * SAVED_VECTORS * text.width * text.depth * 4  # bytes of a padded prompt
     few = max(1, min(P, free_memory(device) // 3 // keep))
 
     def both(way: Callable[[], Tensor]) -> Callable[[], object]:
@@ -139,19 +135,3 @@ def compared(what: str, own: str, seconds_own: float, others: dict[str, float]) 
         yield BenchResult(f"{what}: {name}", value, "s")
     for name, value in others.items():
         yield BenchResult(f"{what}: {own}", seconds_own, "s", name, value / seconds_own)
-
-
-def positions(text: TextTower, space: LabelSpace) -> int:
-    """Token positions that the tower computes for all pairs of a space, counted at its first block."""
-    counted = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001 - torch's signature
-        nonlocal counted
-        counted += inputs[0].numel() // inputs[0].shape[-1]
-
-    block: nn.Module = text.blocks[0]
-    handle = block.get_submodule("ln_1").register_forward_pre_hook(count)
-    with torch.no_grad():
-        with_prefix_cache(text, PromptVectors.of(text, space), DEFAULT_CHUNK_SIZE)
-    handle.remove()
-    return counted

@@ -117,7 +117,7 @@ def check_start(start: Layer, config: Config, sources: Mapping[str, str]) -> Non
     from refiner_cli.core.towers.architectures import find_architecture
 
     source, own = start
-    if find_architecture(config.backbone).name != find_architecture(own["backbone"]).name:
+    if find_architecture(config.backbone).full_name != find_architecture(own["backbone"]).full_name:
         raise ConfigError(
             f"{sources.get('backbone', 'configuration')}: the backbone {config.backbone} contradicts "
             f"{source}, whose backbone is {own['backbone']} ({own['pretrained']}).",

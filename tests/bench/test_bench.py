@@ -11,7 +11,7 @@ import torch
 
 from refiner_cli.bench.measure import Peak, median_seconds
 from refiner_cli.bench.spaces import SPACE_SIZES, label_space
-from refiner_cli.bench.text import PromptVectors, padded, positions, with_prefix_cache
+from refiner_cli.bench.text import PromptVectors, padded, with_prefix_cache
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import UsageError
 from tests.conftest import Cli
@@ -47,13 +47,6 @@ def test_what_is_compared_computes_the_same() -> None:
         trie = with_prefix_cache(text, prompts, 512)
         for length in (8, text.context_length):
             assert torch.allclose(padded(text, prompts, length, 512), trie, atol=1e-5)
-
-
-def test_positions_of_a_space_are_two_a_pair_and_the_shared_ones() -> None:
-    text = load_backbone("tiny", "none").text
-    space = label_space("ut-zappos").open_world()
-    shared = len(text.tokens.prefix_ids) + len(text.embed_context("a photo of")) + len(space.states)
-    assert positions(text, space) == 2 * 16 * 12 + shared
 
 
 def test_jobs_take_turns_after_one_untimed_call_of_each() -> None:

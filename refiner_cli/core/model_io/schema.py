@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from refiner_cli.config import MethodConfig, method_section
 from refiner_cli.core.models.calibration import Calibration, Confidence, Promise, Temperatures, Threshold
+from refiner_cli.core.towers.transformers_config import TextSizes
 from refiner_cli.errors import ModelFileError
 
 CONFIG = "config.json"
@@ -98,9 +99,19 @@ class StoredTextTower(Tower):
     width: Width = 512
     heads: SmallCount = 8
     hf_tokenizer_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    hf_model_name: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
+    transformers: TextSizes | None = None  # of a tower of that library, which hf_model_name names
+
+    @model_validator(mode="after")
+    def _has_its_sizes(self) -> StoredTextTower:
+        if (self.hf_model_name is None) != (self.transformers is None):
+            raise ValueError("hf_model_name and transformers go together")
+        return self
 
     def parameters(self) -> float:
         """About how many parameters the tower has."""
+        if self.transformers is not None:
+            return self.transformers.parameters()
         return self.block_parameters(self.layers, self.width) + self.vocab_size * self.width
 
 

@@ -13,8 +13,9 @@ import torch
 
 from refiner_cli.core.model_io.schema import CLIP, CONFIG, StoredBackbone
 from refiner_cli.core.towers import tiny
-from refiner_cli.core.towers.architectures import find_architecture
+from refiner_cli.core.towers.architectures import contrastive_part, find_architecture, split_language
 from refiner_cli.core.towers.backbone import Backbone, BackboneSpec, build_backbone, reload_backbone
+from refiner_cli.core.towers.transformers_config import SIZES
 from refiner_cli.errors import ModelFileError
 
 
@@ -51,10 +52,10 @@ def network_for(spec: BackboneSpec, folder: Path) -> Iterator[None]:
 
     Raises ModelFileError if the description is not that of the model of its name.
     """
-    if spec.name == tiny.NAME or spec.name in open_clip.list_models():
-        known = find_architecture(spec.name).config
-        own = {key: value for key, value in spec.model.items() if key != "quick_gelu"}
-        if own != {key: value for key, value in known.items() if key != "quick_gelu"}:
+    name, _ = split_language(spec.name)
+    if name == tiny.NAME or name in open_clip.list_models():
+        known = contrastive_part(find_architecture(spec.name).config)
+        if by_name(spec.model) != by_name(known):
             raise ModelFileError(
                 f"{folder / CONFIG} is damaged: its backbone is not the {spec.name} it names."
             )
@@ -66,3 +67,10 @@ def network_for(spec: BackboneSpec, folder: Path) -> Iterator[None]:
         yield
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def by_name(config: dict[str, Any]) -> dict[str, Any]:
+    """What a model's name says of its configuration: not the activation, nor a text tower's sizes."""
+    text = {key: value for key, value in config["text_cfg"].items() if key != SIZES}
+    added = {"quick_gelu", "custom_text"} if "hf_model_name" in text else {"quick_gelu"}
+    return {**{key: value for key, value in config.items() if key not in added}, "text_cfg": text}

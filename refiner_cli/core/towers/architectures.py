@@ -1,8 +1,8 @@
 """What a backbone's name stands for: the open_clip model configuration and where it comes from.
 
 A name is ``tiny``, an open_clip model name (``ViT-B-32``, also as OpenAI spells it, ``ViT-B/32``), a JSON
-file with a model configuration, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``. Only the last kind contacts
-the network.
+file with a model configuration, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``; ``@deu_Latn`` behind it is the
+language of the prompts, for text towers that want to know it (NLLB). Only ``hf-hub:`` contacts the network.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import difflib
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from refiner_cli.errors import ConfigError, FetchError
 
 CONFIG_FILE = "open_clip_config.json"
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 # A folder's weights, the preferred names first.
 WEIGHTS_FILES = (
     "open_clip_model.safetensors",
@@ -45,6 +47,12 @@ class Architecture:
     preprocess: dict[str, Any] | None = None  # what the source of the configuration says of preprocessing
     folder: Path | None = None  # holds the weights and the tokenizer (local-dir:)
     repository: str = ""  # holds the weights (hf-hub:)
+    language: str = ""  # of the prompts, as the tokenizer names it; empty: its own default
+
+    @property
+    def full_name(self) -> str:
+        """The name with the language."""
+        return f"{self.name}@{self.language}" if self.language else self.name
 
     @property
     def has_own_weights(self) -> bool:
@@ -59,6 +67,10 @@ def find_architecture(name: str) -> Architecture:
         ConfigError: the name is unknown, or its configuration cannot be read or is incomplete.
         FetchError: the configuration cannot be downloaded.
     """
+    bare, language = split_language(name)
+    if language:
+        found = find_architecture(bare)
+        return replace(found, config=with_language(found.config, language), language=language)
     if name == tiny.NAME:
         return Architecture(name, tiny.tiny_config())
     if name.startswith(LOCAL_DIR):
@@ -82,6 +94,19 @@ def find_architecture(name: str) -> Architecture:
             else "Use tiny, or an open_clip model such as ViT-L-14 or ViT-B-32.",
         )
     return Architecture(spelled, open_clip.get_model_config(spelled))
+
+
+def split_language(name: str) -> tuple[str, str]:
+    """A backbone's name and the language behind it, empty where there is none."""
+    bare, _, language = name.rpartition("@")
+    return (bare, language) if bare and LANGUAGE.fullmatch(language) else (name, "")
+
+
+def with_language(config: dict[str, Any], language: str) -> dict[str, Any]:
+    """A model configuration whose tokenizer marks prompts with a language."""
+    text = config["text_cfg"]
+    kwargs = {**(text.get("tokenizer_kwargs") or {}), "language": language}
+    return {**config, "text_cfg": {**text, "tokenizer_kwargs": kwargs}}
 
 
 def read_model_config(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -1,4 +1,4 @@
-"""The frozen backbone: any open_clip image-text model whose text tower is open_clip's own transformer.
+"""The frozen backbone: any open_clip image-text model.
 
 :func:`load_backbone` takes a model name and where its weights come from; :func:`build_backbone` builds
 one from a stored description and tensors (an exported model). Nothing of a backbone is ever trained.
@@ -24,24 +24,28 @@ from refiner_cli.core.towers.architectures import (
     first_line,
     preprocess_config,
     quiet_libraries,
+    split_language,
 )
 from refiner_cli.core.towers.image import ImageTower
+from refiner_cli.core.towers.open_clip_text import OpenClipTextTower
 from refiner_cli.core.towers.open_tower import open_image_tower
 from refiner_cli.core.towers.text import TextTower
 from refiner_cli.core.towers.tokenizers import PromptTokenizer, clip_tokenizer, transformers_tokenizer
+from refiner_cli.core.towers.transformers_config import SIZES, buildable, parse_sizes, with_sizes
+from refiner_cli.core.towers.transformers_text import TransformersTextTower
 from refiner_cli.core.towers.weight_files import StateDict, load_tensors
 from refiner_cli.core.towers.weights import RANDOM_WEIGHTS, WeightsSource, find_weights
 from refiner_cli.core.towers.weights_profile import WeightsProfile
 from refiner_cli.errors import ConfigError, ModelFileError
 
-NO_BLOCKS = "the image tower has no transformer blocks: adapters and queries are off"
+NO_BLOCKS = "the image tower has no blocks that can be extended: adapters and queries are off"
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
     """What it takes to build the same backbone again, but for its weights."""
 
-    name: str  # an open_clip model name, tiny, a configuration file, local-dir:FOLDER or hf-hub:OWNER/NAME
+    name: str  # as load_backbone takes it
     pretrained: str  # an open_clip tag, a weights file, TAG=FILE, "none", "built-in" or "own"
     model: dict[str, Any]  # open_clip's model configuration
     preprocess: dict[str, Any]  # open_clip's preprocessing configuration
@@ -99,24 +103,25 @@ def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:
 
     Args:
         name: ``tiny``, an open_clip model name, a JSON file with an open_clip model configuration,
-            ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
+            ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, with ``@LANGUAGE`` behind it or without.
         pretrained: an open_clip tag, a weights file, ``TAG=FILE`` for a file of a tag's weights, or
             ``none`` for random ones drawn from ``seed``. Names of the last two kinds have their own.
 
     Raises:
         ConfigError: an unknown model or tag, an unsupported tower, or a file that leaves open what it
             was trained with.
-        FetchError: the weights or the tokenizer cannot be downloaded.
+        EnvironmentLacksError: the text tower or the tokenizer needs transformers, which is not installed.
+        FetchError: the weights, the tokenizer or the text tower's configuration cannot be downloaded.
         ModelFileError: a weights file that cannot be read or does not fit.
     """
     architecture = find_architecture(name)
     source = find_weights(architecture, pretrained)
-    config = contrastive_part(architecture.config)
+    config = with_sizes(contrastive_part(architecture.config))
     if source.profile.quick_gelu is not None:
         # The weights decide, not the name: OpenAI's need QuickGELU under every model name.
         config["quick_gelu"] = source.profile.quick_gelu
     preprocess = preprocess_config(config, source.profile.preprocess or {})
-    spec = BackboneSpec(architecture.name, source.pretrained, config, preprocess, seed)
+    spec = BackboneSpec(architecture.full_name, source.pretrained, config, preprocess, seed)
     return load_weights(spec, source, architecture.folder)
 
 
@@ -125,9 +130,10 @@ def reload_backbone(spec: BackboneSpec) -> Backbone:
 
     Raises: what :func:`load_backbone` raises.
     """
-    folder = Path(spec.name.removeprefix(LOCAL_DIR)) if spec.name.startswith(LOCAL_DIR) else None
-    repository = spec.name.removeprefix(HF_HUB) if spec.name.startswith(HF_HUB) else ""
-    architecture = Architecture(spec.name, spec.model, spec.preprocess, folder, repository)
+    name, language = split_language(spec.name)
+    folder = Path(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else None
+    repository = name.removeprefix(HF_HUB) if name.startswith(HF_HUB) else ""
+    architecture = Architecture(name, spec.model, spec.preprocess, folder, repository, language)
     known = WeightsProfile(bool(spec.model.get("quick_gelu", False)), spec.preprocess)
     return load_weights(spec, find_weights(architecture, spec.pretrained, known), folder)
 
@@ -177,30 +183,40 @@ def assemble(spec: BackboneSpec, tokenizer: str | Path | None) -> Backbone:
         ConfigError: the description does not give a supported model.
     """
     config = {key: value for key, value in spec.model.items() if key != "custom_text"}
-    text_config = config["text_cfg"]
-    if "hf_model_name" in text_config:
-        raise ConfigError(
-            f"The text tower of the backbone {spec.name} is not open_clip's own transformer.",
-            hint="Use an open_clip ViT such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
-        )
     if "timm_model_name" in config["vision_cfg"]:  # never weights of the image tower alone
         config["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
     kind = open_clip.CustomTextCLIP if spec.model.get("custom_text", False) else open_clip.CLIP
-    with quiet_libraries(), torch.random.fork_rng(devices=[]):
+    text_config = config["text_cfg"]
+    with buildable(text_config, spec.name) as text, quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         try:
-            clip = kind(**config)
+            clip = kind(**{**config, "text_cfg": text})
         except Exception as error:  # noqa: BLE001 - impossible sizes fail in open_clip, timm and torch
             raise ConfigError(f"The backbone {spec.name} cannot be built ({first_line(error)}).") from None
     clip.eval().requires_grad_(False)  # noqa: FBT003
     visual = open_image_tower(clip.visual)
     notes = () if visual.depth else (NO_BLOCKS,)
-    return Backbone(spec, clip, visual, TextTower(clip, prompt_tokenizer(text_config, tokenizer)), notes)
+    tokens = prompt_tokenizer(text_config, tokenizer)
+    return Backbone(spec, clip, visual, open_text_tower(clip, text_config, tokens), notes)
+
+
+def open_text_tower(clip: Any, config: dict[str, Any], tokens: PromptTokenizer) -> TextTower:
+    """The text tower of a model; ``config`` is open_clip's configuration of it."""
+    if SIZES in config:
+        depth = parse_sizes(config[SIZES], SIZES).depth
+        return TransformersTextTower(
+            clip.text, tokens, depth=depth, context_length=config.get("context_length", 77)
+        )
+    return OpenClipTextTower(getattr(clip, "text", clip), tokens)
 
 
 def prompt_tokenizer(text_config: dict[str, Any], source: str | Path | None) -> PromptTokenizer:
     """The tokenizer of a text tower; ``source`` as in :func:`assemble`."""
     length = text_config.get("context_length", 77)
     if source is None:
-        return clip_tokenizer(length, text_config.get("vocab_size", 49408))
+        language = (text_config.get("tokenizer_kwargs") or {}).get("language")
+        if language and not text_config.get("hf_tokenizer_name"):
+            raise ConfigError(f"CLIP's tokenizer does not mark languages, so {language!r} cannot be set.")
+        sizes = text_config.get(SIZES, text_config)
+        return clip_tokenizer(length, sizes.get("vocab_size", 49408))
     return transformers_tokenizer(source, text_config, length)

@@ -1,4 +1,4 @@
-"""Convolutional networks and Swin as image towers: the last feature map gives the tokens.
+"""Networks used as a whole: the last feature map of ConvNeXt, ResNet and Swin, or the last tokens, is read.
 
 Such a tower has no blocks that tokens could be added to or adapters could run beside (``depth`` is 0): what
 a method learns in the image tower is off, what it learns in the text tower and behind both is on.
@@ -13,6 +13,7 @@ import open_clip
 from timm.models.convnext import ConvNeXt
 from timm.models.fastvit import FastVit
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter
@@ -22,16 +23,62 @@ TIMM_TRUNKS = (ConvNeXt, FastVit, SwinTransformer)
 ResNet = open_clip.modified_resnet.ModifiedResNet
 
 
-class FeatureMapTower:
+class WholeTower:
+    """What towers without blocks have in common."""
+
+    depth = 0
+    num_pooled_tokens: int | None = None
+
+    def block(
+        self, index: int, x: Tensor, adapters: ParallelAdapter | None, spec: AttentionSpec = FULL_ATTENTION
+    ) -> NoReturn:
+        del x, adapters, spec
+        raise IndexError(f"The image tower has no block {index}.")
+
+    def token_values(self, index: int, x: Tensor) -> NoReturn:
+        del x
+        raise IndexError(f"The image tower has no block {index}.")
+
+    def attention_weights(self, index: int, x: Tensor) -> NoReturn:
+        del index, x
+        raise ConfigError(
+            "The backbone's image tower has no attention weights.", hint="Predict without --heatmaps."
+        )
+
+
+class LastTokensTower(WholeTower):
+    """timm's ViT with relative positions, whose attention takes the tokens of an image and no others.
+
+    Args:
+        visual: open_clip's TimmModel around it.
+    """
+
+    def __init__(self, visual: open_clip.timm_model.TimmModel) -> None:
+        self.visual = visual
+        self.trunk: VisionTransformerRelPos = visual.trunk
+        self.width = self.trunk.embed_dim
+        self.patch_size = int(self.trunk.patch_embed.feat_ratio())
+        self.num_prefix_tokens = self.trunk.num_prefix_tokens
+
+    def embed(self, images: Tensor) -> Tensor:
+        """``B x 3 x H x W`` preprocessed images -> ``B x N x W`` tokens behind the last block."""
+        return self.trunk.forward_features(images)
+
+    def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.visual.head(self.trunk.forward_head(x)), x
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        return self.visual.head(self.trunk.head(self.trunk.fc_norm(tokens)))
+
+
+class FeatureMapTower(WholeTower):
     """A network whose last feature map, ``B x W x h x w``, becomes ``B x L x W`` tokens, row by row.
 
     Args:
         visual: open_clip's ModifiedResNet, or its TimmModel around one of ``TIMM_TRUNKS``.
     """
 
-    depth = 0
     num_prefix_tokens = 0
-    num_pooled_tokens: int | None = None
     width: int
 
     def __init__(self, visual: Any) -> None:
@@ -62,16 +109,6 @@ class FeatureMapTower:
         x = tokens.unflatten(1, (rows, -1))  # B x h x w x W
         return x if self.channels_last else x.permute(0, 3, 1, 2)
 
-    def block(
-        self, index: int, x: Tensor, adapters: ParallelAdapter | None, spec: AttentionSpec = FULL_ATTENTION
-    ) -> NoReturn:
-        del x, adapters, spec
-        raise IndexError(f"The image tower has no block {index}.")
-
-    def token_values(self, index: int, x: Tensor) -> NoReturn:
-        del x
-        raise IndexError(f"The image tower has no block {index}.")
-
     def pool_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         feature_map = self.feature_map(x)
         if self.trunk is None:
@@ -85,12 +122,6 @@ class FeatureMapTower:
         single = tokens.flatten(0, 1)[:, None, None]  # every token as a map of one pixel, BL x 1 x 1 x W
         single = single if self.channels_last else single.permute(0, 3, 1, 2)
         return self.visual.head(self.trunk.forward_head(single)).unflatten(0, tokens.shape[:2])
-
-    def attention_weights(self, index: int, x: Tensor) -> NoReturn:
-        del index, x
-        raise ConfigError(
-            "The backbone's image tower has no attention weights.", hint="Predict without --heatmaps."
-        )
 
 
 def is_feature_map_tower(visual: nn.Module) -> bool:

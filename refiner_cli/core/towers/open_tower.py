@@ -5,9 +5,10 @@ from __future__ import annotations
 import open_clip
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
-from refiner_cli.core.towers.feature_map_tower import FeatureMapTower, is_feature_map_tower
+from refiner_cli.core.towers.feature_map_tower import FeatureMapTower, LastTokensTower, is_feature_map_tower
 from refiner_cli.core.towers.image import ImageTower
 from refiner_cli.core.towers.open_clip_tower import OpenClipTower
 from refiner_cli.core.towers.timm_tower import EvaTower, TimmTower
@@ -25,6 +26,8 @@ def open_image_tower(visual: nn.Module) -> ImageTower:
         return EvaTower(visual)
     if is_feature_map_tower(visual):
         return FeatureMapTower(visual)
+    if isinstance(trunk, VisionTransformerRelPos):
+        return LastTokensTower(visual)
     kind = type(visual if trunk is None else trunk).__name__
     raise ConfigError(
         f"The backbone's image tower ({kind}) is not supported.",

@@ -1,64 +1,72 @@
 """The frozen text tower: token embeddings in, text vectors out.
 
 A prompt reads ``prefix context label.. [EOS]`` where the context and the labels are trainable vectors.
-Causal towers share the encoding of prompt prefixes (:mod:`~refiner_cli.core.towers.prefix_cache`);
-others encode every prompt in full. Text vectors of many pairs are computed in chunks whose activations
-are discarded and recomputed in the backward pass, so memory depends on the size of a chunk and not on the
-number of pairs.
+What is the same for every kind of tower is here; the kinds are
+:class:`~refiner_cli.core.towers.open_clip_text.OpenClipTextTower` and
+:class:`~refiner_cli.core.towers.transformers_text.TransformersTextTower`. Text vectors of many pairs are
+computed in chunks whose activations are discarded and recomputed in the backward pass, so memory depends on
+the size of a chunk and not on the number of pairs.
 
 Shapes: ``E`` text width, ``D`` joint width, ``n`` context tokens, ``N`` prompts, ``S`` states.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from refiner_cli.core.runtime.device import to_device
-from refiner_cli.core.towers import prefix_cache
 from refiner_cli.core.towers.tokenizers import PromptTokenizer
 from refiner_cli.errors import ConfigError
 
 DEFAULT_CHUNK_SIZE = 512  # prompts; training adapts it to the free memory (text_chunks.py)
 
 
-class TextTower:
-    """open_clip's own text transformer, in a CLIP or a CustomTextCLIP."""
+class TextTower(ABC):
+    """A frozen text tower, whose token embeddings can be replaced by vectors of one's own.
 
-    def __init__(self, clip: nn.Module, tokens: PromptTokenizer) -> None:
-        text = getattr(clip, "text", clip)
-        if not isinstance(text, open_clip.CLIP | open_clip.transformer.TextTransformer):
-            raise ConfigError(
-                f"The backbone's text tower ({type(text).__name__}) is not open_clip's own transformer.",
-                hint="Choose a backbone such as ViT-L-14, ViT-B-32 or ViT-B-16-SigLIP.",
-            )
-        self.text = text
+    Args:
+        width: E.
+        depth: its number of blocks.
+        context_length: tokens that a prompt may have at most.
+        reads_padding: whether a text vector depends on the padding behind the prompt.
+    """
+
+    uses_prefix_cache = False
+
+    def __init__(
+        self, tokens: PromptTokenizer, *, width: int, depth: int, context_length: int, reads_padding: bool
+    ) -> None:
         self.tokens = tokens
-        self.has_class_token = getattr(text, "cls_emb", None) is not None  # behind the prompt (CoCa)
-        # CoCa's class token reads one padding token, so a prompt has to leave room for one.
-        self.context_length: int = text.context_length - self.has_class_token
-        self.width: int = text.token_embedding.embedding_dim
-        self.blocks: list[nn.Module] = list(text.transformer.resblocks)
-        self.pool = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
-        self.causal = text.attn_mask is not None and self.pool in {"argmax", "eos"}
-        self.uses_prefix_cache = (
-            not self.has_class_token
-            and self.causal
-            and all(
-                isinstance(b, ResidualAttentionBlock) and isinstance(b.attn, nn.MultiheadAttention)
-                for b in self.blocks
-            )
-        )
+        self.width = width
+        self.depth = depth
+        self.context_length = context_length
+        self.reads_padding = reads_padding
+
+    @abstractmethod
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Token embeddings before positions are added, ``T`` int64 -> ``T x E`` float32."""
+
+    @abstractmethod
+    def run(self, x: Tensor, end: Tensor | None) -> Tensor:
+        """Embedded prompts ``N x T x E`` -> ``N x D`` float32, not normalised.
+
+        Args:
+            end: where each prompt ends (``N``); what follows is padding. None: at the last token.
+        """
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
 
     def embed_tokens(self, ids: list[int]) -> Tensor:
         """Token embeddings, ``len(ids) x E``."""
-        table: Tensor = self.text.token_embedding.weight
-        return table[to_device(torch.tensor(ids, dtype=torch.int64), table.device)].float()
+        return self.embed_ids(to_device(torch.tensor(ids, dtype=torch.int64), self.device))
 
     def embed_context(self, words: str) -> Tensor:
         """Token embeddings of a context such as "a photo of", ``n x E``."""
@@ -76,13 +84,12 @@ class TextTower:
         encoded = []
         for start in range(0, len(texts), chunk_size):
             ids = [self._token_ids(text) for text in texts[start : start + chunk_size]]
-            length = max(map(len, ids)) if self.causal else self.context_length
+            ends = [len(row) - 1 for row in ids]
+            length = self.context_length if self.reads_padding else max(ends) + 1
             padded = [row + [self.tokens.pad_id] * (length - len(row)) for row in ids]
             x = torch.stack([self.embed_tokens(row) for row in padded])  # N x T x E
-            x = x + self.text.positional_embedding[:length]
-            encoded.append(
-                self.run_transformer(x, to_device(torch.tensor([len(row) - 1 for row in ids]), x.device))
-            )
+            end = None if min(ends) == length - 1 else to_device(torch.tensor(ends), x.device)
+            encoded.append(self.run(x, end))
         return torch.cat(encoded)
 
     def _token_ids(self, text: str) -> list[int]:
@@ -130,43 +137,15 @@ class TextTower:
                 hint="Shorten model.prompt_init.",
             )
         prefix = torch.cat([self.embed_tokens(list(self.tokens.prefix_ids)), context])
-        run = self._encode_with_prefix_cache if self.uses_prefix_cache else self._encode_full
-        return run(prefix, states, labels, state, chunk_size)
+        return self.encode_prompts(prefix, states, labels, state, chunk_size)
 
-    def _encode_with_prefix_cache(
+    def encode_prompts(
         self, prefix: Tensor, states: Tensor | None, labels: Tensor, state: Tensor | None, chunk_size: int
     ) -> Tensor:
-        position = self.text.positional_embedding
-        n = len(prefix)
-        cache = prefix_cache.encode_prefix(
-            self.blocks, prefix + position[:n], None if states is None else states + position[n]
-        )
-        first = n + (states is not None)
-        end = self.embed_tokens([self.tokens.eos_id])[0] + position[first + 1]
-
-        def suffixes(
-            keys: Tensor,
-            values: Tensor,
-            state_keys: Tensor | None,
-            state_values: Tensor | None,
-            labels: Tensor,
-            state: Tensor | None,
-        ) -> Tensor:
-            kv = prefix_cache.PrefixKV(keys, values, state_keys, state_values)
-            return self._project(
-                prefix_cache.encode_suffixes(self.blocks, kv, labels + position[first], end, state)
-            )
-
-        fixed = (cache.prefix_keys, cache.prefix_values, cache.state_keys, cache.state_values)
-        return in_chunks(suffixes, fixed, labels, state, chunk_size)
-
-    def _encode_full(
-        self, prefix: Tensor, states: Tensor | None, labels: Tensor, state: Tensor | None, chunk_size: int
-    ) -> Tensor:
-        """Every prompt in full, with its padding where the tower is not causal and therefore reads it."""
+        """Every prompt in full: prefix ``n x E``, a state of each (none: without), a label of each."""
         ends = [self.tokens.eos_id]
         length = len(prefix) + (1 if states is None else 2) + 1
-        if not self.causal:
+        if self.reads_padding:
             ends += [self.tokens.pad_id] * (self.context_length - length)
         tail = self.embed_tokens(ends)
 
@@ -176,50 +155,10 @@ class TextTower:
             if states is not None and state is not None:
                 middle = [states[state][:, None], *middle]
             x = torch.cat([prefix.expand(N, -1, -1), *middle, tail.expand(N, -1, -1)], 1)  # N x T x E
-            x = x + self.text.positional_embedding[: x.shape[1]]
-            return self.run_transformer(x, torch.full((N,), length - 1, device=x.device))
+            end = torch.full((N,), length - 1, device=x.device) if self.reads_padding else None
+            return self.run(x, end)
 
         return in_chunks(prompts, (), labels, state, chunk_size)
-
-    def run_transformer(self, x: Tensor, end: Tensor) -> Tensor:
-        """Embedded prompts ``N x T x E`` and where each ends (``N``) -> ``N x D``."""
-        if self.has_class_token:
-            return self._run_with_class_token(x, end)
-        mask = self.text.attn_mask
-        x = self.text.transformer(x, attn_mask=None if mask is None else mask[: x.shape[1], : x.shape[1]])
-        if self.pool in {"first", "last"}:
-            return self._project(x[:, 0 if self.pool == "first" else -1])
-        return self._project(x[torch.arange(len(x), device=x.device), end])
-
-    def _run_with_class_token(self, x: Tensor, end: Tensor) -> Tensor:
-        """As :meth:`run_transformer` for CoCa, whose last position is a class token.
-
-        The mask of the published weights is shifted by one: the class token attends to the prompt and to the
-        first padding token, and not to itself. More padding changes nothing and is left out.
-        """
-        N, T, _ = x.shape
-        position = self.text.positional_embedding
-        padding = self.embed_tokens([self.tokens.pad_id]) + position[T]
-        class_token = (self.text.cls_emb + position[-1])[None]
-        x = torch.cat([x, padding.expand(N, 1, -1), class_token.expand(N, 1, -1)], 1)  # N x (T + 2) x E
-        place = torch.arange(T + 2, device=x.device)
-        readable = place <= (end + 1)[:, None]  # N x (T + 2): the prompt and the padding token behind it
-        if getattr(self.text, "correct_cls_mask", False):
-            readable = (place <= end[:, None]) | (place == T + 1)
-        allowed = readable[:, None] & (place <= place[:, None])  # N x (T + 2) x (T + 2)
-        mask = torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(~allowed, -torch.inf)
-        x = self.text.transformer(x, attn_mask=mask.repeat_interleave(self.text.heads, 0))
-        return self._project(x[:, -1])
-
-    def _project(self, x: Tensor) -> Tensor:
-        """Hidden states ``C x E`` -> text vectors ``C x D`` float32."""
-        x = self.text.ln_final(x)
-        projection = self.text.text_projection
-        if isinstance(projection, nn.Linear):
-            x = projection(x)
-        elif projection is not None:
-            x = x @ projection
-        return x.float()
 
 
 def in_chunks(

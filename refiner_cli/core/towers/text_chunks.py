@@ -21,7 +21,7 @@ def prompt_bytes(text: TextTower, tokens: int, precision: torch.dtype) -> int:
     """
     own = 2 if text.uses_prefix_cache else tokens  # with the prefix cache: the label and [EOS]
     vectors = 14 * own + 2 * tokens
-    return vectors * text.width * len(text.blocks) * precision.itemsize
+    return vectors * text.width * text.depth * precision.itemsize
 
 
 def pick_chunk_size(
@@ -35,7 +35,9 @@ def pick_chunk_size(
     """
     if requested:
         return requested, "requested"
-    tokens = len(text.tokens.prefix_ids) + context + 3 if text.causal else text.context_length
+    tokens = len(text.tokens.prefix_ids) + context + 3
+    if text.reads_padding:
+        tokens = text.context_length
     each = prompt_bytes(text, tokens, precision)
     free = free_memory(device)
     fit = min(free // MEMORY_DIVISOR, MAX_BYTES) // each

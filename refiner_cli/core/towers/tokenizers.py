@@ -14,10 +14,11 @@ from typing import Any
 import open_clip
 
 from refiner_cli.core.towers.architectures import first_line, quiet_libraries
+from refiner_cli.core.towers.transformers_config import INSTALL
 from refiner_cli.errors import ConfigError, EnvironmentLacksError, FetchError, ModelFileError, RefinerError
 
 PROBE = "apple"  # every tokenizer knows how to split it
-OPTIONS = {"clean", "strip_sep_token", "language"}  # of HFTokenizer that a model configuration may set
+OPTIONS = {"clean", "strip_sep_token"}  # of HFTokenizer that a model configuration may set
 # At least one of these is in a folder with a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -25,6 +26,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "vocab.txt",
+    "vocab.json",
 )
 
 
@@ -75,7 +77,8 @@ def transformers_tokenizer(
     is_folder = isinstance(source, Path)
     if isinstance(source, Path) and not any((source / file).is_file() for file in TOKENIZER_FILES):
         raise ModelFileError(f"{source} holds no tokenizer, and the model needs one of its own.")
-    options = {k: v for k, v in (text_config.get("tokenizer_kwargs") or {}).items() if k in OPTIONS}
+    stated = text_config.get("tokenizer_kwargs") or {}
+    options = {key: value for key, value in stated.items() if key in OPTIONS}
     try:
         with quiet_libraries():
             tokenizer = open_clip.tokenizer.HFTokenizer(
@@ -87,14 +90,30 @@ def transformers_tokenizer(
             )
     except ImportError as error:
         raise EnvironmentLacksError(
-            f"The model's tokenizer needs the package transformers ({first_line(error)}).",
-            hint="Run: pip install transformers sentencepiece",
+            f"The model's tokenizer needs the package transformers ({first_line(error)}).", hint=INSTALL
         ) from None
     except Exception as error:  # noqa: BLE001 - the hub's client and damaged files raise dozens of kinds
         kind: type[RefinerError] = ModelFileError if is_folder else FetchError
         verb = "read" if is_folder else "downloaded"
         raise kind(f"The tokenizer {source} cannot be {verb} ({first_line(error)}).") from None
+    if stated.get("language"):
+        set_language(tokenizer.tokenizer, stated["language"])
     return take_apart(tokenizer, context_length)
+
+
+def set_language(tokenizer: Any, language: str) -> None:
+    """Let a tokenizer mark texts with a language. Raises ConfigError if it does not know the language.
+
+    open_clip's way is undone by transformers 5 at the next text.
+    """
+    if not hasattr(tokenizer, "src_lang"):
+        raise ConfigError(f"The backbone's tokenizer does not mark languages, so {language!r} cannot be set.")
+    if tokenizer.convert_tokens_to_ids(language) in {None, tokenizer.unk_token_id}:
+        raise ConfigError(
+            f"The backbone's tokenizer does not know the language {language!r}.",
+            hint="NLLB names languages by code and script, such as eng_Latn, deu_Latn or zho_Hans.",
+        )
+    tokenizer.src_lang = language
 
 
 def take_apart(tokenizer: Any, context_length: int) -> PromptTokenizer:

@@ -24,6 +24,8 @@ StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 EXPORT_PREFIX = "clip."  # of the backbone in a model that refiner exported, beside "trained."
+# What old versions of open_clip and transformers stored although it can be computed.
+STORED_CONSTANTS = ("attn_mask", ".embeddings.position_ids", ".embed_positions.weights")
 # OpenAI's archives hold these beside the weights; in a state dict they tell where it comes from.
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 
@@ -120,8 +122,8 @@ def load_tensors(clip: nn.Module, state: StateDict, source: str, name: str) -> l
     if "logit_bias" in wanted and "logit_bias" not in state:
         state["logit_bias"] = torch.zeros_like(wanted["logit_bias"])
     for key in [key for key in state if key not in wanted]:
-        if key.endswith("attn_mask") or key.startswith("text_decoder."):
-            del state[key]  # a constant that old versions stored; CoCa's caption decoder
+        if key.endswith(STORED_CONSTANTS) or key.startswith("text_decoder."):  # CoCa's caption decoder
+            del state[key]
     reason = first_mismatch(wanted, state)
     if reason:
         raise ModelFileError(f"{source} do not fit the backbone {name}: {reason}.")

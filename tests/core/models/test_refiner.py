@@ -78,7 +78,7 @@ def test_a_siglip_tower_loads_equals_itself_and_trains() -> None:
     # A small tower of the same build: timm trunk with a pooling head, text that is not causal.
     backbone = load_backbone(SIGLIP, "none")
     text = backbone.text
-    assert not text.causal
+    assert text.reads_padding
     words = [*text.tokens.encode("a photo of wet dog")]
     ids = torch.tensor([[*text.tokens.prefix_ids, *words, text.tokens.eos_id] + [text.tokens.pad_id] * 64])[
         :, : text.context_length

@@ -1,7 +1,8 @@
 """The table of open_clip's models: which work, how they are read, and why the others do not.
 
 By hand: ``python -m tests.core.towers.model_table > models.md``. Models are built without memory for
-their weights and nothing is downloaded, so the table takes a minute or two.
+their weights and nothing is downloaded, so the table takes a minute or two. The sizes of the text towers that
+open_clip names by their repository are written down here, as published there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from refiner_cli.core.towers.architectures import contrastive_part, find_architecture, preprocess_config
 from refiner_cli.core.towers.backbone import BackboneSpec, assemble
+from refiner_cli.core.towers.transformers_config import SIZES
 from refiner_cli.core.towers.weights_profile import tag_profile
 from refiner_cli.errors import ConfigError
 
@@ -22,7 +24,33 @@ HEADER = (
     "| model | works | parts | image | patch | tokenizer | tags | weights file needs its tag |\n"
     "|---|---|---|---|---|---|---|---|"
 )
+XLM_R = {
+    "model_type": "xlm-roberta", "vocab_size": 250_002, "max_position_embeddings": 514, "pad_token_id": 1,
+    "type_vocab_size": 1, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+}  # fmt: skip
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+MT5 = {
+    "model_type": "mt5", "vocab_size": 250_112, "pad_token_id": 0, "d_kv": 64, "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+NLLB = {"model_type": "m2m_100", "vocab_size": 256_206, "pad_token_id": 1, "d_model": 1024,
+        "encoder_attention_heads": 16, "activation_function": "relu", "max_position_embeddings": 1024,
+        "scale_embedding": True}  # fmt: skip
+SIZES_OF = {
+    "roberta-base": {**XLM_R, **BASE, "model_type": "roberta", "vocab_size": 50_265},
+    "xlm-roberta-base": {**XLM_R, **BASE},
+    "xlm-roberta-large": {**XLM_R, **LARGE},
+    "google/mt5-base": {**MT5, "d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+    "google/mt5-xl": {**MT5, "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+    "facebook/nllb-200-distilled-600M": {**NLLB, "encoder_layers": 12, "encoder_ffn_dim": 4096},
+    "facebook/nllb-200-distilled-1.3B": {**NLLB, "encoder_layers": 24, "encoder_ffn_dim": 8192},
+}
 TOKENIZERS = {
+    "nllb": "NLLB",
+    "xlm-roberta": "XLM-R",
+    "roberta": "RoBERTa",
     "google/mt5": "mT5",
     "facebook/xlm-v": "XLM-V",
     "bert-base-uncased": "BERT",
@@ -69,6 +97,10 @@ def tokenizer_kind(text: dict[str, object]) -> str:
 def describe(name: str) -> Row:
     """Build one model on the meta device."""
     config = contrastive_part(find_architecture(name).config)
+    tower_name = config["text_cfg"].get("hf_model_name")
+    if tower_name:
+        text = {**config["text_cfg"], SIZES: SIZES_OF[tower_name]}
+        config = {**config, "custom_text": True, "text_cfg": text}
     tags = open_clip.list_pretrained_tags_by_model(name)
     profiles = [tag_profile(open_clip.get_pretrained_cfg(name, tag)).comparable() for tag in tags]
     size = config["vision_cfg"].get("image_size", 224)

@@ -10,6 +10,7 @@ import pytest
 WORDS = ["a", "photo", "of", "wet", "sliced", "red", "apple", "dog", "key", "faux", "leather"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+BYTE_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-pair encodings of bytes do
 
 
 def unknown(token: str) -> dict[str, str]:
@@ -27,26 +28,48 @@ def unigram(special: list[str], unknown_id: int) -> Any:
     return model
 
 
-def gemma() -> Any:
-    """Gemma's byte-pair encoding, as in SigLIP2: a word has a space before it only inside a text."""
-    tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", SPACE, *LETTERS]
-    merges = []
-    for start in (SPACE, ""):  # the merges that come first win
+def byte_pairs(special: list[str], spaces: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a byte-pair encoding that knows the words, behind each of ``spaces``."""
+    vocabulary, merges = [*special, *filter(None, spaces), *LETTERS], []
+    for start in spaces:  # the merges that come first win
         for word in WORDS:
             piece = start or word[0]
-            for letter in word if start == SPACE else word[1:]:
+            for letter in word if start else word[1:]:
                 merges.append((piece, letter))
                 piece += letter
                 vocabulary.append(piece)
-    vocabulary = list(dict.fromkeys(vocabulary))
-    ids = {piece: number for number, piece in enumerate(vocabulary)}
-    model = tokenizers.Tokenizer(
-        tokenizers.models.BPE(ids, list(dict.fromkeys(merges)), **unknown("<unk>"), fuse_unk=True)
-    )
+    ids = {piece: number for number, piece in enumerate(dict.fromkeys(vocabulary))}
+    return ids, list(dict.fromkeys(merges))
+
+
+def gemma() -> Any:
+    """Gemma's byte-pair encoding, as in SigLIP2: a word has a space before it only inside a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    ids, merges = byte_pairs(["<pad>", "<eos>", "<bos>", "<unk>"], [SPACE, ""])
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, **unknown("<unk>"), fuse_unk=True))
     model.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
     model.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
     return model
+
+
+def roberta() -> Any:
+    """RoBERTa's byte-pair encoding of bytes: a word has a space before it only inside a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    ids, merges = byte_pairs(["<s>", "<pad>", "</s>", "<unk>"], [BYTE_SPACE, ""])
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, **unknown("<unk>")))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return model
+
+
+def build_nllb(folder: Path) -> int:
+    """Write NLLB's tokenizer, which marks the language of a text; returns the vocabulary's size."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    ids, merges = byte_pairs(["<s>", "<pad>", "</s>", "<unk>"], [SPACE])
+    tokenizer = transformers.NllbTokenizer(
+        vocab=ids, merges=merges, additional_special_tokens=["eng_Latn", "deu_Latn"]
+    )
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
 
 
 def bert() -> Any:
@@ -84,6 +107,7 @@ KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "<s> $A </s>",
         {"pool_type": "eos", "eos_id": 2},
     ),
+    "roberta": (roberta, "<s> $A </s>", {"pool_type": "eos", "eos_id": 2}),
     "bert": (
         bert,
         "[CLS] $A [SEP]",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -18,7 +19,7 @@ from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone, load_backbone
 from tests.core.cases import SPACE
-from tests.core.towers.small_models import IMAGES, TEXT, VISION
+from tests.core.towers.small_models import IMAGES, TEXT, VISION, serve, shrink
 from tests.core.towers.test_image import INFO
 
 CONFIG: dict[str, Any] = {
@@ -83,3 +84,15 @@ def test_it_trains_exports_and_reloads(tmp_path: Path) -> None:
     with torch.no_grad():
         ours, theirs = (F.normalize(m.encode_pairs(SPACE).pairs, dim=-1) for m in (model, again))
     assert torch.equal(ours, theirs)
+
+
+def test_a_run_finds_its_backbone_by_name_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(tmp_path)
+    shrink(monkeypatch, "coca_ViT-B-32", **CONFIG)
+    serve(monkeypatch, tmp_path / "coca.safetensors")
+    backbone = load_backbone("coca_ViT-B-32", "laion2b_s13b_b90k")
+    model = build_model("csp", backbone, method_section("csp")(), SPACE).eval()
+    info = type(INFO)(**{**vars(INFO), "method": "csp"})
+    export_model(tmp_path / "export", model, info, dtype="fp32", with_backbone=False)
+    again, _ = read_model(tmp_path / "export")
+    assert again.backbone.fingerprint() == backbone.fingerprint()

@@ -17,6 +17,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -237,6 +238,22 @@ def test_a_network_without_blocks_trains_what_lies_outside_the_image_tower(
     )
     again, _ = read_model(tmp_path / "export")
     assert torch.equal(again.encode_images(images).composition, model.encode_images(images).composition)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_vit_with_relative_positions_is_read_at_its_last_tokens(pool: str) -> None:
+    torch.manual_seed(0)
+    prefix = int(pool == "token")
+    trunk = VisionTransformerRelPos(
+        img_size=SIZE, patch_size=PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=4, num_classes=0,
+        class_token=bool(prefix), global_pool=pool, fc_norm=pool == "avg", init_values=0.1,
+    ).eval()  # fmt: skip
+    visual = in_open_clip(trunk)
+    tower, images = open_image_tower(visual), torch.randn(2, 3, SIZE, SIZE)
+    assert torch.allclose(encoded(tower, images), visual(images), atol=1e-5)
+    x = tower.embed(images)
+    assert (tower.depth, tower.patch_size, x.shape) == (0, PATCH, (2, prefix + 16, WIDTH))
+    assert torch.allclose(tower.pool_and_project(x[:, :1])[0], tower.project_tokens(x[:, :1])[:, 0])
 
 
 def test_a_version_without_a_private_function_is_named() -> None:

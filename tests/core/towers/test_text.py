@@ -91,7 +91,7 @@ def test_the_prefix_cache_equals_the_plain_path_in_values_and_gradients(
 def test_a_tower_that_is_not_causal_reads_the_padding_and_chunks_exactly() -> None:
     siglip = load_backbone(str(Path(__file__).parents[1] / "models/siglip.json"), "none")
     text = siglip.text
-    assert not text.causal
+    assert text.reads_padding
     assert not text.uses_prefix_cache
     prompts = [f"a photo of {STATES[p]} {OBJECTS[c]}" for p, c in zip(PARENT, LEAF, strict=True)]
     ids = [[*text.tokens.prefix_ids, *text.tokens.encode(prompt), text.tokens.eos_id] for prompt in prompts]
