@@ -55,7 +55,7 @@ class LastTokensTower(WholeTower):
 
     def __init__(self, visual: open_clip.timm_model.TimmModel) -> None:
         self.visual = visual
-        self.trunk: VisionTransformerRelPos = visual.trunk
+        self.trunk: Any = visual.trunk  # VisionTransformerRelPos
         self.width = self.trunk.embed_dim
         self.patch_size = int(self.trunk.patch_embed.feat_ratio())
         self.num_prefix_tokens = self.trunk.num_prefix_tokens
