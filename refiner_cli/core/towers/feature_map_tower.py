@@ -13,7 +13,6 @@ import open_clip
 from timm.models.convnext import ConvNeXt
 from timm.models.fastvit import FastVit
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from refiner_cli.core.towers.image import FULL_ATTENTION, AttentionSpec, ParallelAdapter
@@ -55,7 +54,7 @@ class LastTokensTower(WholeTower):
 
     def __init__(self, visual: open_clip.timm_model.TimmModel) -> None:
         self.visual = visual
-        self.trunk: Any = visual.trunk  # VisionTransformerRelPos
+        self.trunk: Any = visual.trunk  # timm's VisionTransformerRelPos
         self.width = self.trunk.embed_dim
         self.patch_size = int(self.trunk.patch_embed.feat_ratio())
         self.num_prefix_tokens = self.trunk.num_prefix_tokens
