@@ -65,6 +65,7 @@ def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:
     Args:
         device: of this process; None: as requested.
     """
+    from refiner_cli.inference.indexing import vector_facts
     from refiner_cli.inference.parts.index_units import UNITS_FOLDER, IndexUnitWriter, beginning_of_index
     from refiner_cli.inference.parts.plan import open_plan
     from refiner_cli.inference.scan import PathFilter
@@ -77,7 +78,7 @@ def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:
         request.out, prepared.recogniser, name_model(request.model), info.method,
         name_places(request.paths, places), request.part_size,
     )  # fmt: skip
-    made: dict[str, Any] = dict(prepared.recogniser.vector_fingerprint())
+    made: dict[str, Any] = dict(vector_facts(prepared.recogniser))
     made |= {"batch": prepared.batch, "include": list(request.include), "exclude": list(request.exclude)}
     plan = open_plan(request.out / UNITS_FOLDER, made, places, ".json", request.part_size, lease_seconds())
     return IndexUnitWriter(plan, index, prepared.recogniser, prepared.workers, chosen, terminal.note)

@@ -67,7 +67,7 @@ def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[Ro
     """The rows there are now, and what this run did for them."""
     from refiner_cli.inference.formats import read_rows
     from refiner_cli.inference.gallery import write_gallery
-    from refiner_cli.inference.indexing import open_for_writing
+    from refiner_cli.inference.indexing import check_made_by, open_for_writing
     from refiner_cli.inference.keeping import KeepingSource
     from refiner_cli.inference.output import Output
     from refiner_cli.inference.runner import (
@@ -90,7 +90,7 @@ def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[Ro
         images, total = find_images(places, request.paths)
     recogniser, options, info = prepare_prediction(request)
     if index:
-        index.check_model(recogniser.fingerprint())
+        check_made_by(index, recogniser)
     kept = None
     if request.keep_index:
         kept = open_for_writing(

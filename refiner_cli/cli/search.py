@@ -47,6 +47,7 @@ def search(
     check_outputs([OutputFile("--gallery", gallery, (".html", ".htm"))])
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
+    from refiner_cli.inference.indexing import check_made_by
     from refiner_cli.inference.query import encode_like, encode_query, parse_query, unknown_names
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.search import search_index
@@ -56,7 +57,7 @@ def search(
     loaded = open_index_model(opened, model, device)
     runtime = runtime_options(loaded, precision, workers=-1, batch=1)
     recogniser = Recogniser(loaded, precision=runtime.precision)
-    opened.check_model(recogniser.fingerprint())
+    check_made_by(opened, recogniser)
     if like:
         asked = encode_like(recogniser, like)
     else:

@@ -53,6 +53,7 @@ def suggest(
     check_outputs([OutputFile("-o", out, (".jsonl",)), OutputFile("--gallery", gallery, (".html", ".htm"))])
     from refiner_cli.inference.gallery import write_gallery
     from refiner_cli.inference.index import Index
+    from refiner_cli.inference.indexing import check_made_by
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.inference.sources.places import find_again
     from refiner_cli.inference.suggest import suggest_images, write_suggestions
@@ -63,7 +64,7 @@ def suggest(
     space = choose_space(loaded.space, world, states, objects, pairs, terminal.note)
     runtime = runtime_options(loaded, precision, workers=-1, batch=1)
     recogniser = Recogniser(loaded, space, runtime.precision)
-    opened.check_model(recogniser.fingerprint())
+    check_made_by(opened, recogniser)
     with terminal.progress("looking") as progress:
         found = suggest_images(
             opened, recogniser, count, is_labelled=labels_test(labelled, opened), progress=progress

@@ -260,15 +260,6 @@ class Index:
         composition = found["composition"]
         return ImageVectors(composition, found.get("state", composition), found.get("object", composition))
 
-    def check_model(self, fingerprints: Mapping[str, object]) -> None:
-        """Raise UsageError unless the vectors come from the model with these fingerprints."""
-        for what in ("model", "preprocessing"):
-            if self.info.model.get(what) != fingerprints.get(what):
-                raise UsageError(
-                    f"The index {self.folder} was made with another model.",
-                    hint="Give the model it was made with, or make an index with this one.",
-                )
-
     def _file(self, part: PartInfo, suffix: str) -> Path:
         return self.folder / PARTS / f"{part.name}.{suffix}"
 

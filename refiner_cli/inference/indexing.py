@@ -12,6 +12,11 @@ from refiner_cli.core.models.base import ImageVectors, Model
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import QueuedImage, Wanted, want_all
+from refiner_cli.inference.fingerprints import (
+    preprocessing_fingerprint,
+    score_fingerprint,
+    vector_fingerprint,
+)
 from refiner_cli.inference.formats import ImageRow
 from refiner_cli.inference.index import PART_SIZE, Index, IndexInfo, IndexRow, is_index
 from refiner_cli.inference.index_update import Encoded, IndexChanges, IndexUpdate
@@ -60,7 +65,7 @@ def open_for_writing(
     if not is_index(folder):
         return Index.create(folder, info)
     index = Index.open(folder)
-    index.check_model(info.model)
+    check_made_by(index, recogniser)
     if index.info.places != list(places):
         raise UsageError(
             f"The index {folder} holds images of {', '.join(index.info.places)}.",
@@ -78,10 +83,38 @@ def empty_index_info(
         UsageError: the method has no index.
     """
     check_indexable(recogniser.model)
-    return IndexInfo.empty(
-        recogniser.vector_fingerprint() | backbone_facts(recogniser.model) | {"path": model}, method,
-        vector_roles(recogniser.model), recogniser.model.backbone.embed_dim, places, part_size,
-    )  # fmt: skip
+    made = vector_facts(recogniser) | backbone_facts(recogniser.model) | {"path": model}
+    roles, width = vector_roles(recogniser.model), recogniser.model.backbone.embed_dim
+    return IndexInfo.empty(made, method, roles, width, places, part_size)
+
+
+def vector_facts(recogniser: Recogniser) -> dict[str, str]:
+    """What decides the vectors of an image, in digests."""
+    return {"vectors": vector_fingerprint(recogniser.model),
+            "preprocessing": preprocessing_fingerprint(recogniser.model),
+            "precision": str(recogniser.precision).removeprefix("torch.")}  # fmt: skip
+
+
+def check_made_by(index: Index, recogniser: Recogniser) -> None:
+    """Raise UsageError unless an index keeps the vectors that a model gives its images now."""
+    kept, model = index.info.model, recogniser.model
+    wanted = vector_facts(recogniser) | backbone_facts(model)
+    compared = ["vectors", "preprocessing"]
+    if "vectors" not in kept:  # an index that an earlier version made notes the model, calibration included
+        wanted, compared = wanted | {"model": score_fingerprint(model)}, ["model", "preprocessing"]
+    if all(kept.get(name) == wanted[name] for name in compared):
+        return
+    own, backbone = kept.get("views"), kept.get("backbone_fingerprint")
+    if own != wanted["views"] and backbone == wanted["backbone_fingerprint"]:
+        raise UsageError(
+            f"The index {index.folder} keeps vectors of {own} shifted views of each image, and the model "
+            f"takes {wanted['views']}.",
+            hint=f"Make a new index, or calibrate the model with --set calibration.tta_shifts={own}.",
+        )
+    raise UsageError(
+        f"The index {index.folder} was made with another model.",
+        hint="Give the model it was made with, or make an index with this one.",
+    )
 
 
 def backbone_facts(model: Model) -> dict[str, str]:

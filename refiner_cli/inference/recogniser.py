@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +19,7 @@ from refiner_cli.data.decode import to_rgb
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.inference.fingerprints import preprocessing_fingerprint, score_fingerprint
 from refiner_cli.inference.ranking import RankedScores, ScoreRanking
 from refiner_cli.inference.verdicts import Verdict, VerdictRule
 
@@ -151,25 +150,12 @@ class Recogniser:
 
     def fingerprint(self) -> dict[str, str | int]:
         """What decides the scores of an image: the model, the candidates, preprocessing, precision."""
-        model = self.model
-        digest = hashlib.sha256(model.backbone.fingerprint().encode())
-        digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())
-        digest.update(json.dumps(model.calibration.to_json()).encode())
-        for name, value in sorted(model.saved_tensors().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        preprocessing = json.dumps(model.backbone.spec.preprocess, sort_keys=True, default=list)
         return {
-            "model": digest.hexdigest()[:16],
+            "model": score_fingerprint(self.model),
             "vocabulary": self.space.fingerprint(),
-            "preprocessing": hashlib.sha256(preprocessing.encode()).hexdigest()[:16],
+            "preprocessing": preprocessing_fingerprint(self.model),
             "precision": str(self.precision).removeprefix("torch."),
         }
-
-    def vector_fingerprint(self) -> dict[str, str]:
-        """What decides the vectors of an image: :meth:`fingerprint` without the candidates."""
-        found = self.fingerprint()
-        return {name: str(found[name]) for name in ("model", "preprocessing", "precision")}
 
     def predict(
         self, images: Iterable[Image.Image | Path | str], *, top_k: int = 5, batch: int = 32

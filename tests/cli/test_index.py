@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import refiner_cli
 from refiner_cli.inference.index import Index
 from tests.conftest import Cli, parse_rows
 from tests.inference.check_index_kills import ORPHAN, compare_killed, contents
@@ -41,6 +42,30 @@ def test_rows_from_an_index_agree_with_direct_prediction(
     assert cli("-q", "predict", small_export, index, "-o", out, "--gallery", tmp_path / "page.html").code == 0
     shutil.rmtree(photos)  # the vectors are enough
     assert len(parse_rows(cli("-q", "predict", small_export, index).out)) == len(direct)
+
+
+def test_an_index_stays_the_models_when_that_is_calibrated_again(
+    cli: Cli, small_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    run, index = tmp_path / "run", tmp_path / "index"
+    shutil.copytree(small_run, run)
+    some = ("--include", "0[0-3].jpg")
+    assert cli("-q", "index", run, photos, *some, "-o", index).code == 0
+    before = parse_rows(cli("-q", "predict", run, index).out)
+    views = refiner_cli.load(run).model.calibration.tta_shifts
+    chosen = (f"tta_shifts={views}", "hubness_strength=1.0", "wise_ft_alpha=0.25")
+    settings = [part for one in chosen for part in ("--set", f"calibration.{one}")]
+    assert cli("-q", "calibrate", run, *settings).code == 0
+    direct = parse_rows(cli("-q", "predict", run, photos, *some).out)
+    kept = parse_rows(cli("-q", "predict", run, index).out)
+    for one, other, old in zip(kept, direct, before, strict=True):
+        first, second, third = (row["predictions"][0] for row in (one, other, old))  # type: ignore[index]
+        assert first["score"] == pytest.approx(second["score"], abs=0.02)
+        assert first["score"] != pytest.approx(third["score"], abs=0.02)
+        assert first["probability"] == pytest.approx(second["probability"], abs=0.01)
+    for command in (["search", index, "apple"], ["suggest", index],
+                    ["index", run, photos, *some, "-o", index]):  # fmt: skip
+        assert cli("-q", *command).code == 0
 
 
 def test_the_same_command_brings_an_index_up_to_date(
@@ -257,17 +282,6 @@ def test_an_index_that_was_killed_is_finished_by_the_same_command(
     assert hits
     assert equal
     assert not (tmp_path / "torn" / "parts" / ORPHAN).exists()
-
-
-def test_a_method_that_reads_patches_has_no_index(
-    cli: Cli, small_demo: Path, photos: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    small = ("--method", "troika", "--backbone", "tiny", "--set", "train.max_steps=1")
-    assert cli("-q", "train", small_demo, "--out", run, *small).code == 0
-    done = cli("-q", "index", run, photos, "-o", tmp_path / "index")
-    assert done.code == 2
-    assert "scores against the patches" in done.err
 
 
 def test_suggest_lists_images_and_writes_them_for_labelling(
