@@ -142,6 +142,20 @@ class CalibrationConfig(Section):
     temperature: bool = Field(
         default=True, description="scale probabilities to be as often right as they say"
     )
+    folds: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="without validation images: parts of a cross-validation, a training each; 0: "
+        "nothing is chosen",
+    )
+
+    @field_validator("folds")
+    @classmethod
+    def _several_parts(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("a cross-validation needs two parts or more; 0 does without")
+        return folds
 
 
 class Config(Section):

@@ -35,10 +35,11 @@ def recalibrate(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Calibrate the best checkpoint of a finished run again, without training.
+    """Calibrate the best checkpoint of a finished run again, without training it.
 
     Shifted views, interpolation of words, hubness correction, weights of state and object evidence, bias and
-    temperatures are chosen on the validation split and stored with the model.
+    temperatures are chosen on the validation split and stored with the model. Without validation images,
+    calibration.folds=N chooses them by cross-validation, which trains N models on parts of the images.
     """
     from refiner_cli.cli.configure import changed_calibration
     from refiner_cli.training.run_dir import CALIBRATION, Run, is_run
@@ -57,6 +58,7 @@ def recalibrate(
     from refiner_cli.training.calibration_stage import CalibrationStage
     from refiner_cli.training.changes import check_data
     from refiner_cli.training.run_dir import model_folder
+    from refiner_cli.training.setup import cross_validation
 
     check_data(opened, benchmark)
     benchmark = benchmark.without(opened.skipped)
@@ -69,7 +71,8 @@ def recalibrate(
         if changed != opened.config:
             opened = dataclasses.replace(opened, config=changed)
             opened.write()
-        record = CalibrationStage(opened, model, benchmark, options).run_now(progress)
+        folds = cross_validation(opened, benchmark, model, options, terminal.note).models
+        record = CalibrationStage(opened, model, benchmark, options, folds).run_now(progress)
     if as_json:
         terminal.json({**record, "schema": "refiner.calibrate/1", "run": str(run)})
     else:
@@ -80,9 +83,10 @@ def show_record(record: dict[str, Any]) -> None:
     """What was chosen, and validation before and after."""
     from refiner_cli.cli.training_view import describe_calibration
 
-    table = new_table(f"{record['checkpoint']} on validation", "", *HEADLINE_METRICS)
+    measured = record.get("cross_validation", record["val"])
+    table = new_table(f"{record['checkpoint']}, chosen on {record['chosen_on']}", "", *HEADLINE_METRICS)
     for name, title in (("before", "plain"), ("after", "calibrated")):
-        metrics = record["val"][name]
+        metrics = measured[name]
         table.add_row(title, *(format_metric(metrics[metric]) for metric in HEADLINE_METRICS))
     terminal.table(table)
     terminal.data(f"chosen {describe_calibration(record['calibration'])}")

@@ -10,6 +10,7 @@ from refiner_cli.data.progress import Progress
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 if TYPE_CHECKING:
+    from refiner_cli.config import Config
     from refiner_cli.training.events import Event
     from refiner_cli.training.trainer import Trainer
 
@@ -24,7 +25,12 @@ def fit_with_progress(trainer: Trainer, stop: Callable[[], bool] = lambda: False
     stopped = False
     with terminal.report() as report:
         if terminal.err.is_terminal:  # in a log, ten lines for every validation would be too many
-            trainer.watch = lambda done, total: report(Progress("count", "validating", done, total or None))
+
+            def watch(done: int, total: int) -> None:
+                over = trainer.step == trainer.total and trainer.progress.validated
+                report(Progress("count", "calibrating" if over else "validating", done, total or None))
+
+            trainer.watch = watch
         for event in trainer.fit(stop):
             show_event(event, trainer)
             stopped = stopped or isinstance(event, Stopped)
@@ -53,8 +59,8 @@ def show_event(event: Event, trainer: Trainer) -> None:
         )
         if event.step == 0 and not event.metrics.n_seen + event.metrics.n_unseen:
             terminal.note(
-                "There are no validation images: nothing is calibrated, inference weights and bias are 0, "
-                f"and the best checkpoint is selected by {MEANING[event.criterion]}."
+                "There are no validation images: the best checkpoint is selected by "
+                f"{MEANING[event.criterion]}, and {calibration_plan(trainer.run.config)}."
             )
         elif event.step == 0 and event.criterion != "AUC":
             missing = "seen" if event.metrics.n_unseen else "unseen"
@@ -67,11 +73,20 @@ def show_event(event: Event, trainer: Trainer) -> None:
     elif isinstance(event, CalibrationDone):
         before, after = (format_metric(metrics["AUC"]) for metrics in (event.before, event.after))
         chosen = describe_calibration(event.calibration)
-        terminal.note(f"calibrated {event.checkpoint}: {chosen}; validation AUC {before} -> {after}")
+        source = event.calibration["chosen_on"]
+        measured = f"; {source} AUC {before} -> {after}" if source != "nothing" else ", as the settings say"
+        terminal.note(f"calibrated {event.checkpoint}: {chosen}{measured}")
     elif isinstance(event, Stopped):
         terminal.note(f"stopped after step {event.step}; the state is saved")
     elif event.skipped:
         terminal.note(f"step {event.step} skipped: {event.skipped}")
+
+
+def calibration_plan(config: Config) -> str:
+    """What follows a training without validation images, as a clause."""
+    if folds := config.calibration.folds:
+        return f"calibration follows by cross-validation in {folds} parts, a training each"
+    return "nothing is calibrated: weights and views are the first that the settings name, the bias is 0"
 
 
 def describe_calibration(chosen: dict[str, Any]) -> str:

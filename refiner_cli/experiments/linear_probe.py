@@ -8,20 +8,21 @@ from torch.nn import functional as F
 
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
+from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
 from refiner_cli.evaluation.scoring import WorldScorer
 from refiner_cli.inference.encoded import EncodedBenchmark
 
 PENALTIES = (1e-4, 1e-3, 1e-2)
 
 
-def probe_metrics(benchmark: EncodedBenchmark) -> Metrics:
-    """Closed-world metrics on test of the linear probe with the penalty that is best **on test**."""
+def probe_metrics(benchmark: EncodedBenchmark) -> tuple[ScoreSummary, Metrics]:
+    """The closed world on test, with the penalty that is best **on test**."""
     found = [fixed_probe(benchmark, penalty) for penalty in PENALTIES]
-    return max(found, key=lambda metrics: metrics.selection_metric()[1])
+    return max(found, key=lambda measured: measured[1].selection_metric()[1])
 
 
-def fixed_probe(benchmark: EncodedBenchmark, penalty: float) -> Metrics:
-    """Closed-world metrics on test; the score of a pair is the sum of its two log-probabilities."""
+def fixed_probe(benchmark: EncodedBenchmark, penalty: float) -> tuple[ScoreSummary, Metrics]:
+    """The closed world on test; the score of a pair is the sum of its two log-probabilities."""
     space, train = benchmark.label_space("test"), benchmark.samples["train"]
     scores = []
     for role, names in enumerate((space.states, space.objects)):
@@ -31,7 +32,8 @@ def fixed_probe(benchmark: EncodedBenchmark, penalty: float) -> Metrics:
     total = scores[0][:, space.pair_state] + scores[1][:, space.pair_object]
     scorer = WorldScorer(space, Calibration())
     scorer.update(total, torch.from_numpy(space.indices([s.pair for s in benchmark.samples["test"]])))
-    return sweep(scorer.stream.summary(), space)
+    summary = scorer.stream.summary()
+    return summary, sweep(summary, space)
 
 
 def fit_probe(vectors: Tensor, truth: Tensor, classes: int, penalty: float) -> Tensor:

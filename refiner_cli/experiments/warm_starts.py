@@ -37,7 +37,7 @@ from refiner_cli.experiments.tables import table_head, table_row
 
 # The recipe of the tiny backbone's own benchmark; its four views would only cost time here, and the
 # settings of the words are those of the second training, so that the start alone differs.
-WORDS = {"calibration.wise_ft_alpha": (1.0,), "model.primitive_dropout": 0.0}
+WORDS = {"calibration.wise_ft_alpha": (1.0,), "model.primitive_dropout": 0.0, "calibration.folds": 0}
 FIRST = FewShotMethod("first", "the first half", "demo", {"calibration.tta_shifts": (1,), **WORDS})
 SECOND = FewShotMethod(
     "second", "a few images of the second half", "few", {"model.adapter_blocks": 6, **WORDS}

@@ -1,5 +1,8 @@
 """Calibration after training: what follows training is chosen on the validation split, for any method.
 
+Where there is none, it can be chosen on the images that each model of a cross-validation did not learn from
+(see :mod:`~refiner_cli.training.cross_validation`), all together.
+
 In steps: the settings of the composition score (shifted views, interpolation of words, hubness correction)
 by the mean AUC of both worlds, the weights of the evidence for state and object by that of the closed world,
 where alone they count, the bias, and last the temperatures of probabilities. Of the candidates of a step the
@@ -12,6 +15,7 @@ The test split is never read; training images are, for the centres of the hubnes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +27,11 @@ from refiner_cli.core.models.base import Model, TextBank
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.runtime.device import RuntimeOptions, autocast
-from refiner_cli.data.benchmark import Benchmark
+from refiner_cli.data.benchmark import Benchmark, World
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
-from refiner_cli.evaluation.metrics.bootstrap import (
-    MeasuredSplit,
-)
+from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
+from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
 from refiner_cli.evaluation.scoring import (
     ProgressFn,
     WorldScorer,
@@ -50,21 +53,37 @@ IMAGES_PER_CENTRE = 8  # training images of each pair that its centre is estimat
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A model, and a benchmark whose validation images it did not learn from."""
+
+    model: Model
+    benchmark: Benchmark
+
+
+@dataclass(frozen=True)
 class Calibrated:
-    """The chosen calibration and how it was found; metrics are of validation, in percent."""
+    """The chosen calibration and how it was found; metrics are in percent."""
 
     calibration: Calibration
-    metrics: Metrics
+    metrics: Metrics  # on the images that it was chosen on
     plain: Metrics  # of the plainest settings
     criterion: str
     candidates: tuple[tuple[Calibration, float], ...]  # with the value of the metric
 
+    @property
+    def validation(self) -> Metrics:
+        """Metrics on the validation split; undefined where the choice was made on other images."""
+        return self.metrics if self.calibration.chosen_on == "validation" else Metrics.of_no_images()
+
     def to_json(self) -> dict[str, Any]:
+        measured = {"before": self.plain.to_json(), "after": self.metrics.to_json()}
+        crossed = self.calibration.chosen_on == "cross-validation"
         return {
-            "chosen_on": "val",
+            "chosen_on": self.calibration.chosen_on,
             "criterion": self.criterion,
             "calibration": self.calibration.to_json(),
-            "val": {"before": self.plain.to_json(), "after": self.metrics.to_json()},
+            "val": dict.fromkeys(measured, self.validation.to_json()) if crossed else measured,
+            **({"cross_validation": measured} if crossed else {}),
             "candidates": [
                 {name: tried.to_json()[name] for name in TRIED} | {"value": value}
                 for tried, value in self.candidates
@@ -83,35 +102,43 @@ def calibrate(
     config: CalibrationConfig,
     options: RuntimeOptions,
     progress: ProgressFn = no_progress,
+    folds: Sequence[HeldOut] = (),
 ) -> Calibrated:
     """Choose a calibration and give it to the model, with the centres of the hubness correction.
 
-    Without a validation image it is the plainest one.
+    Args:
+        folds: the models of a cross-validation of the training split; used without a validation image.
+            Without both, the calibration is the plainest one.
     """
-    if not benchmark.samples["val"]:
+    if not benchmark.samples["val"] and not folds:
         return plainest(model, benchmark, config, options, progress)
+    own = bool(benchmark.samples["val"])
+    measured = [HeldOut(model, benchmark)] if own else list(folds)
     composition = composition_candidates(model, config)
-    closed, wide = (benchmark.label_space("val", world) for world in WORLDS)
     counts = sorted({tried.tta_shifts for tried, _ in composition})
-    images = EncodedImages(model, benchmark, "val", options, progress, counts)
-    with evaluation_mode(model):
-        if any(tried.hubness_strength for tried, _ in composition):
-            fit_hubness(model, benchmark, options, progress)
-        found = measure_candidates(model, images, composition, (closed, wide))
+    parts = [EncodedImages(one.model, one.benchmark, "val", options, progress, counts) for one in measured]
+    with ExitStack() as modes:
+        for one in measured:
+            modes.enter_context(evaluation_mode(one.model))
+            if any(tried.hubness_strength for tried, _ in composition):
+                fit_hubness(one.model, one.benchmark, options, progress)
+        found = measure_candidates(parts, composition, WORLDS)
         chosen = choose(found)
         weighted = evidence_candidates(model, chosen.calibration, config)
         if len(weighted) > 1:
-            others = measure_candidates(model, images, weighted, (closed,))
+            others = measure_candidates(parts, weighted, WORLDS[:1])
             chosen = choose(others)
             found += others[1:]
-        calibration = replace(chosen.calibration, bias=chosen.metrics.bias or 0.0)
-        if not calibration.hubness_strength:
-            model.hubness = None
-        model.calibration = calibration
+        calibration = replace(
+            chosen.calibration,
+            bias=chosen.metrics.bias or 0.0,
+            chosen_on="validation" if own else "cross-validation",
+        )
         if config.temperature:
-            model.calibration = fit_confidence(model, images)
+            calibration = fit_confidence(calibration, parts)
+    use_calibration(HeldOut(model, benchmark), calibration, options, progress, fitted=own)
     tried = tuple((one.calibration, one.value) for one in found)
-    return Calibrated(model.calibration, chosen.metrics, found[0].metrics, chosen.criterion, tried)
+    return Calibrated(calibration, chosen.metrics, found[0].metrics, chosen.criterion, tried)
 
 
 def plainest(
@@ -124,36 +151,58 @@ def plainest(
     """The first of all candidates: nothing can be chosen."""
     (calibration, _), *_ = composition_candidates(model, config)
     (calibration, _), *_ = evidence_candidates(model, calibration, config)
-    model.hubness = None
-    if calibration.hubness_strength:
-        fit_hubness(model, benchmark, options, progress)
-    model.calibration = calibration
+    calibration = replace(calibration, chosen_on="nothing")
+    use_calibration(HeldOut(model, benchmark), calibration, options, progress, fitted=False)
     return Calibrated(calibration, Metrics.of_no_images(), Metrics.of_no_images(), "none", ())
+
+
+def use_calibration(
+    trained: HeldOut, calibration: Calibration, options: RuntimeOptions, progress: ProgressFn, *, fitted: bool
+) -> None:
+    """Give a model its calibration.
+
+    Args:
+        fitted: whether the model already has the centres of the hubness correction.
+    """
+    model = trained.model
+    if not calibration.hubness_strength:
+        model.hubness = None
+    elif not fitted:
+        fit_hubness(model, trained.benchmark, options, progress)
+    model.calibration = calibration
 
 
 @torch.no_grad()
 def measure_candidates(
-    model: Model,
-    images: EncodedImages,
-    grid: Sequence[tuple[Calibration, int]],
-    spaces: Sequence[LabelSpace],
+    parts: Sequence[EncodedImages], grid: Sequence[tuple[Calibration, int]], worlds: Sequence[World]
 ) -> list[Candidate]:
-    """What validation says of every candidate over each label space."""
-    worlds = [measure_world(model, images, [tried for tried, _ in grid], space) for space in spaces]
+    """What the images of all parts together say of every candidate in each world."""
+    tried = [calibration for calibration, _ in grid]
+    by_world = [
+        [
+            joined(measured)
+            for measured in zip(*(measure_world(part, tried, world) for part in parts), strict=True)
+        ]
+        for world in worlds
+    ]
     return [
         Candidate(
-            tried,
+            calibration,
             complexity,
             tuple((split, sweep(split.summary, split.space)) for split in measured),
         )
-        for (tried, complexity), *measured in zip(grid, *worlds, strict=True)
+        for (calibration, complexity), *measured in zip(grid, *by_world, strict=True)
     ]
 
 
-def measure_world(
-    model: Model, images: EncodedImages, grid: Sequence[Calibration], space: LabelSpace
-) -> list[MeasuredSplit]:
-    """Every candidate's scores over one label space, in one pass over the images' vectors."""
+def joined(measured: Sequence[MeasuredSplit]) -> MeasuredSplit:
+    """Several parts' images as one split; their label spaces differ at most in which pairs are seen."""
+    return MeasuredSplit(ScoreSummary.join([one.summary for one in measured]), measured[0].space)
+
+
+def measure_world(images: EncodedImages, grid: Sequence[Calibration], world: World) -> list[MeasuredSplit]:
+    """Every candidate's scores in one world, in one pass over the images' vectors."""
+    model, space = images.model, images.benchmark.label_space(images.split, world)
     pairs = [sample.pair for sample in images.benchmark.samples[images.split]]
     truth = torch.from_numpy(space.indices(pairs))
     wanted = spread_mask(len(pairs), MAX_SCORES // len(space.pairs))

@@ -1,8 +1,10 @@
 """The stage after training: calibrate the best checkpoint of a run, and keep how it was done.
 
+Without validation images, and where the settings ask for it, models of a cross-validation are trained first.
+
 The checkpoint is replaced as a whole by one with the calibration in it. Last comes the record::
 
-    calibration.json    settings, every candidate with its value on validation, the choice
+    calibration.json    settings, every candidate with its value, the choice, and which images it was made on
 
 so a stage that was interrupted has no record of its checkpoint and is done again. Training files in the
 checkpoint stay as they are: calibration changes nothing that training computes.
@@ -14,6 +16,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +37,19 @@ from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import ModelFileError
 from refiner_cli.evaluation.scoring import ProgressFn, no_progress
 from refiner_cli.files import write_json
-from refiner_cli.training.calibrate import Calibrated, calibrate
+from refiner_cli.training.calibrate import Calibrated, HeldOut, calibrate
 from refiner_cli.training.checkpoints import step_of
 from refiner_cli.training.events import CalibrationDone
 from refiner_cli.training.run_dir import CALIBRATION, Run
 from refiner_cli.training.state import OPTIMIZER_FILE, STATE_FILE
 
 RECORD_SCHEMA = "refiner.calibration/1"
+FoldModels = Callable[[ProgressFn], Sequence[HeldOut]]  # those of a cross-validation, trained if need be
+
+
+def no_folds(_progress: ProgressFn) -> Sequence[HeldOut]:
+    """No cross-validation."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class CalibrationStage:
     model: Model  # of the run's method and backbone; its trained values are replaced by the checkpoint's
     benchmark: Benchmark
     options: RuntimeOptions
+    folds: FoldModels = no_folds  # called where there is no validation image
 
     def is_done(self) -> bool:
         """Whether the best checkpoint has the calibration that the run's settings ask for."""
@@ -72,8 +82,9 @@ class CalibrationStage:
     def complete(self, progress: ProgressFn) -> CalibrationDone:
         """Do what is left to do."""
         record = self.repeat() if self.is_done() else self.run_now(progress)
+        measured = record.get("cross_validation", record["val"])
         return CalibrationDone(
-            record["checkpoint"], record["calibration"], record["val"]["before"], record["val"]["after"],
+            record["checkpoint"], record["calibration"], measured["before"], measured["after"],
             record["seconds"],
         )  # fmt: skip
 
@@ -85,9 +96,10 @@ class CalibrationStage:
         began, best = time.perf_counter(), self.run.read_best()
         if best is None:
             raise ModelFileError(f"The run {self.run.folder} has no validated checkpoint yet.")
-        self.load(best["checkpoint"])
         settings = self.run.config.calibration
-        found = calibrate(self.model, self.benchmark, settings, self.options, progress)
+        folds = () if self.benchmark.samples["val"] else self.folds(progress)
+        self.load(best["checkpoint"])
+        found = calibrate(self.model, self.benchmark, settings, self.options, progress, folds)
         self.replace_checkpoint(best["checkpoint"], found)
         record = {
             "schema": RECORD_SCHEMA,
@@ -111,7 +123,7 @@ class CalibrationStage:
     def replace_checkpoint(self, checkpoint: str, found: Calibrated) -> None:
         """Store the model with its calibration in place of the checkpoint."""
         folder = self.run.stored.folder / checkpoint
-        info = dataclasses.replace(model_info(read_config(folder)), metrics=found.metrics.to_json())
+        info = dataclasses.replace(model_info(read_config(folder)), metrics=found.validation.to_json())
         with self.run.stored.new(step_of(folder)) as part:
             write_model(part, self.model, info, with_backbone=False)
             for name in (STATE_FILE, OPTIMIZER_FILE):

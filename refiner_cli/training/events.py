@@ -54,7 +54,7 @@ class CalibrationDone:
 
     checkpoint: str
     calibration: dict[str, Any]
-    before: dict[str, Any]  # validation metrics
+    before: dict[str, Any]  # metrics on the images that it was chosen on
     after: dict[str, Any]
     seconds: float
 

@@ -11,6 +11,7 @@
     checkpoints/step-00000120/   a model directory and the training state, complete or absent
     best.json                    which checkpoint did best on validation, and by which criterion
     calibration.json             how it was calibrated after training, on validation
+    folds/1/                     a run on a part of the images, where calibration was cross-validated instead
     feasibility.json             what ``refiner eval --feasibility`` selected, also on validation
 
 One training at a time writes into a run.
@@ -44,6 +45,7 @@ BEST = "best.json"
 CALIBRATION = "calibration.json"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
+TOKENS = "tokens"  # the token cache, see training/token_cache.py
 
 
 class DamagedRunError(ModelFileError):

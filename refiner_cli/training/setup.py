@@ -31,9 +31,10 @@ from refiner_cli.errors import ConfigError
 from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.training.changes import Asked, change_run, describe_change
 from refiner_cli.training.compiled import compile_images
+from refiner_cli.training.cross_validation import CrossValidation
 from refiner_cli.training.gradient_step import GradientStep
 from refiner_cli.training.memory_plan import MemoryPlan, fit_step, plain_step
-from refiner_cli.training.run_dir import Run
+from refiner_cli.training.run_dir import TOKENS, Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
 from refiner_cli.training.warm_start import INIT, take_over
@@ -87,9 +88,17 @@ def fitted_step(
 
 
 def build_trainer(
-    run: Run, benchmark: Benchmark, log: LogFn, ranks: DistributedContext = SINGLE_PROCESS
+    run: Run,
+    benchmark: Benchmark,
+    log: LogFn,
+    ranks: DistributedContext = SINGLE_PROCESS,
+    backbone: Backbone | None = None,
 ) -> Trainer:
-    """A trainer at its first step."""
+    """A trainer at its first step.
+
+    Args:
+        backbone: the run's, where it is loaded already.
+    """
     config = run.config
     benchmark = benchmark.without(run.skipped)
     device, why_device = pick_device(config.device)
@@ -104,7 +113,7 @@ def build_trainer(
     log(f"device {device} ({why_device})")
     log(f"precision {str(precision).removeprefix('torch.')} ({why_precision})")
     log(f"{workers} decoding processes ({why_workers})")
-    backbone = frozen_backbone(config, device, precision, log)
+    backbone = backbone or frozen_backbone(config, device, precision, log)
     torch.manual_seed(config.seed)
     model = build_model(config.method, backbone, config.model, benchmark.vocabulary)
     if isinstance(benchmark, EncodedBenchmark):
@@ -122,7 +131,7 @@ def build_trainer(
                 "train.cached_views needs the method refiner, and train.augment other than none."
             )
         cache = TokenCache(
-            folder=run.folder / "tokens",
+            folder=run.folder / TOKENS,
             model=model,
             files=list(benchmark.paths("train")),
             views=config.train.cached_views,
@@ -138,7 +147,8 @@ def build_trainer(
         if not ranks.is_main:
             cache.join(log)
     options = RuntimeOptions(precision, config.train.batch_size, workers)
-    trainer = Trainer(model, benchmark, run, options, log, ranks, cache)
+    folds = cross_validation(run, benchmark, model, options, log).models
+    trainer = Trainer(model, benchmark, run, options, log, ranks, cache, folds=folds)
     if trainer.total:
         image = torch.zeros(1, 3, *backbone.image_size, device=device)
         trainer.optimizer_step.gradient_step.micro_batch = fit_step(
@@ -148,6 +158,20 @@ def build_trainer(
     if config.train.compile:  # after the plan, which tries several sizes
         log(compile_images(model))
     return trainer
+
+
+def cross_validation(
+    run: Run, benchmark: Benchmark, model: Model, options: RuntimeOptions, log: LogFn
+) -> CrossValidation:
+    """The cross-validation that a run's settings ask for, none of it trained yet."""
+
+    def build(part: Run, images: Benchmark) -> Trainer:
+        # Device and memory are as the run's own, of which the log has told.
+        trainer = build_trainer(part, images, lambda _: None, backbone=model.backbone)
+        trainer.restore()
+        return trainer
+
+    return CrossValidation(run, benchmark, model, options, build, log)
 
 
 def resume_trainer(

@@ -1,5 +1,5 @@
-"""Temperatures of probabilities, fitted on validation by maximum likelihood (Guo et al., ICML 2017), and the
-thresholds from which on verdicts keep a promised precision.
+"""Temperatures of probabilities, fitted by maximum likelihood (Guo et al., ICML 2017) on images that were not
+learned from, and the thresholds from which on verdicts keep a promised precision.
 
 One set for each world: in the open world other scores compete (no evidence for states and objects) among
 far more pairs.
@@ -8,7 +8,7 @@ far more pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.calibration import Calibration, Confidence, Temperatures
 from refiner_cli.core.runtime.device import autocast
 from refiner_cli.data.benchmark import World
@@ -33,19 +32,24 @@ PAIR_SAMPLES = 1000  # bootstrap samples that a temperature below 1 must win on
 PRECISION = 1e-3  # of its logarithm
 
 
-def fit_confidence(model: Model, images: EncodedImages) -> Calibration:
-    """The model's calibration with the confidence of both worlds."""
-    closed, wide = (images.benchmark.label_space("val", world) for world in WORLDS)
-    return replace(
-        model.calibration,
-        closed=fit_world(model, images, closed),
-        open=fit_world(model, images, wide),
-    )
+def fit_confidence(calibration: Calibration, parts: Sequence[EncodedImages]) -> Calibration:
+    """A calibration with the confidence of both worlds; every part's model is left with the calibration.
+
+    Args:
+        parts: images, each with a model that did not learn from them.
+    """
+    for part in parts:
+        part.model.calibration = calibration
+    closed, wide = (fit_world(parts, world) for world in WORLDS)
+    return replace(calibration, closed=closed, open=wide)
 
 
-def fit_world(model: Model, images: EncodedImages, space: LabelSpace) -> Confidence:
-    """The temperatures and thresholds of one label space."""
-    scores, truth = biased_scores(model, images, space)
+def fit_world(parts: Sequence[EncodedImages], world: World) -> Confidence:
+    """The temperatures and thresholds of one world."""
+    space = parts[0].benchmark.label_space("val", world)  # of others, other pairs may be seen
+    most = MAX_SCORES_HELD // len(parts)
+    found = [biased_scores(part, part.benchmark.label_space("val", world), most) for part in parts]
+    scores, truth = (torch.cat(one) for one in zip(*found, strict=True))
     pairs = truth.numpy()
     pair = best_temperature(scores, truth, pairs)
     probabilities = (scores / pair).softmax(-1)
@@ -65,10 +69,15 @@ def fit_world(model: Model, images: EncodedImages, space: LabelSpace) -> Confide
 
 
 @torch.no_grad()
-def biased_scores(model: Model, images: EncodedImages, space: LabelSpace) -> tuple[Tensor, Tensor]:
-    """Final scores ``N x P`` with the seen-unseen bias, on the CPU, and the true pairs ``N``."""
+def biased_scores(images: EncodedImages, space: LabelSpace, most: int) -> tuple[Tensor, Tensor]:
+    """Final scores ``N x P`` with the seen-unseen bias, on the CPU, and the true pairs ``N``.
+
+    Args:
+        most: scores held at once.
+    """
+    model = images.model
     pairs = [sample.pair for sample in images.benchmark.samples[images.split]]
-    wanted = spread_mask(len(pairs), MAX_SCORES_HELD // len(space.pairs))
+    wanted = spread_mask(len(pairs), most // len(space.pairs))
     bias = torch.where(torch.from_numpy(space.seen), 0.0, model.calibration.bias)
     parts, kept = [], []
     views = model.calibration.tta_shifts

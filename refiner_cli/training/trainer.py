@@ -34,7 +34,7 @@ from refiner_cli.data.images import AUGMENTS, Preprocess
 from refiner_cli.errors import RefinerError, ScoresError
 from refiner_cli.evaluation.scoring import ProgressFn, no_progress
 from refiner_cli.inference.encoded import EncodedBenchmark
-from refiner_cli.training.calibration_stage import CalibrationStage
+from refiner_cli.training.calibration_stage import CalibrationStage, FoldModels, no_folds
 from refiner_cli.training.curves import write_curves
 from refiner_cli.training.events import CalibrationDone, Event, StepDone, Stopped, Validated
 from refiner_cli.training.nonfinite import check_nonfinite_steps, validation_error
@@ -66,7 +66,8 @@ class Trainer:
     ranks: DistributedContext = SINGLE_PROCESS
     cache: TokenCache | None = None  # filled; else images are decoded
     progress: TrainProgress = field(default_factory=TrainProgress)
-    watch: ProgressFn = no_progress  # called while it validates, with images done and in total
+    folds: FoldModels = no_folds  # of a cross-validation, where there are no validation images
+    watch: ProgressFn = no_progress  # called while it validates and calibrates, with how much is done
 
     def __post_init__(self) -> None:
         self.config: TrainConfig = self.run.config.train
@@ -253,7 +254,7 @@ class Trainer:
     def calibrate(self, stop: Callable[[], bool]) -> CalibrationDone | Stopped:
         """Calibrate the best checkpoint, unless an earlier process did."""
         try:
-            stage = CalibrationStage(self.run, self.model, self.benchmark, self.options)
+            stage = CalibrationStage(self.run, self.model, self.benchmark, self.options, self.folds)
             return stage.complete(self.stop_check(stop))
         except StopRequestedError:
             return Stopped(self.step)

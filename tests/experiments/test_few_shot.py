@@ -16,6 +16,7 @@ from refiner_cli.experiments import few_shot, warm_starts
 from refiner_cli.experiments.few_shot import (
     LEARNED,
     LINEAR_PROBE,
+    OWN_BIAS,
     FewShotMethod,
     FewShotStudy,
     draw_images,
@@ -71,7 +72,7 @@ def test_the_probe_recognises_what_its_vectors_say(benchmark: Benchmark) -> None
     )  # fmt: skip
     few = with_vectors(draw_images(benchmark, 1, 0), every)
     assert torch.equal(few.vectors["train"], vectors(few.samples["train"]))
-    assert probe_metrics(few).AUC == 100
+    assert probe_metrics(few)[1].AUC == 100
 
 
 def test_intervals_and_tables() -> None:
@@ -79,8 +80,8 @@ def test_intervals_and_tables() -> None:
     assert spread([None, 3.0]) == "3.0"
     assert spread([None]) == "-"
     found: list[list[StudyFigures]] = [
-        [{"S": 1.0, "U": 2.0, "AUC": 3.0}] * 2,
-        [{"S": 4.0, "U": 5.0, "AUC": None}],
+        [{"S": 1.0, "U": 2.0, "AUC": 3.0, OWN_BIAS: 2.5}] * 2,
+        [{"S": 4.0, "U": 5.0, "AUC": None, OWN_BIAS: None}],
     ]
     lines = shots_table({"csp": found}, {"csp": "CSP"}, [1, 4])
     assert lines[:5] == ["AUC, closed world, by images a pair:", "", "|  | 1 | 4 |", "|---|---|---|",

@@ -20,7 +20,8 @@ from refiner_cli.core.models.calibration import Calibration, tempered
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.towers.backbone import Backbone
-from refiner_cli.data.benchmark import Benchmark, load_benchmark
+from refiner_cli.data.benchmark import Benchmark, World, load_benchmark
+from refiner_cli.data.labels import LabelSpace
 from refiner_cli.evaluation.metrics.bootstrap import resample
 from refiner_cli.evaluation.scoring import evaluate_worlds, no_progress
 from refiner_cli.training import calibrate as module
@@ -94,17 +95,16 @@ def test_every_candidate_is_measured_as_it_would_be_used(
         (Calibration(tta_shifts=4, wise_ft_alpha=0.25, state_weight=0.5, object_weight=2.0), 6),
     ]
     images = EncodedImages(model, demo, "val", OPTIONS, no_progress, (1, 2, 4))
-    spaces = {"closed": demo.label_space("val"), "open": demo.label_space("val", "open")}
-    found = measure_candidates(model, images, settings, list(spaces.values()))
+    worlds: tuple[World, World] = ("closed", "open")
+    spaces: dict[str, LabelSpace] = {world: demo.label_space("val", world) for world in worlds}
+    found = measure_candidates([images], settings, worlds)
     for one, (tried, _) in zip(found, settings, strict=True):
         model.calibration = tried
         want = evaluate_worlds(model, demo, "val", spaces, OPTIONS)
         for (_, metrics), wanted in zip(one.worlds, want.values(), strict=True):
             assert pytest.approx(wanted.AUC, abs=1e-6) == metrics.AUC
         assert one.value == pytest.approx((want["closed"].AUC + want["open"].AUC) / 2)  # type: ignore[operator]
-    again = measure_candidates(
-        model, images, settings, [spaces["closed"]]
-    )  # with kept vectors, where they are kept
+    again = measure_candidates([images], settings, ["closed"])  # with kept vectors, where they are kept
     assert [one.metrics for one in again] == [one.metrics for one in found]
 
 
@@ -228,7 +228,7 @@ def test_a_large_open_world_is_measured_on_some_images(
     monkeypatch.setattr(module, "MAX_SCORES", 10 * len(space.pairs))
     model = model_of("clip", tiny, demo)
     images = EncodedImages(model, demo, "val", OPTIONS, no_progress, (1,))
-    (one,) = measure_candidates(model, images, [(Calibration(), 0)], [demo.label_space("val"), space])
+    (one,) = measure_candidates([images], [(Calibration(), 0)], ["closed", "open"])
     closed, wide = (split.summary for split, _ in one.worlds)
     pairs = [sample.pair for sample in demo.samples["val"]]
     assert len(wide) == 10 < len(closed) < len(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,17 @@ def test_all_photos_may_be_for_training(cli: Cli, photos: Path, tmp_path: Path) 
     assert made.code == 0, made.err
     benchmark = load_benchmark(data)
     assert [len(benchmark.samples[split]) for split in ("train", "val", "test")] == [60, 0, 0]
-    done = cli("train", data, "--backbone", "tiny", "--set", "train.max_steps=4", "--out", run, "--json")
+    plain = ["--set", "train.max_steps=4", "--set", "calibration.folds=0"]
+    done = cli("train", data, "--backbone", "tiny", *plain, "--out", run, "--json")
     assert done.code == 0, done.err
-    assert "There are no validation images: nothing is calibrated" in done.err
+    assert "There are no validation images: the best checkpoint is selected by the training loss" in done.err
+    assert "nothing is calibrated" in done.err
     assert done.json["criterion"] == "loss"
     assert done.json["best_step"] == 4
     model, _ = read_model(model_folder(run))
-    plain = Calibration()
-    for name in ("state_weight", "object_weight", "bias", "closed", "open"):
-        assert getattr(model.calibration, name) == getattr(plain, name)
+    # The first values of the recipe's lists.
+    first = Calibration(state_weight=0.5, object_weight=0.5, wise_ft_alpha=0.5, tta_shifts=4)
+    assert model.calibration == replace(first, chosen_on="nothing")
     assert cli("-q", "predict", run, photos / "wet_pear", "--format", "jsonl").out.count('"ok"') == 5
     refused = cli("eval", run)
     assert refused.code == DatasetError.exit_code

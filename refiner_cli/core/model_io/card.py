@@ -10,6 +10,7 @@ from typing import Any
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checkpoint import ModelInfo
 from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.calibration import ChosenOn
 from refiner_cli.core.towers import tiny
 from refiner_cli.core.towers.backbone import BackboneSpec
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
@@ -44,7 +45,7 @@ refiner predict {place} PHOTOS
 
 {weights} Inference weights (state {b_s:g}, object {b_o:g}) and the seen-unseen
 bias ({bias:.2f}), hubness correction ({strength:g}), interpolation with CLIP's words ({alpha:g}) and
-shifted views ({views}) were chosen on the validation split.
+shifted views ({views}) were {chosen}.
 
 | | |
 |---|---|
@@ -54,6 +55,14 @@ shifted views ({views}) were chosen on the validation split.
 | fingerprint of the backbone | {backbone_fingerprint} |
 {hashes}
 """
+
+
+CHOSEN: dict[ChosenOn, str] = {
+    "": "chosen on the validation split",
+    "validation": "chosen on the validation split",
+    "cross-validation": "chosen by cross-validation of the training images",
+    "nothing": "not chosen on any image: they are the training's settings",
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
         strength=chosen.hubness_strength,
         alpha=chosen.wise_ft_alpha,
         views=chosen.tta_shifts,
+        chosen=CHOSEN[chosen.chosen_on],
         data_licence=facts.data_licence,
         backbone_licence=licence_of_backbone(spec),
         data_fingerprint=info.dataset_fingerprint or "none",

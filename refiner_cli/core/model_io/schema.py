@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from refiner_cli.config import MethodConfig, method_section
-from refiner_cli.core.models.calibration import Calibration, Confidence, Promise, Temperatures, Threshold
+from refiner_cli.core.models.calibration import (
+    Calibration,
+    ChosenOn,
+    Confidence,
+    Promise,
+    Temperatures,
+    Threshold,
+)
 from refiner_cli.core.towers.transformers_config import TextSizes
 from refiner_cli.errors import ModelFileError
 
@@ -238,6 +245,7 @@ class StoredCalibration(Part):
     tta_shifts: Literal[1, 2, 4]
     closed: StoredConfidence = StoredConfidence()
     open: StoredConfidence = StoredConfidence()
+    chosen_on: ChosenOn = ""
 
     def value(self) -> Calibration:
         return Calibration(

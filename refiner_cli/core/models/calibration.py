@@ -1,4 +1,4 @@
-"""What is fitted after training, on the validation split alone, for any method."""
+"""What is fitted after training, on images that were not learned from, for any method."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from refiner_cli.core.models.hubness import SOFTNESS
 
 Level = Literal["pair", "object", "state"]
 LEVELS: tuple[Level, ...] = get_args(Level)  # in the order in which a verdict tries them
+ChosenOn = Literal["", "validation", "cross-validation", "nothing"]  # "": not known
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Calibration:
     tta_shifts: int = 1  # shifted views averaged
     closed: Confidence = Confidence()
     open: Confidence = Confidence()
+    chosen_on: ChosenOn = ""  # which images, none of which the model that was measured had learned from
 
     def confidence(self, *, is_open: bool) -> Confidence:
         """That of a label space: in the open world more pairs compete, by other scores."""

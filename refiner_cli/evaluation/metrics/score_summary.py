@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -55,6 +56,14 @@ class ScoreSummary:
     def select(self, images: IntArray | BoolArray) -> ScoreSummary:
         """The summary of some images; an index that is repeated counts as often as it is given."""
         return ScoreSummary(**{field.name: getattr(self, field.name)[images] for field in fields(self)})
+
+    @classmethod
+    def join(cls, parts: Sequence[ScoreSummary]) -> ScoreSummary:
+        """The images of several summaries over the same candidates, of which other pairs may be seen."""
+        columns = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)
+        }
+        return cls(**columns)
 
     def predictions(self, bias: float = 0.0) -> IntArray:
         """N int64: the predicted pair of each image; the seen one where both sides are equal."""

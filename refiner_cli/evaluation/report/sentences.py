@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from refiner_cli.core.models.calibration import ChosenOn
 from refiner_cli.evaluation.metrics.breakdown import reliability
 from refiner_cli.evaluation.result import Result
+
+SOURCES: dict[ChosenOn, str] = {
+    "": "the best closed-world AUC on validation, selected in training",
+    "validation": "the best closed-world AUC on validation, selected in training",
+    "cross-validation": "the best closed-world AUC in a cross-validation of the training images",
+    "nothing": "as the training's settings say, which had no validation images",
+}
 
 
 def choice_sentences(result: Result) -> Iterator[str]:
@@ -19,8 +27,8 @@ def choice_sentences(result: Result) -> Iterator[str]:
     if weights := result.calibration:
         yield (
             f"Weights of the state and object evidence ({weights.state_weight:g} and "
-            f"{weights.object_weight:g}) and the bias {weights.bias:.3g}: the best closed-world AUC on "
-            "validation, selected in training and stored with the model."
+            f"{weights.object_weight:g}) and the bias {weights.bias:.3g}: {SOURCES[weights.chosen_on]}, and "
+            "stored with the model."
         )
     for name, world in result.worlds.items():
         if choice := world.feasibility:
@@ -50,7 +58,7 @@ def calibration_text(result: Result) -> str:
         f"{reliability(world.measured.summary, world.bias).error:.1f} points in the {name} world"
         for name, world in result.worlds.items()
     )
-    bias = "at validation's bias" if result.calibration else "without a bias"
+    bias = "at the model's bias" if result.calibration else "without a bias"
     return (
         "A model that is 70 % confident should be right 7 times in 10: the dashed line. The softmax runs "
         f"over all candidates {bias}. Mean distance from the line: {' and '.join(errors)}."
