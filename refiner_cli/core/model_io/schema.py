@@ -13,14 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from refiner_cli.config import MethodConfig, method_section
-from refiner_cli.core.models.calibration import (
-    Calibration,
-    ChosenOn,
-    Confidence,
-    Promise,
-    Temperatures,
-    Threshold,
-)
+from refiner_cli.core.models.calibration import Calibration, Confidence, Promise, Temperatures, Threshold
 from refiner_cli.core.towers.transformers_config import TextSizes
 from refiner_cli.errors import ModelFileError
 
@@ -245,7 +238,7 @@ class StoredCalibration(Part):
     tta_shifts: Literal[1, 2, 4]
     closed: StoredConfidence = StoredConfidence()
     open: StoredConfidence = StoredConfidence()
-    chosen_on: ChosenOn = ""
+    chosen_on: Literal["", "validation", "cross-validation", "nothing"] = ""
 
     def value(self) -> Calibration:
         return Calibration(
