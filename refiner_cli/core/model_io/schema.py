@@ -241,11 +241,8 @@ class StoredCalibration(Part):
     chosen_on: Literal["", "validation", "cross-validation", "nothing"] = ""
 
     def value(self) -> Calibration:
-        return Calibration(
-            **self.model_dump(exclude={"closed", "open"}),
-            closed=self.closed.value(),
-            open=self.open.value(),
-        )
+        own = self.model_dump(exclude={"closed", "open"})
+        return Calibration(**own, closed=self.closed.value(), open=self.open.value())
 
 
 class StoredModel(Part):
