@@ -10,6 +10,7 @@
     │   └── UnreadableImageError  one of its images
     ├── ModelFileError           3  a run, an exported model, or one of its files
     ├── ScoresError              3  a file of scores
+    ├── InputError               3  anything else that is read: photos, archives, a folder of runs or parts
     ├── FetchError               4  a download, or its verification
     └── EnvironmentLacksError    6  a device or an optional package
 
@@ -61,6 +62,12 @@ class ModelFileError(RefinerError):
 
 
 class ScoresError(RefinerError):
+    exit_code = 3
+
+
+class InputError(RefinerError):
+    """What a command is to read is not there, or is something else."""
+
     exit_code = 3
 
 

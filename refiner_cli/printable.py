@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import unicodedata
 from typing import Any
 
@@ -23,6 +24,11 @@ def printable(text: str) -> str:
     return "".join(
         c if c in _SAFE or unicodedata.category(c) not in _UNSAFE_CATEGORIES else ascii(c)[1:-1] for c in text
     )
+
+
+def quoted(path: object) -> str:
+    """A path as a word of a command that can be copied into a shell."""
+    return shlex.quote(str(path))
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

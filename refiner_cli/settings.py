@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from refiner_cli.config import SECTIONS, Config, flatten, known_fields, known_keys
 from refiner_cli.errors import ConfigError, OptionError
 from refiner_cli.plugins import method_names
+from refiner_cli.printable import json_text
 
 PREFIX = "REFINER_"  # of environment variables
 Layer = tuple[str, dict[str, Any]]  # where the values came from, and the nested values
@@ -143,6 +144,21 @@ def value_kinds(annotation: Any) -> set[type]:
     return {int, float} if kind is float else {kind}
 
 
+def toml_text(value: Any) -> str:
+    """A value as a TOML file, the environment and ``--set`` take it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_text, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json_text(value) if isinstance(value, str) else repr(value)
+
+
+def without_quotes(text: str) -> str:
+    """What a string of TOML says; any other text as it is."""
+    value = tomllib_value(text)
+    return value if isinstance(value, str) else text
+
+
 def tomllib_value(text: str) -> Any:
     """What a TOML file would say with this text as a value; None if it is not one."""
     try:
@@ -209,7 +225,7 @@ def from_environment(
         key = name.removeprefix(PREFIX).lower().replace("__", ".")
         section, dot, _ = key.partition(".")
         if key in top or (dot and section in SECTIONS):
-            values[key] = text
+            values[key] = without_quotes(text)
         elif near := difflib.get_close_matches(key, [*top, *known_keys()], 1, cutoff=0.75):
             meant = PREFIX + near[0].upper().replace(".", "__")
             note(f"The environment variable {name} is ignored; did you mean {meant}?")
@@ -217,11 +233,11 @@ def from_environment(
 
 
 def from_assignments(assignments: Iterable[str]) -> Layer:
-    """One layer from ``key=value`` texts, as ``--set`` takes them."""
+    """One layer from ``key=value`` texts, as ``--set`` takes them; a string may stand in quotes."""
     values: dict[str, Any] = {}
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise OptionError(f"--set {text!r} is not of the form key=value.")
-        values[key.strip()] = value.strip()
+        values[key.strip()] = without_quotes(value.strip())
     return "--set", values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import refiner_cli
@@ -135,3 +136,23 @@ def defined(node: ast.stmt) -> list[str]:
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         names = [node.target.id]
     return [name for name in names if not name.startswith("_")]
+
+
+COMMAND = re.compile(r"refiner (?:[a-zA-Z]+ )+(?:-[^{']*)?(?:> )?$")  # the beginning of a command in a text
+SAFE = {"quoted", "name"}  # what may follow: a path in the shell's quotes, a name of the catalogue
+
+
+def test_commands_in_messages_can_be_copied() -> None:
+    """A path that follows a command in an f-string is quoted for the shell."""
+    bare = []
+    for file in ROOT.rglob("*.py"):
+        texts = [
+            node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.JoinedStr)
+        ]
+        for before, value in (pair for text in texts for pair in pairwise(text.values)):
+            words = str(before.value) if isinstance(before, ast.Constant) else ""
+            if isinstance(value, ast.FormattedValue) and COMMAND.search(words):
+                used = value.value.func if isinstance(value.value, ast.Call) else value.value
+                name = used.attr if isinstance(used, ast.Attribute) else getattr(used, "id", "")
+                bare += [] if name in SAFE else [f"{file.name}: {words}"]
+    assert bare == []

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
-from refiner_cli.config import Config, known_fields, known_keys
+from refiner_cli.config import Config, flatten, known_fields, known_keys
 from refiner_cli.errors import ConfigError
 from refiner_cli.plugins import BUILT_IN_METHODS
-from refiner_cli.settings import RENAMED_KEYS, from_assignments, from_environment, from_file, resolve
+from refiner_cli.settings import (
+    RENAMED_KEYS,
+    from_assignments,
+    from_environment,
+    from_file,
+    parse_text,
+    resolve,
+    toml_text,
+)
 
 
 def test_the_later_layer_wins(tmp_path: Path) -> None:
@@ -52,6 +62,54 @@ def test_a_bad_setting_is_named_with_its_source(assignment: str, says: str) -> N
     with pytest.raises(ConfigError) as raised:
         resolve([from_assignments([assignment])])
     assert says in str(raised.value)
+
+
+def some_values(annotation: Any, dice: random.Random) -> Iterator[Any]:
+    """Values that a type allows, whatever the bounds of the setting."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from some_values(parts[0], dice)
+    elif origin is Literal:
+        yield from parts
+    elif origin is tuple:
+        single = list(some_values(parts[0], dice))
+        yield from ([value] for value in single)
+        yield single
+    elif annotation is bool:
+        yield from (True, False)
+    elif annotation is float:
+        yield from (0.0, 1.0, 1e-05, 1e16, dice.random(), dice.random() * 1e-9, dice.random() * 1e12)
+    elif annotation is int:
+        yield from (0, 1, 16, 2**63 - 1)
+    else:
+        yield from (
+            "a",
+            "my run",
+            'a "b"',
+            "'",
+            '"',
+            "#1",
+            "C:\\new",
+            "\u202eb",
+            "é",
+            "a\tb\nc",
+            "true",
+            " x ",
+        )
+
+
+@pytest.mark.parametrize("method", BUILT_IN_METHODS)
+def test_every_setting_is_read_in_the_form_in_which_it_is_shown(method: str) -> None:
+    dice = random.Random(0)
+    for key, field in known_fields(method).items():
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        for value in (default, *some_values(field.annotation, dice)):
+            line = f"{key} = {toml_text(value)}  # a source"
+            given = from_assignments([line])[1][key]
+            variable = f"REFINER_{key.upper().replace('.', '__')}"
+            exported = from_environment({variable: toml_text(value)})[1][key]
+            assert parse_text(given, field) == parse_text(exported, field) == value
+            assert dict(flatten(tomllib.loads(line))) == {key: value}
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())

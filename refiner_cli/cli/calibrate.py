@@ -12,8 +12,9 @@ from refiner_cli.cli.common import Device, Precision, Workers, runtime_options
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.metrics import BatchOption
 from refiner_cli.cli.training_data import open_run_data
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
+from refiner_cli.printable import quoted
 
 
 def recalibrate(
@@ -45,12 +46,13 @@ def recalibrate(
     from refiner_cli.training.run_dir import CALIBRATION, Run, is_run
 
     if not is_run(run):
-        raise UsageError(f"{run} is not a run.", hint="Give the directory that 'refiner train' made.")
+        raise ModelFileError(f"{run} is not a run.", hint="Give the directory that 'refiner train' made.")
     opened = Run.open(run)
     changed = changed_calibration(opened.config, assign or [])
     if not (run / CALIBRATION).is_file():
         raise UsageError(
-            f"The training in {run} is not finished.", hint=f"Finish it: refiner train --resume --out {run}."
+            f"The training in {run} is not finished.",
+            hint=f"Finish it: refiner train --resume --out {quoted(run)}",
         )
     benchmark = open_run_data(opened, dataset or "", hint="Name its new place with --dataset.")
     from refiner_cli.core.model_io.checkpoint import read_model

@@ -30,6 +30,13 @@ ModelPath = Annotated[
 ]
 
 
+def process_count(workers: int) -> int:
+    """How many processes ``--workers`` means where nothing else chooses: one a core for -1, at least one."""
+    from refiner_cli.machine import cores
+
+    return cores() if workers < 0 else max(1, workers)
+
+
 def open_dataset(text: str) -> Benchmark:
     """The benchmark that a name or a folder means; the demo is drawn if it does not exist yet."""
     from refiner_cli.data.benchmark import load_benchmark
@@ -104,7 +111,7 @@ def is_zero_shot(path: Path) -> bool:
     return not name.startswith(HF_HUB) or hub_model(name) is None
 
 
-def runtime_options(model: Model, precision: str, workers: int, batch: int) -> RuntimeOptions:
+def runtime_options(model: Model, precision: str, workers: int, batch: int = 1) -> RuntimeOptions:
     """How to run on the model's device, logging the reasons."""
     from refiner_cli.core.runtime.device import RuntimeOptions, pick_precision
     from refiner_cli.core.runtime.loader import pick_num_workers

@@ -21,6 +21,7 @@ from refiner_cli.cli.metrics import (
     SplitOption,
     WorldOption,
     backbone_text,
+    check_feasibility,
     format_interval,
     metrics_table,
     spread_cells,
@@ -66,8 +67,7 @@ def compare(
     runs = [run for given in runs for run in runs_of(given)]
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("At least two different runs are needed for a comparison.")
-    if feasibility != "none" and world == "closed":
-        raise UsageError("--feasibility applies to the open world only.", hint="Use --world open or both.")
+    check_feasibility(feasibility, world)
     models = [run for run in runs if run.suffix != SCORES]
     if models and len(models) < len(runs) and world == "both":
         raise UsageError("A score file holds one world.", hint="Add --world closed or --world open.")

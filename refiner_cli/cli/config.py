@@ -9,6 +9,7 @@ import typer
 from refiner_cli.cli.configure import configure
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.errors import UsageError
+from refiner_cli.settings import toml_text
 
 if TYPE_CHECKING:
     from refiner_cli.config import Setting
@@ -68,16 +69,9 @@ def to_json(setting: Setting) -> dict[str, Any]:
 
 
 def show_settings(settings: list[Setting]) -> None:
-    """Two lines per setting: it as a TOML file has it with its source, then type, default and meaning."""
+    """A TOML file: per setting its value and where it comes from, then meaning, type and default."""
     for setting in settings:
-        source = "" if setting.source == "default" else f"   ({setting.source})"
-        terminal.data(f"{setting.key} = {plain(setting.value)}{source}")
-        kind = f"{setting.kind}; default {plain(setting.default)}"
-        terminal.data(f"    {setting.description} [{kind}]" if setting.description else f"    [{kind}]")
-
-
-def plain(value: Any) -> str:
-    """A value as TOML and ``--set`` take it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+        source = "" if setting.source == "default" else f"  # {setting.source}"
+        terminal.data(f"{setting.key} = {toml_text(setting.value)}{source}")
+        kind = f"[{setting.kind}; default {toml_text(setting.default)}]"
+        terminal.words(f"{setting.description} {kind}".strip(), "#     ")

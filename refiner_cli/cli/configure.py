@@ -119,7 +119,7 @@ def check_start(start: Layer, config: Config, sources: Mapping[str, str]) -> Non
     source, own = start
     if find_architecture(config.backbone).full_name != find_architecture(own["backbone"]).full_name:
         raise ConfigError(
-            f"{sources.get('backbone', 'configuration')}: the backbone {config.backbone} contradicts "
+            f"{sources['backbone']}: the backbone {config.backbone} contradicts "
             f"{source}, whose backbone is {own['backbone']} ({own['pretrained']}).",
             hint="Leave the backbone out, or start from a model on that backbone.",
         )
@@ -142,7 +142,6 @@ def asked_settings(
 def changed_calibration(config: Config, assignments: Iterable[str]) -> Config:
     """A run's configuration with other ``calibration.*`` settings. Raises ConfigError for other keys."""
     from refiner_cli.config import flatten
-    from refiner_cli.errors import ConfigError
     from refiner_cli.settings import from_assignments, resolve
 
     source, values = from_assignments(assignments)

@@ -56,7 +56,11 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print a line about progress or circumstances, unless ``--quiet``; a terminal wraps it at words."""
         if not self.quiet:
-            self.err.print(wrap_words(printable(text), self.err.width) if self.err.is_terminal else text)
+            self.err.print(self._wrapped(text))
+
+    def _wrapped(self, text: str) -> str:
+        """A line for stderr."""
+        return wrap_words(printable(text), self.err.width if self.err.is_terminal else None)
 
     def next(self, *words: object, why: str = "") -> None:
         """Print the one command that most people want now; ``why`` ends the line."""
@@ -65,8 +69,17 @@ class Terminal:
             self.err.print(f"next: {command}{f', {why}' if why else ''}")
 
     def data(self, text: str) -> None:
-        """Print a line of the result."""
+        """Print a line of the result, exactly as it is."""
         self.out.print(text)
+
+    def words(self, text: str, indent: str = "") -> None:
+        """Print a sentence of the result, which a terminal wraps at words.
+
+        Args:
+            indent: what each line begins with.
+        """
+        width = self.out.width if self.out.is_terminal else None
+        self.out.print(wrap_words(printable(text), width, indent))
 
     def table(self, table: Table) -> None:
         """Print a table; one that is wider than the terminal in parts, each with the first column."""
@@ -112,7 +125,8 @@ class Terminal:
         sys.stdout.flush()
 
     def error(self, error: RefinerError) -> None:
-        self.err.print(Text.assemble(("Error:", "bold red"), f" {printable(str(error))}"))
+        text = self._wrapped(f"Error: {error}")
+        self.err.print(Text.assemble(("Error:", "bold red"), text.removeprefix("Error:")))
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -128,11 +142,19 @@ class Terminal:
 terminal = Terminal()
 
 
-def wrap_words(text: str, width: int) -> str:
-    """Lines of at most ``width`` characters; a longer word, such as a path, stays whole."""
+def wrap_words(text: str, width: int | None, indent: str = "") -> str:
+    """Lines of at most ``width`` characters; a longer word, such as a path, stays whole.
+
+    Args:
+        width: None: lines stay as they are.
+        indent: what each line begins with.
+    """
+    if width is None:
+        return "\n".join(indent + line for line in text.split("\n"))
     wrapper = textwrap.TextWrapper(
-        width, expand_tabs=False, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
-    )
+        width, initial_indent=indent, subsequent_indent=indent, expand_tabs=False,
+        replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
     return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
 

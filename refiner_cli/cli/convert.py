@@ -9,7 +9,8 @@ import typer
 
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
 from refiner_cli.cli.outputs import check_new_folder, check_output_file
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError, UsageError
+from refiner_cli.printable import quoted
 
 Format = Literal["label-studio", "fiftyone", "image-folder", "csv", "cleanlab", "megadetector"]
 
@@ -76,6 +77,9 @@ def convert(
 
     writer = WRITERS[to]
     (check_output_file if writer.suffix else check_new_folder)("-o", out)
+    for place in filter(None, (answers, images)):
+        if not place.exists():
+            raise InputError(f"There is no file or folder {row_name(str(place))}.")
     places = NotedPlaces([row_name(str(images.absolute()))]) if images else noted_places(answers)
     found = Answers(answers, places, min_probability)
     check_target(writer, out, found)
@@ -101,6 +105,6 @@ def convert(
     else:
         terminal.note(f"{made.images} images in {out}{count_reasons(found)}")
         for note in made.notes:
-            terminal.note(note.replace("{out}", str(out)))
+            terminal.note(note.replace("{out!r}", repr(str(out))).replace("{out}", quoted(out)))
     if sum(found.left_out.values()) > found.left_out["below --min-probability"]:
         raise typer.Exit(PARTLY_DONE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refiner_cli.cli.common import Workers, open_dataset
+from refiner_cli.cli.common import Workers, open_dataset, process_count
 from refiner_cli.cli.console import PARTLY_DONE, Json, terminal
 from refiner_cli.cli.outputs import check_new_folder
 from refiner_cli.errors import DatasetError, UsageError
@@ -84,7 +84,6 @@ def create(
     from refiner_cli.data.create.create import SplitOptions, create_dataset
     from refiner_cli.data.create.photos import read_unseen
     from refiner_cli.data.create.sources import read_photos
-    from refiner_cli.machine import cores
 
     found = read_photos(source, images)
     for note in found.notes:
@@ -98,7 +97,7 @@ def create(
             out,
             SplitOptions(fraction, unseen, seed, all_train=all_train),
             placing="copy" if copy else "link",
-            workers=cores() if workers < 0 else max(1, workers),
+            workers=process_count(workers),
             report=report,
             stop=Event(),
         )
@@ -120,13 +119,10 @@ def check(
 ) -> None:
     """Decode every image of a dataset and name all that training would stumble over."""
     from refiner_cli.data.download.verify import verify
-    from refiner_cli.machine import cores
 
     root = open_dataset(dataset).root
     with terminal.report() as report:
-        found = verify(
-            root, None, workers=cores() if workers < 0 else max(1, workers), report=report, stop=Event()
-        )
+        found = verify(root, None, workers=process_count(workers), report=report, stop=Event())
     name_each("problem: {}", found.problems)
     name_each("missing: {}", found.missing)
     name_each("unreadable: {}", [f"{fault.path} ({fault.reason})" for fault in found.unreadable])

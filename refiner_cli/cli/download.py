@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refiner_cli.cli import download_view
-from refiner_cli.cli.common import Workers
+from refiner_cli.cli.common import Workers, process_count
 from refiner_cli.cli.console import Json, terminal
 from refiner_cli.cli.outputs import check_output_folder
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.data.download.downloader import Downloader
@@ -50,7 +50,7 @@ def download(
         raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
     for archive in from_archive or []:
         if not archive.is_file():
-            raise UsageError(f"The archive {archive} does not exist, or is not a file.")
+            raise InputError(f"The archive {archive} does not exist, or is not a file.")
     with terminal.report() as report:
         downloader = downloader_for(out, workers, report)
         known = downloader.catalogue
@@ -77,7 +77,6 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
     from refiner_cli.data.download.datasets_dir import DatasetsDir
     from refiner_cli.data.download.downloader import Downloader
     from refiner_cli.data.paths import home
-    from refiner_cli.machine import cores
 
     def draw(folder: Path) -> None:
         from refiner_cli.demo.dataset import make_demo
@@ -86,11 +85,10 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
 
     place = home(os.environ)
     check_output_folder("--out" if out else "REFINER_HOME", out or place.datasets)
-    count = cores() if workers < 0 else max(1, workers)
     return Downloader(
         DatasetsDir(out or place.datasets),
         load_catalogue(place.root),
         {"demo": draw},
-        workers=count,
+        workers=process_count(workers),
         report=report,
     )

@@ -41,8 +41,10 @@ def show_catalogue(place: DatasetsDir, known: Catalogue, *, as_json: bool) -> No
     for status in found:
         origin = known.origins.get(status.dataset.name)
         added = f" Added by {origin}." if origin else ""
-        terminal.data(f"{status.dataset.name:12} {status.dataset.title}. Licence: {status.dataset.licence}. "
-                      f"{status.dataset.home}{added}")  # fmt: skip
+        terminal.words(
+            f"{status.dataset.name:12} {status.dataset.title}. Licence: {status.dataset.licence}. "
+            f"{status.dataset.home}{added}"
+        )
 
 
 def status_text(status: Status) -> str:

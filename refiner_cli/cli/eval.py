@@ -18,10 +18,11 @@ from refiner_cli.cli.metrics import (
     ProtocolOption,
     SplitOption,
     WorldOption,
+    check_feasibility,
     parse_top_k,
     worlds_of,
 )
-from refiner_cli.cli.outputs import OutputFile, check_outputs
+from refiner_cli.cli.outputs import HTML_SUFFIXES, OutputFile, check_outputs
 from refiner_cli.errors import UsageError
 
 
@@ -69,14 +70,13 @@ def evaluate(
         raise UsageError("--dataset and --feasibility need a MODEL and cannot be used with --scores.")
     if feasibility_vectors and feasibility == "none":
         raise UsageError("--feasibility-vectors needs --feasibility mask or soft.")
-    if feasibility != "none" and world == "closed":
-        raise UsageError("--feasibility applies to the open world only.", hint="Use --world open or both.")
+    check_feasibility(feasibility, world)
     if save_scores and (scores or world == "both"):
         raise UsageError("--save-scores keeps the scores of a MODEL in one world.", hint="Add --world closed "
                          "or --world open.")  # fmt: skip
     check_outputs(
         [
-            OutputFile("--report", report, (".html", ".htm")),
+            OutputFile("--report", report, HTML_SUFFIXES),
             OutputFile("--per-image", per_image, (".jsonl",)),
             OutputFile("--save-scores", save_scores, (".npz",)),
         ],

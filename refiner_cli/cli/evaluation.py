@@ -24,6 +24,7 @@ from refiner_cli.cli.metrics import (
 from refiner_cli.cli.training_data import kept_vectors
 from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import METRIC_NAMES, format_metric
+from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
     from refiner_cli.core.model_io.checkpoint import ModelInfo
@@ -100,7 +101,7 @@ def evaluate_seeds(request: EvalRequest, folder: Path, *, as_json: bool) -> None
         one = SeedRuns.open(folder).run(SeedRuns.open(folder).best())
         raise UsageError(
             f"{folder} holds several seeds; --report, --per-image and --save-scores are for one run.",
-            hint=f"Evaluate one of them: refiner eval {one}",
+            hint=f"Evaluate one of them: refiner eval {quoted(one)}",
         )
     results: dict[int, Result] = {}
     for seed, run in SeedRuns.open(folder).trained().items():

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import terminal
 from refiner_cli.cli.outputs import check_output_folder
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError, UsageError
+from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
     from refiner_cli.core.model_io.card import CardFacts
@@ -167,9 +168,11 @@ def images_to_check(request: ExportRequest, model: Model, info: ModelInfo) -> Ch
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images below a folder. Raises UsageError if there is none."""
+    """The images below a folder. Raises InputError if it is missing, UsageError if it holds none."""
     from refiner_cli.data.image_file import IMAGE_SUFFIXES
 
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
     found = sorted(
         file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
@@ -202,7 +205,7 @@ def licence_of_data(info: ModelInfo) -> str:
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:
-    """The object that ``refiner eval --json`` printed. Raises UsageError for anything else."""
+    """The object that ``refiner eval --json`` printed. Raises InputError for anything else."""
     try:
         if file.stat().st_size > MAX_EVALUATION_BYTES:
             raise ValueError("it is too large")
@@ -210,8 +213,8 @@ def read_evaluation(file: Path) -> dict[str, Any]:
         if content["schema"] != "refiner.eval/1":
             raise ValueError(f"its schema is {content['schema']!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
+        raise InputError(
             f"{file} is not the output of 'refiner eval --json' ({error}).",
-            hint=f"Make it with: refiner eval RUN --json > {file}",
+            hint=f"Make it with: refiner eval RUN --json > {quoted(file)}",
         ) from None
     return dict(content)

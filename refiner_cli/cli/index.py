@@ -86,7 +86,7 @@ def index(
             f"{opened.images} images in {out}: {changes.encoded} encoded, {changes.kept} as they were, "
             f"{changes.dropped} dropped, {opened.errors} unreadable"
         )
-        terminal.note(f"next: refiner search {out} 'a composition', or refiner predict {model} {out}")
+        terminal.next("refiner", "search", out, "a composition")
     if opened.errors:
         raise typer.Exit(PARTLY_DONE)
 

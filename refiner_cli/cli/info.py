@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from refiner_cli.cli.common import is_zero_shot, open_dataset
 from refiner_cli.cli.console import Json, new_table, terminal
-from refiner_cli.cli.outputs import OutputFile, check_outputs
+from refiner_cli.cli.outputs import HTML_SUFFIXES, OutputFile, check_outputs
 from refiner_cli.errors import UsageError
 from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED
 
@@ -35,16 +36,19 @@ def info(
     from refiner_cli.training.seeds import is_seeds
 
     folder = Path(what)
-    if page:
-        check_outputs([OutputFile("--html", page, (".html", ".htm"))], [folder])
+    check_outputs([OutputFile("--html", page, HTML_SUFFIXES)], [folder])
     if not folder.exists() and is_zero_shot(folder):
-        facts = describe_backbone(what)
+        kind, describe = "backbone", partial(describe_backbone, what)
     elif is_seeds(folder):
-        facts = describe_seeds(folder)
+        kind, describe = "folder of seeds", partial(describe_seeds, folder)
     elif what.startswith("hf-hub:") or any((folder / name).is_file() for name in ("run.json", "config.json")):
+        kind, describe = "model", partial(describe_model, folder)
+    else:
+        kind, describe = "dataset", None
+    if describe:
         if page:
-            raise UsageError("--html describes a dataset, not a model.")
-        facts = describe_model(folder)
+            raise UsageError(f"--html describes a dataset, and {what} is a {kind}.", hint="Leave --html out.")
+        facts = describe()
     else:
         benchmark = open_dataset(what)
         facts = describe_dataset(benchmark)
@@ -85,10 +89,11 @@ def describe_model(folder: Path) -> dict[str, Any]:
     from refiner_cli.training.run_dir import Run, is_run, model_folder
     from refiner_cli.training.run_list import summarise_run
 
-    if is_onnx(folder):
-        return describe_onnx(folder)
+    place = model_folder(folder)
+    if is_onnx(place):
+        return describe_onnx(place)
     run = Run.open(folder) if is_run(folder) else None
-    config = read_config(model_folder(folder))
+    config = read_config(place)
     metrics = config["metrics"]
     return {
         "kind": "model",

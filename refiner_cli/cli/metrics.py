@@ -47,6 +47,14 @@ BootstrapSamplesOption = Annotated[
 ]
 
 
+def check_feasibility(
+    mode: Literal["none", "mask", "soft"], world: Literal["closed", "open", "both"]
+) -> None:
+    """Raise UsageError for feasibility where no open world is evaluated."""
+    if mode != "none" and world == "closed":
+        raise UsageError("--feasibility applies to the open world only.", hint="Use --world open or both.")
+
+
 def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
     return ["closed", "open"] if choice == "both" else [choice]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from refiner_cli.errors import UsageError
 from refiner_cli.files import reason_of
 
+HTML_SUFFIXES = (".html", ".htm")
+
 
 @dataclass(frozen=True)
 class OutputFile:

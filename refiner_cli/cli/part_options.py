@@ -35,17 +35,13 @@ def choose_parts(
     Raises UsageError for an option that needs parts.
     """
     if out and (out.endswith(("/", os.sep)) or Path(out).is_dir()):
-        if devices and engine == "ray":
-            raise UsageError(
-                "--devices and --engine ray exclude each other.", hint="Ray chooses the devices."
-            )
-        return PartsRequest(part, size, devices, engine)
+        return request_parts(part, size, devices, engine)
     for option, given in (("--part", part), ("--devices", devices), ("--engine ray", engine == "ray")):
         if given:
             raise UsageError(
                 f"{option} needs an output of parts.", hint="Use -o DIR/ with a slash at the end."
             )
-    if os.environ.get("WORLD_SIZE", "").strip() not in {"", "1"}:
+    if launched_together():
         raise UsageError(
             "Several processes of torchrun need an output of parts.",
             hint="Use -o DIR/ with a slash at the end.",
@@ -57,9 +53,22 @@ def choose_index_parts(
     out: Path, part: str | None, size: int, devices: str | None, engine: Literal["local", "ray"]
 ) -> PartsRequest | None:
     """What is asked of an index that several processes make; None if this one makes it alone."""
-    launched = any(os.environ.get(name, "").strip() not in {"", "1"} for name in ("WORLD_SIZE",))
     array = os.environ.get("SLURM_ARRAY_TASK_ID", "").strip()
     begun = (out / "units").is_dir() and not (out / "index.json").exists()
-    if part or devices or engine == "ray" or launched or array or begun:
-        return PartsRequest(part, size, devices, engine)
+    if part or devices or engine == "ray" or launched_together() or array or begun:
+        return request_parts(part, size, devices, engine)
     return None
+
+
+def request_parts(
+    part: str | None, size: int, devices: str | None, engine: Literal["local", "ray"]
+) -> PartsRequest:
+    """Raises UsageError for options that exclude each other."""
+    if devices and engine == "ray":
+        raise UsageError("--devices and --engine ray exclude each other.", hint="Ray chooses the devices.")
+    return PartsRequest(part, size, devices, engine)
+
+
+def launched_together() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "").strip() not in {"", "1"}

@@ -55,10 +55,12 @@ def report(request: PredictRequest, made: RowCount, done: int, units: int, *, as
                        "units": units, "units_done": done, "out": str(request.out)})  # fmt: skip
     else:
         wrong = f", {made.errors:,} could not be read" if made.errors else ""
+        missing = "" if done == units else "; next: the other parts"
         terminal.note(
-            f"{done} of {units} units done, {made.images:,} images{wrong}, parts in {request.out}; "
-            + ("next: refiner merge, for one file" if done == units else "next: the other parts")
+            f"{done} of {units} units done, {made.images:,} images{wrong}, parts in {request.out}{missing}"
         )
+        if done == units:
+            terminal.next("refiner", "merge", request.out, "-o", "rows.csv", why="for one file")
     if made.errors:
         raise typer.Exit(PARTLY_DONE)
 

@@ -95,11 +95,11 @@ def own_device() -> str | None:
     return None
 
 
-def share_of(parts: PartsRequest | None) -> Share:
+def share_of(parts: PartsRequest) -> Share:
     """The units of this process, as asked or as its launcher says."""
     from refiner_cli.inference.parts.share import launched_share, parse_share
 
-    share = parse_share(parts.part) if parts and parts.part else launched_share(os.environ)
+    share = parse_share(parts.part) if parts.part else launched_share(os.environ)
     if share.count > 1:
         terminal.note(f"part {share.index + 1} of {share.count} ({share.reason})")
     return share

@@ -20,7 +20,7 @@ from refiner_cli.cli.inputs import (
     open_places,
     stop_with_saved_rows,
 )
-from refiner_cli.cli.outputs import OutputFile, check_output_folder, check_outputs
+from refiner_cli.cli.outputs import HTML_SUFFIXES, OutputFile, check_output_folder, check_outputs
 from refiner_cli.cli.prediction_rows import ProgressListener, open_writer, summarise
 from refiner_cli.cli.preparation import EncodingOptions, name_model, prepare_recogniser
 from refiner_cli.errors import UsageError
@@ -44,9 +44,7 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
 
     destinations = Destinations(request.out, request.gallery, request.heatmaps, request.keep_index)
     destinations.check(local_paths(request.paths))
-    check_outputs(
-        [OutputFile("-o", request.out), OutputFile("--gallery", request.gallery, (".html", ".htm"))]
-    )
+    check_outputs([OutputFile("-o", request.out), OutputFile("--gallery", request.gallery, HTML_SUFFIXES)])
     if request.heatmaps:
         check_output_folder("--heatmaps", request.heatmaps)
     if request.out and not request.overwrite:

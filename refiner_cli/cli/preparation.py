@@ -1,4 +1,4 @@
-"""How ``predict``, ``index`` and ``search`` make a model ready: precision, batch size, decoding processes."""
+"""How ``predict`` and ``index`` make a model ready: precision, batch size, decoding processes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refiner_cli.cli.common import open_model
+from refiner_cli.cli.common import runtime_options
 from refiner_cli.cli.console import terminal
 
 if TYPE_CHECKING:
     from refiner_cli.core.models.base import Model
     from refiner_cli.data.labels import LabelSpace
-    from refiner_cli.inference.index import Index
     from refiner_cli.inference.recogniser import Recogniser
 
 
@@ -39,28 +38,17 @@ def prepare_recogniser(
     model: Model, space: LabelSpace | None, options: EncodingOptions
 ) -> PreparedRecogniser:
     """Choose what is left to choose, and note the reasons; ``space`` None: the model's own candidates."""
-    from refiner_cli.core.runtime.device import pick_precision
-    from refiner_cli.core.runtime.loader import pick_num_workers
     from refiner_cli.inference.batch_size import pick_batch_size
     from refiner_cli.inference.object_states import MultiStateRecogniser
     from refiner_cli.inference.recogniser import Recogniser
 
-    precision, why = pick_precision(options.precision, model.device)
-    recogniser = Recogniser(model, space, precision)
+    runtime = runtime_options(model, options.precision, options.workers)
+    recogniser = Recogniser(model, space, runtime.precision)
     if options.object_states:
-        recogniser = MultiStateRecogniser(model, space, precision, options.object_states)
-    batch, because = pick_batch_size(options.batch, recogniser)
-    workers, reason = pick_num_workers(options.workers, model.device)
-    name = str(precision).removeprefix("torch.")
-    terminal.note(
-        f"precision {name} ({why}), batch {batch} ({because}), {workers} decoding processes ({reason})"
-    )
-    return PreparedRecogniser(recogniser, batch, workers)
-
-
-def open_index_model(index: Index, model: Path | None, device: str) -> Model:
-    """The model that an index was made with; ``model`` if it lies elsewhere now."""
-    return open_model(model or Path(index.info.model["path"]), device)[0]
+        recogniser = MultiStateRecogniser(model, space, runtime.precision, options.object_states)
+    batch, reason = pick_batch_size(options.batch, recogniser)
+    terminal.note(f"batch {batch} ({reason})")
+    return PreparedRecogniser(recogniser, batch, runtime.num_workers)
 
 
 def name_model(model: Path) -> str:

@@ -15,7 +15,7 @@ from refiner_cli.cli.app import app
 from refiner_cli.config import known_fields
 from refiner_cli.files import atomic_file
 from refiner_cli.plugins import BUILT_IN_METHODS
-from refiner_cli.settings import RENAMED_KEYS
+from refiner_cli.settings import RENAMED_KEYS, toml_text
 
 PAGES_FOLDER = Path(refiner_cli.guide.__file__).parent
 VALUES = {int: "N", float: "X", Path: "PATH"}  # what stands for an option's value, by its type
@@ -26,13 +26,6 @@ def markdown_table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) ->
     lines = [heading, ("---",) * len(heading), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def shown_default(value: object) -> str:
-    """A default as TOML writes it."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(shown_default, value))}]"
-    return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
 def meaning(field: Any) -> str:
@@ -55,15 +48,15 @@ def settings() -> str:
     by_method = {method: known_fields(method) for method in BUILT_IN_METHODS}
     fields = by_method["refiner"]
     plain = ("setting", "default", "meaning")
-    top = [(f"`{k}`", shown_default(f.default), meaning(f)) for k, f in fields.items() if "." not in k]
+    top = [(f"`{k}`", toml_text(f.default), meaning(f)) for k, f in fields.items() if "." not in k]
     train = [
-        (f"`{k}`", shown_default(f.default), meaning(f)) for k, f in fields.items() if k.startswith("train.")
+        (f"`{k}`", toml_text(f.default), meaning(f)) for k, f in fields.items() if k.startswith("train.")
     ]
     model: dict[tuple[str, ...], list[str]] = {}
     for method, of_method in by_method.items():
         for key, field in of_method.items():
             if key.startswith("model."):
-                row = (f"`{key}`", shown_default(field.default), meaning(field))
+                row = (f"`{key}`", toml_text(field.default), meaning(field))
                 model.setdefault(row, []).append(method)
     every = len(by_method)
     rows = [
@@ -71,7 +64,7 @@ def settings() -> str:
         for (key, default, text), methods in sorted(model.items(), key=lambda entry: entry[0][0])
     ]
     calibration = [
-        (f"`{k}`", shown_default(f.default), meaning(f))
+        (f"`{k}`", toml_text(f.default), meaning(f))
         for k, f in fields.items()
         if k.startswith("calibration.")
     ]

@@ -86,17 +86,11 @@ def carry_out(
     """Train and evaluate what is missing, then write the tables."""
     from refiner_cli.data.benchmark import load_benchmark
     from refiner_cli.files import atomic_file, write_json
-    from refiner_cli.reproduction.job import ReproductionJob
     from refiner_cli.reproduction.table import markdown
 
     benchmark = load_benchmark(downloader.place.folder(datasets[0]), request.benchmark)
     vectors = downloader.place.folder(datasets[1]) / GLOVE_FILE if request.glove else None
-    # All methods of a seed come before the next seed, so that an early stop leaves a comparison.
-    seeded = [config for row in zip(*map(request.seeded, configs.values()), strict=True) for config in row]
-    jobs = [
-        ReproductionJob(request.folder(config), config, benchmark, request.feasibility, vectors)
-        for config in seeded
-    ]
+    jobs = jobs_of(request, configs, benchmark, vectors)
     missing = [job.config for job in jobs if job.stored() is None]
     if missing:
         show_estimates(estimates(configs, missing, benchmark, datasets[0]), missing)
@@ -117,6 +111,20 @@ def carry_out(
         terminal.markdown(markdown(report))
         terminal.note(f"results: {request.out / 'results.json'} and {request.out / 'results.md'}")
     return 0
+
+
+def jobs_of(
+    request: ReproduceRequest, configs: Mapping[str, Config], benchmark: Benchmark, vectors: Path | None
+) -> list[ReproductionJob]:
+    """All methods of a seed come before the next seed, so that an early stop leaves a comparison."""
+    from refiner_cli.reproduction.job import ReproductionJob
+
+    rows = zip(*map(request.seeded, configs.values()), strict=True)
+    return [
+        ReproductionJob(request.folder(config), config, benchmark, request.feasibility, vectors)
+        for row in rows
+        for config in row
+    ]
 
 
 def finish_job(job: ReproductionJob, stop: StopRequest) -> bool:
@@ -223,14 +231,20 @@ def show_dry_run(
     *,
     as_json: bool,
 ) -> None:
-    """What would be fetched and trained, and how long it takes."""
+    """What would be fetched and trained, and how long it takes.
+
+    A result counts as there if it is of these settings and data; without the data none does.
+    """
     from refiner_cli.data.benchmark import load_benchmark
-    from refiner_cli.reproduction.job import RESULT_FILE
 
     folder = downloader.place.folder(datasets[0])
     benchmark = load_benchmark(folder, request.benchmark) if folder.is_dir() else None
-    seeded = [config for plain in configs.values() for config in request.seeded(plain)]
-    wanted = [config for config in seeded if not (request.folder(config) / RESULT_FILE).is_file()]
+    vectors = downloader.place.folder(datasets[1]) / GLOVE_FILE if request.glove else None
+    if benchmark is None:
+        wanted = [config for plain in configs.values() for config in request.seeded(plain)]
+    else:
+        jobs = jobs_of(request, configs, benchmark, vectors)
+        wanted = [job.config for job in jobs if job.stored() is None]
     found = estimates(configs, wanted, benchmark, datasets[0])
     if not as_json:
         download_view.show_plan(downloader, datasets, as_json=False)

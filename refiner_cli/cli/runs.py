@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refiner_cli.cli.console import Json, new_table, terminal
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError
 from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED, format_metric
 
 
@@ -20,7 +20,7 @@ def runs(
 ) -> None:
     """List trainings: method, backbone, dataset, seed, the best validation metrics, and their state."""
     if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.", hint="Name the folder that holds your runs.")
+        raise InputError(f"There is no folder {folder}.", hint="Name the folder that holds your runs.")
     from refiner_cli.training.run_list import find_runs
 
     found = list(find_runs(folder))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision, runtime_options
+from refiner_cli.cli.common import Device, Precision
 from refiner_cli.cli.console import Json, new_table, terminal
-from refiner_cli.cli.index_inputs import IndexModel, IndexPath, ListFormat, pick_list_format
-from refiner_cli.cli.outputs import OutputFile, check_outputs
-from refiner_cli.cli.preparation import open_index_model
+from refiner_cli.cli.index_inputs import IndexModel, IndexPath, ListFormat, OpenIndex, pick_list_format
+from refiner_cli.cli.outputs import HTML_SUFFIXES, OutputFile, check_outputs
 from refiner_cli.printable import json_text
 
 if TYPE_CHECKING:
@@ -50,40 +49,26 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """List the images of an index to label next: of unseen pairs, uncertain, and unlike one another."""
-    check_outputs([OutputFile("-o", out, (".jsonl",)), OutputFile("--gallery", gallery, (".html", ".htm"))])
-    from refiner_cli.inference.gallery import write_gallery
-    from refiner_cli.inference.index import Index
-    from refiner_cli.inference.indexing import check_made_by
-    from refiner_cli.inference.recogniser import Recogniser
-    from refiner_cli.inference.sources.places import find_again
+    check_outputs([OutputFile("-o", out, (".jsonl",)), OutputFile("--gallery", gallery, HTML_SUFFIXES)])
     from refiner_cli.inference.suggest import suggest_images, write_suggestions
     from refiner_cli.inference.vocabulary import choose_space
 
-    opened = Index.open(index)
-    loaded = open_index_model(opened, model, device)
-    space = choose_space(loaded.space, world, states, objects, pairs, terminal.note)
-    runtime = runtime_options(loaded, precision, workers=-1, batch=1)
-    recogniser = Recogniser(loaded, space, runtime.precision)
-    check_made_by(opened, recogniser)
+    opened = OpenIndex.open(index, model, device, precision)
+    space = choose_space(opened.model.space, world, states, objects, pairs, terminal.note)
+    recogniser, is_labelled = opened.recogniser(space), labels_test(labelled, opened.index)
     with terminal.progress("looking") as progress:
-        found = suggest_images(
-            opened, recogniser, count, is_labelled=labels_test(labelled, opened), progress=progress
-        )
+        found = suggest_images(opened.index, recogniser, count, is_labelled=is_labelled, progress=progress)
     rows: list[dict[str, Any]] = [one.to_json() for one in found]
     if out:
-        write_suggestions(out, rows, opened)
-        terminal.note(f"next: refiner convert {out} --to label-studio -o DIR")
+        write_suggestions(out, rows, opened.index)
+        terminal.note(f"{len(rows)} images in {out}")
     if gallery:
         cards = ({**row, "note": f"{row['rank']}. {row['note']}"} for row in rows)
-        write_gallery(
-            gallery, f"To label next: {index.name}", cards, find_again(opened.info.places).locate,
-            workers=runtime.num_workers, is_ranking=True,
-        )  # fmt: skip
-        terminal.note(f"gallery {gallery} ({len(rows)} images)")
+        opened.write_gallery(gallery, f"To label next: {index.name}", cards)
     if as_json:
         terminal.json({"schema": "refiner.suggest/1", "images": rows})
     elif out:
-        terminal.note(f"{len(rows)} images in {out}")
+        terminal.next("refiner", "convert", out, "--to", "label-studio", "-o", "DIR")
     elif pick_list_format(output_format) == "jsonl":
         for row in rows:
             terminal.data(json_text(row))

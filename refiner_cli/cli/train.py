@@ -15,6 +15,7 @@ from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.cli.train_request import TrainRequest, resumption
 from refiner_cli.cli.training_data import index_settings
 from refiner_cli.errors import UsageError
+from refiner_cli.printable import quoted
 
 DatasetName = Annotated[
     str | None,
@@ -121,7 +122,7 @@ def train(
         request = replace(request, asked=asked_settings(config, assign or [], flags))
     else:
         if moved:
-            raise UsageError("--dataset needs --resume.", hint=f"Write: refiner train {moved}")
+            raise UsageError("--dataset needs --resume.", hint=f"Write: refiner train {quoted(moved)}")
         if dataset is None:
             raise UsageError("A dataset is missing.", hint="Try 'refiner train demo'.")
         start = index_settings(dataset, labels)

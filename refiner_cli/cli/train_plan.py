@@ -11,6 +11,7 @@ from refiner_cli.cli.console import terminal
 from refiner_cli.cli.train_request import TrainRequest
 from refiner_cli.cli.training_data import open_training_data
 from refiner_cli.errors import DatasetError
+from refiner_cli.settings import toml_text
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
@@ -44,7 +45,7 @@ def show_train_plan(
         return
     terminal.data(f"settings that are not defaults ('refiner config' lists all of {config.method}):")
     for key, (value, source) in plan.settings.items():
-        terminal.data(f"  {key} = {value!r}   ({source})")
+        terminal.data(f"  {key} = {toml_text(value)}  # {source}")
     terminal.data("machine and memory:")
     for line in plan.machine:
         terminal.data(f"  {line}")

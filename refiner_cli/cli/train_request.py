@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refiner_cli.errors import UsageError
+from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
@@ -39,7 +40,9 @@ def resumption(
             f"The dataset is given twice, as {dataset} and as --dataset {moved}.", hint="Give it once."
         )
     if dry_run:
-        raise UsageError("--dry-run is for a new run.", hint=f"'refiner info {out}' shows an existing one.")
+        raise UsageError(
+            "--dry-run is for a new run.", hint=f"'refiner info {quoted(out)}' shows an existing one."
+        )
     if skip:
         raise UsageError(
             "--on-error skip is decided when a run starts.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from refiner_cli.cli.common import open_dataset
 from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import Benchmark
@@ -58,7 +59,8 @@ def open_run_data(run: Run, moved: str = "", *, hint: str = "") -> Benchmark:
     if not moved and not Path(run.dataset.path).is_dir():
         raise DatasetError(
             f"The dataset of the run {run.folder} is no longer at {run.dataset.path}.",
-            hint=hint or f"Name its new place: refiner train --resume --out {run.folder} --dataset DIR.",
+            hint=hint
+            or f"Name its new place: refiner train --resume --out {quoted(run.folder)} --dataset DIR",
         )
     if run.dataset.labels:
         place = moved or run.dataset.path

@@ -27,6 +27,7 @@ from refiner_cli.data.lists import read_text
 from refiner_cli.data.metadata import load_plain
 from refiner_cli.data.safe_paths import relative
 from refiner_cli.errors import DatasetError
+from refiner_cli.printable import quoted
 
 Split = Literal["train", "val", "test"]
 World = Literal["closed", "open"]
@@ -217,7 +218,8 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
     if not (root / SPLIT_FOLDER).exists() and not (root / METADATA).exists():
         raise DatasetError(
             f"{root} is not a dataset: it has no {SPLIT_FOLDER} folder.",
-            hint=f"If it holds your photos, make a dataset of them: refiner dataset create {root} --out DIR",
+            hint="If it holds your photos, make a dataset of them: "
+            f"refiner dataset create {quoted(root)} --out DIR",
         )
     pairs = {
         split: read_pairs(root / SPLIT_FOLDER / f"{split}_pairs.txt", may_be_empty=split != "train")

@@ -15,6 +15,7 @@ import platformdirs
 
 from refiner_cli.data.benchmark import METADATA, SPLIT_FOLDER
 from refiner_cli.errors import ConfigError, DatasetError
+from refiner_cli.printable import quoted
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def find_dataset(text: str, place: Callable[[], Home], names: Callable[[], Colle
             return folder
         if looks_like_benchmark(Path(text)):
             return Path(text)
-        raise DatasetError(f"The dataset {text} is not downloaded.", hint=f"Run 'refiner download {text}'.")
+        raise DatasetError(
+            f"The dataset {text} is not downloaded.", hint=f"Run 'refiner download {quoted(text)}'."
+        )
     if Path(text).is_dir():
         return Path(text)
     near = difflib.get_close_matches(text, known, 1)

@@ -216,7 +216,7 @@ def format_of(file: Path, *, wide: bool = False, inputs: bool = False) -> RowFor
     found = FORMATS.get(file.suffix.lower())
     if found is None:
         raise UsageError(
-            f"The output {row_name(str(file))} has an unknown format.",
+            f"The file {row_name(str(file))} has an unknown format.",
             hint=f"Use a name that ends in {', '.join(FORMATS)}.",
         )
     if isinstance(found, CsvFormat):

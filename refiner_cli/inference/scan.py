@@ -23,7 +23,7 @@ from typing import Any
 from refiner_cli.data.box import Box
 from refiner_cli.data.image_file import IMAGE_SUFFIXES
 from refiner_cli.data.safe_paths import OUTPUT_MARKER, is_foreign
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError
 from refiner_cli.inference.sources.content import Content, DecodeTask
 
 # A backslash that starts what could be read as an escape; names hold the escape of the backslash instead.
@@ -138,11 +138,11 @@ def scan(places: Sequence[Path], chosen: PathFilter = NO_FILTER) -> Iterator[Ima
     With several places a name starts with its folder, so that no two images share one.
 
     Raises:
-        UsageError: a place does not exist.
+        InputError: a place does not exist.
     """
     for place in places:
         if not os.path.exists(place):  # noqa: PTH110 - unlike Path.exists, it raises nothing
-            raise UsageError(f"There is no file or folder {row_name(str(place))}.")
+            raise InputError(f"There is no file or folder {row_name(str(place))}.")
     if len(places) == 1 and is_folder(places[0]):
         return walk(places[0], "", chosen)
     return list_files(places, chosen)

@@ -94,7 +94,7 @@ def test_an_unknown_option_is_wrong_usage(cli: Cli) -> None:
         (["train", "DEMO", "--pretrained", "gone.pt", "--out", "OUT"], 3, "neither a"),
         (["train"], 2, "A dataset is missing"),
         (["eval", "nowhere"], 3, "There is no model at nowhere"),
-        (["predict", "nowhere", "alsonowhere"], 2, "There is no file or folder alsonowhere"),
+        (["predict", "nowhere", "alsonowhere"], 3, "There is no file or folder alsonowhere"),
         (["export", "nowhere", "OUT"], 3, "There is no model at nowhere"),
         (["info", "nowhere"], 3, "There is no dataset 'nowhere'"),
         (["demo", "--out", "DEMO"], 2, "exists already"),

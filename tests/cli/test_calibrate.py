@@ -91,7 +91,7 @@ def test_a_stage_that_was_interrupted_is_done_again(
 
 def test_what_cannot_be_calibrated_is_named(cli: Cli, run: Path, small_export: Path, tmp_path: Path) -> None:
     no_run = cli("calibrate", small_export)
-    assert (no_run.code, "is not a run" in no_run.err) == (2, True)
+    assert (no_run.code, "is not a run" in no_run.err) == (3, True)
     other = cli("calibrate", run, "--set", "train.lr=1")
     assert (other.code, "'train.lr' cannot be changed after training" in other.err) == (3, True)
     with folder_lock(run):

@@ -39,6 +39,18 @@ def test_the_settings_are_those_of_the_method(cli: Cli) -> None:
     assert "model.queries_per_role" not in text
 
 
+def test_the_list_is_a_file_of_the_same_settings(cli: Cli, tmp_path: Path) -> None:
+    asked = ("config", "--method", "troika", "--set", "backbone=tiny", "--set", "train.lr=3e-5",
+             "--set", "calibration.wise_ft_alpha=1")  # fmt: skip
+    file = tmp_path / "listed.toml"
+    file.write_text(cli(*asked).out, "utf-8")
+    first, second = (
+        cli(*words, "--json").json["settings"] for words in (asked, ("config", "--config", file))
+    )
+    assert [(row["key"], row["value"]) for row in first] == [(row["key"], row["value"]) for row in second]
+    assert {row["source"] for row in second} == {str(file)}
+
+
 def test_recipes_are_listed_printed_and_named(cli: Cli, tmp_path: Path) -> None:
     assert cli("config", "--recipes").out.split() == recipe_names()
     text = cli("config", "--recipe", "own").out

@@ -129,10 +129,14 @@ def test_a_narrow_terminal_cuts_nothing() -> None:
     assert sum("closed" in line for line in lines) == sum("metric" in line for line in lines) > 1
     assert sum("Title" in line for line in lines) == 1
     path = "a/" * 40
-    terminal.note(
-        f"These are some words before a long place, {path} and some after it that need another line"
-    )
-    lines = err.getvalue().splitlines()
-    assert path in lines
-    assert max(len(line) for line in lines if line != path) <= 50
-    assert len(lines) == 3
+    text = f"These are some words before a long place, {path} and some after it that need another line"
+    terminal.note(text)
+    terminal.error(RefinerError(text))
+    noted = err.getvalue().splitlines()
+    out.truncate(0)
+    terminal.words(text, "# ")
+    listed = [line.strip("\0") for line in out.getvalue().splitlines()]
+    assert path in noted
+    assert f"# {path}" in listed
+    assert max(len(line) for line in [*noted, *listed] if path not in line) <= 50
+    assert (len(noted), len(listed)) == (6, 3)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
+from PIL import Image
 from typer.models import ArgumentInfo
 
+from refiner_cli.__main__ import main
 from refiner_cli.cli.reference import all_commands, parameters
 from tests.cli.mistakes import MISTAKES, prepare, snapshot
 from tests.conftest import Cli, Outcome
@@ -39,16 +41,59 @@ OUTPUTS = {
     "info page": ("info gone --html {}", ".html"),
     "dataset create out": ("dataset create gone --out {}", ""),
 }
+# Every option and argument that names what is read: a command in which it alone is not there.
 INPUTS = {
-    "download from_archive", "train labels", "eval model", "eval feasibility_vectors", "eval scores",
-    "compare runs", "predict model", "predict states", "predict objects", "predict pairs", "predict boxes",
-    "index model", "merge folder", "search index", "search model", "search like", "suggest index",
-    "suggest labelled", "suggest model", "suggest states", "suggest objects", "suggest pairs",
-    "convert answers", "convert images", "convert states", "convert objects", "convert labels",
-    "convert boxes", "export run", "export states", "export objects", "export pairs", "export check_images",
-    "export evaluation", "runs folder", "bench splits", "dataset create source",
-    "dataset create unseen_pairs", "dataset create images", "calibrate run",
-}  # fmt: skip
+    "download from_archive": "download demo --from-archive {}",
+    "train dataset": "train ./{} --backbone tiny",
+    "train labels": "train index --labels {}",
+    "train init": "train data --init ./{}",
+    "train config": "train data --config {}",
+    "train moved": "train --resume --out run --dataset ./{}",
+    "eval model": "eval {}",
+    "eval dataset": "eval run --dataset ./{}",
+    "eval feasibility_vectors": "eval run --world open --feasibility mask --feasibility-vectors {}",
+    "eval scores": "eval --scores {}",
+    "compare runs": "compare run {}",
+    "calibrate run": "calibrate {}",
+    "calibrate dataset": "calibrate run --dataset ./{}",
+    "predict model": "predict {} photos",
+    "predict paths": "predict run photos {}",
+    "predict states": "predict run photos --states {} --objects objects.txt",
+    "predict objects": "predict run photos --states states.txt --objects {}",
+    "predict pairs": "predict run photos --pairs {}",
+    "predict boxes": "predict run photos --boxes {}",
+    "index model": "index {} photos -o new",
+    "index paths": "index run {} -o new",
+    "merge folder": "merge {} -o rows.csv",
+    "search index": "search {} query",
+    "search model": "search index query --model {}",
+    "search like": "search index --like {}",
+    "suggest index": "suggest {}",
+    "suggest labelled": "suggest index --states states.txt --objects objects.txt --labelled {}",
+    "suggest model": "suggest index --model {}",
+    "suggest states": "suggest index --states {} --objects objects.txt",
+    "suggest objects": "suggest index --states states.txt --objects {}",
+    "suggest pairs": "suggest index --pairs {}",
+    "convert answers": "convert {} --to csv -o new.csv",
+    "convert images": "convert rows.jsonl --to csv -o new.csv --images {}",
+    "convert states": "convert rows.jsonl --to label-studio -o new --states {}",
+    "convert objects": "convert rows.jsonl --to label-studio -o new --objects {}",
+    "convert labels": "convert rows.jsonl --to cleanlab -o new.npz --labels {}",
+    "convert boxes": "convert rows.jsonl --to megadetector -o new.json --boxes {}",
+    "export run": "export {} new",
+    "export states": "export run new --format onnx --states {} --objects objects.txt",
+    "export objects": "export run new --format onnx --states states.txt --objects {}",
+    "export pairs": "export run new --format onnx --pairs {}",
+    "export check_images": "export run new --format onnx --check-images {}",
+    "export evaluation": "export run new --eval {}",
+    "info what": "info ./{}",
+    "runs folder": "runs {}",
+    "bench splits": "bench text --splits {}",
+    "dataset create source": "dataset create {} --out new",
+    "dataset create unseen_pairs": "dataset create sorted --out new --unseen-pairs {}",
+    "dataset create images": "dataset create table.csv --out new --images {}",
+    "dataset check dataset": "dataset check ./{}",
+}
 COMMANDS = {name.removeprefix("refiner").strip(): function for name, function in all_commands()}
 
 
@@ -97,7 +142,30 @@ def test_every_path_of_every_command_is_known_to_be_read_or_written() -> None:
         for name, kind, _, _ in parameters(function)
         if Path in (kind, *get_args(kind), *(part for one in get_args(kind) for part in get_args(one)))
     }
-    assert found - OUTPUTS.keys() - INPUTS == set()
+    assert found - OUTPUTS.keys() - INPUTS.keys() == set()
+
+
+@pytest.fixture(scope="module")
+def answers(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an index and rows, both of one photo."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "photos").mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "photos" / "a.jpg")
+    for words, out in (("index", "tiny"), "index"), (("predict", str(small_run)), "rows.jsonl"):
+        with pytest.raises(SystemExit) as left:
+            main(["-q", *words, str(folder / "photos"), "-o", str(folder / out)])
+        assert not left.value.code
+    return folder
+
+
+@pytest.mark.parametrize("command", INPUTS.values(), ids=INPUTS)
+def test_an_input_that_is_not_there_has_one_code(cli: Cli, place: Path, answers: Path, command: str) -> None:
+    for name in ("index", "rows.jsonl"):
+        (place / name).symlink_to(answers / name)
+    before = snapshot(place)
+    outcome = cli(*command.format("gone.txt").split())
+    check(outcome, 3, "gone.txt")
+    assert snapshot(place) == before
 
 
 def wrong_places() -> Iterator[tuple[str, str]]:

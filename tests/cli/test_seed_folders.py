@@ -43,6 +43,7 @@ def test_every_seed_is_evaluated_with_mean_and_deviation(cli: Cli, seeds: Path) 
     assert found["seeds"]["closed"]["AUC"] == {"mean": auc, "sd": 0.0}
     text = cli("eval", seeds, "--world", "closed", *FEW).out
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["0", "1", "mean", "sd"]
+    assert "is a folder of seeds" in cli("info", seeds, "--html", seeds.parent / "r.html").err
     refused = cli("eval", seeds, "--report", seeds.parent / "r.html")
     assert refused.code == 2
     assert f"refiner eval {seeds / 'seed-1'}" in refused.err
@@ -144,7 +145,7 @@ def test_runs_are_listed_with_what_they_are(cli: Cli, seeds: Path, tmp_path: Pat
         assert {one["state"] for one in cli("runs", run, "--json").json["runs"]} == {"training"}
     text = cli("runs", seeds).out
     assert "interrupted, step 3" in text
-    assert cli("runs", tmp_path / "none").code == 2
+    assert cli("runs", tmp_path / "none").code == 3
     (tmp_path / "empty").mkdir()
     assert "no run" in cli("runs", tmp_path / "empty").err
 

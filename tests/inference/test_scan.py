@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from refiner_cli.data.crop import Crop
 from refiner_cli.data.safe_paths import OUTPUT_MARKER
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError
 from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import (
     FileVersion,
@@ -72,7 +72,7 @@ def test_same_names_in_two_folders_stay_apart_and_overlaps_count_once(tmp_path: 
 
 
 def test_a_missing_place_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere"):
+    with pytest.raises(InputError, match="nowhere"):
         scan([tmp_path / "nowhere"])
 
 

@@ -129,6 +129,12 @@ def test_from_nothing_to_a_table_killed_and_resumed(cli: Cli, catalogue: Path, t
     assert json.loads((out / "results.json").read_bytes()) == report
     assert "steps" not in again.err  # nothing is left to estimate
 
+    nothing, everything = (
+        cli("-q", *command, "--dry-run", "--json", *changed).json["methods"]
+        for changed in ((), ("--set", "train.lr=0.5"))
+    )
+    assert nothing == []
+    assert [row["runs"] for row in everything] == [2, 2]  # what is there is of other settings
     other = cli(*command, "--set", "train.lr=0.5")
     assert other.code == 2
     assert "was started with train.lr = " in other.err

@@ -10,6 +10,7 @@ from refiner_cli.data.create.photos import PhotoCollection, one_spelling
 from refiner_cli.data.create.tables import TABLE_SUFFIXES, read_table
 from refiner_cli.data.paths import looks_like_benchmark
 from refiner_cli.errors import DatasetError
+from refiner_cli.printable import quoted
 
 EXPORT_SUFFIX = ".json"  # of Label Studio
 
@@ -25,7 +26,9 @@ def read_photos(source: Path, images: Path | None = None) -> PhotoCollection:
     """
     if source.is_dir():
         if looks_like_benchmark(source):
-            raise DatasetError(f"{source} is a dataset already.", hint=f"Train on it: refiner train {source}")
+            raise DatasetError(
+                f"{source} is a dataset already.", hint=f"Train on it: refiner train {quoted(source)}"
+            )
         found = read_folders(source)
     elif not source.exists():
         raise DatasetError(f"There is no file or folder {source}.")

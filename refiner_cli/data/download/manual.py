@@ -11,7 +11,7 @@ from pathlib import Path
 from refiner_cli.data.download.catalog import Dataset, Source
 from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.download.lockfile import Lockfile
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ def recognise(dataset: Dataset, given: Sequence[Path], lockfile: Lockfile) -> Ma
     split folders into several zips.
 
     Raises:
-        UsageError: a file does not exist, or is none of the archives.
+        InputError: a file does not exist, or is none of the archives.
         ArchiveError: a file is not an archive, damaged, or refused.
         FetchError: a file differs from the one downloaded earlier.
     """
     sources: set[str] = set()
     for path in given:
         if not path.is_file():
-            raise UsageError(f"The archive {path} does not exist.")
+            raise InputError(f"The archive {path} does not exist.")
         source = _source(dataset, path)
         if source:
             sources.add(source.file)
             lockfile.check(source, path)
         elif not dataset.by_hand:
             expected = "; ".join(f"{source.file}, which holds {source.holds}" for source in dataset.sources)
-            raise UsageError(f"{path} is not an archive of {dataset.title}.", hint=f"Those are {expected}.")
+            raise InputError(f"{path} is not an archive of {dataset.title}.", hint=f"Those are {expected}.")
     return ManualArchives(tuple(given), frozenset(sources))
 
 

@@ -27,7 +27,7 @@ class FiftyOneWriter(AnswerWriter):
             stream.write("}\n")
         metadata = {"media_type": "image", "info": {"source": f"refiner, {answers.file.name}"}}
         (target / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
-        step = 'fiftyone.Dataset.from_dir("{out}", dataset_type=fiftyone.types.FiftyOneDataset)'
+        step = "fiftyone.Dataset.from_dir({out!r}, dataset_type=fiftyone.types.FiftyOneDataset)"
         return Converted(images, ("next, in Python: " + step,))
 
 

@@ -27,7 +27,11 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """How many images were written, and what to say of them; ``{out}`` stands for the file or folder."""
+    """How many images were written, and what to say of them.
+
+    In a note ``{out}`` stands for the file or folder as a word of a shell command, ``{out!r}`` for it as a
+    string of Python.
+    """
 
     images: int
     notes: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError, UsageError
 from refiner_cli.files import write_json
 from refiner_cli.inference.parts.lease import LEASE_SECONDS, Leases
 from refiner_cli.inference.parts.listing import read_slice, write_slices
@@ -85,7 +85,7 @@ def is_parts_folder(folder: Path) -> bool:
 
 
 def read_plan(folder: Path) -> PartPlan:
-    """Raises UsageError if there is none or it is damaged."""
+    """Raises InputError if there is none or it is damaged."""
     file = folder / PLAN_FILE
     try:
         found = json.loads(file.read_text("utf-8"))
@@ -95,11 +95,11 @@ def read_plan(folder: Path) -> PartPlan:
         return PartPlan(folder, dict(found["made"]), str(found["suffix"]), shards, int(found["slices"]),
                         bool(found["several"]))  # fmt: skip
     except FileNotFoundError:
-        raise UsageError(
+        raise InputError(
             f"{row_name(str(folder))} holds no parts: the file {PLAN_FILE} is missing."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
+        raise InputError(
             f"{row_name(str(file))} is damaged ({error}).", hint="Start over with --overwrite."
         ) from None
 

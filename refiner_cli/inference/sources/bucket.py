@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from refiner_cli.data.image_file import UnreadableError
-from refiner_cli.errors import EnvironmentLacksError, FetchError, UsageError
+from refiner_cli.errors import EnvironmentLacksError, FetchError, InputError, UsageError
 from refiner_cli.files import reason_of
 from refiner_cli.inference.scan import FileVersion, ImageFile, row_name
 from refiner_cli.inference.sources.content import require_loadable
@@ -183,14 +183,14 @@ def bucket_image(url: str, name: str, info: dict[str, Any] | None = None) -> Ima
 
 
 def expand_pattern(url: str) -> list[str]:
-    """The objects that a pattern with ``*`` means, sorted. Raises FetchError or UsageError."""
+    """The objects that a pattern with ``*`` means, sorted. Raises FetchError or InputError."""
     system, path = system_of(url)
     try:
         found = sorted(str(one) for one in system.glob(path))
     except Exception as error:  # noqa: BLE001 - every store has its own errors
         raise FetchError(f"{url} cannot be listed ({reason_of(error)}).") from None
     if not found:
-        raise UsageError(f"Nothing matches {url}.")
+        raise InputError(f"Nothing matches {url}.")
     return [f"{split_scheme(url)[0]}://{one}" for one in found]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.errors import InputError, RefinerError, UsageError
 from refiner_cli.inference.scan import (
     NO_FILTER,
     ImageFile,
@@ -157,7 +157,8 @@ def find_places(
         null: whether that list is separated by NUL characters instead of lines.
 
     Raises:
-        UsageError: a place does not exist, or a pattern names nothing.
+        InputError: a place does not exist, or a pattern names nothing.
+        UsageError: stdin is named beside other places, or is closed.
         FetchError: a remote place cannot be looked at.
         EnvironmentLacksError: a package for its scheme is missing.
     """
@@ -212,7 +213,7 @@ def find_source(place: str, chosen: PathFilter) -> PlaceSource:
     if is_folder(Path(place)):
         return FolderSource(place, chosen)
     if not path_exists(place):
-        raise UsageError(f"There is no file or folder {row_name(place)}.")
+        raise InputError(f"There is no file or folder {row_name(place)}.")
     return find_file(place, place.lower(), LocalFile(Path(place)), chosen) or FileSource(place)
 
 

@@ -20,7 +20,7 @@ from refiner_cli.data.download.catalog_files import built_in
 from refiner_cli.data.download.datasets_dir import DatasetsDir
 from refiner_cli.data.download.downloader import Downloader
 from refiner_cli.data.download.mirrors import RetryPolicy
-from refiner_cli.errors import DatasetError, FetchError, UsageError
+from refiner_cli.errors import DatasetError, FetchError, InputError, UsageError
 from tests.data.conftest import Log
 from tests.data.download import published
 from tests.data.download.server import Site
@@ -362,7 +362,7 @@ def test_what_is_not_given_by_hand_is_fetched(
 
 def test_a_file_of_another_dataset_is_refused(make: Make, tiny: Dataset, tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(published.zipped({"holiday.jpg": b""}))
-    with pytest.raises(UsageError, match="not an archive of C-GQA") as caught:
+    with pytest.raises(InputError, match="not an archive of C-GQA") as caught:
         make(tiny).download([tiny], [tmp_path / "x.zip"])
     assert "cgqa.zip" in caught.value.hint
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from refiner_cli.errors import RefinerError, UsageError
+from refiner_cli.errors import InputError, RefinerError, UsageError
 from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.index import Index, IndexInfo, is_index
 from refiner_cli.inference.parts.index_units import BEGINNING, INDEX_LEASE, UNITS_FOLDER, list_units
@@ -181,7 +181,7 @@ def test_a_listing_is_made_once_and_holds_what_an_image_is(tmp_path: Path) -> No
         with pytest.raises(UsageError, match=r"model|top k"):
             open_plan(tmp_path / "parts", MADE | change, Places([NamedImages(1)]), ".jsonl", 3)
     (tmp_path / "parts" / "plan.json").write_text("{")
-    with pytest.raises(UsageError, match="damaged"):
+    with pytest.raises(InputError, match="damaged"):
         read_plan(tmp_path / "parts")
     discard_parts(tmp_path / "parts")
     with pytest.raises(UsageError, match="no image"):

@@ -16,7 +16,7 @@ import pytest
 
 from refiner_cli.cli.inputs import name_places
 from refiner_cli.data.crop import Crop
-from refiner_cli.errors import UsageError
+from refiner_cli.errors import InputError, UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import NO_FILTER, ImageFile, PathFilter
@@ -313,9 +313,13 @@ def test_braces() -> None:
             expand_braces(wrong)
 
 
-def test_a_place_that_does_not_exist_is_wrong_usage(tmp_path: Path) -> None:
-    for place in (tmp_path / "nowhere", tmp_path / "x-{0..1}.tar", "quux://x/y.jpg"):
-        with pytest.raises(UsageError):
+def test_a_place_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    for place, error, says in (
+        (tmp_path / "nowhere", InputError, "There is no file or folder .*nowhere"),
+        (tmp_path / "x-{0..1}.tar", InputError, "There is no file or folder .*x-0.tar"),
+        ("quux://x/y.jpg", UsageError, "quux"),
+    ):
+        with pytest.raises(error, match=says):
             list(find_places([str(place)]).images())
 
 
