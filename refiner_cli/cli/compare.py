@@ -20,10 +20,10 @@ from refiner_cli.cli.metrics import (
     ProtocolOption,
     SplitOption,
     WorldOption,
-    backbone_text,
     check_feasibility,
     format_interval,
     metrics_table,
+    name_backbone,
     spread_cells,
     undefined_notes,
     worlds_of,
@@ -124,7 +124,7 @@ def evaluate_side(request: EvalRequest, run: Path, *, mixed: bool) -> EvaluatedR
     with ExitStack() as stack:
         result, info, model, _ = evaluate_path(request, run, stack)
     return EvaluatedRun(
-        str(run), Run.open(run).config if is_run(run) else None, result, info.method, backbone_text(model)
+        str(run), Run.open(run).config if is_run(run) else None, result, info.method, name_backbone(model)
     )
 
 

@@ -114,13 +114,14 @@ def start_from(init: str) -> Layer:
 
 def check_start(start: Layer, config: Config, sources: Mapping[str, str]) -> None:
     """Raise ConfigError if another backbone is asked for than the model to start from has."""
+    from refiner_cli.core.model_io.zero_shot import backbone_text
     from refiner_cli.core.towers.architectures import find_architecture
 
     source, own = start
     if find_architecture(config.backbone).full_name != find_architecture(own["backbone"]).full_name:
         raise ConfigError(
             f"{sources['backbone']}: the backbone {config.backbone} contradicts "
-            f"{source}, whose backbone is {own['backbone']} ({own['pretrained']}).",
+            f"{source}, whose backbone is {backbone_text(own['backbone'], own['pretrained'])}.",
             hint="Leave the backbone out, or start from a model on that backbone.",
         )
 

@@ -13,9 +13,9 @@ from refiner_cli.cli.common import is_zero_shot, open_dataset, open_model, runti
 from refiner_cli.cli.console import new_table, terminal
 from refiner_cli.cli.eval_request import EvalRequest
 from refiner_cli.cli.metrics import (
-    backbone_text,
     calibration_error_table,
     metrics_table,
+    name_backbone,
     spread_cells,
     threshold_table,
     top_k_table,
@@ -59,7 +59,7 @@ def evaluate_one(request: EvalRequest, model: Path, *, as_json: bool) -> None:
         result, info, loaded, benchmark = evaluate_path(request, model, stack)
         show_evaluation(result, as_json=as_json)
     store_feasibility(model, result, benchmark)
-    facts = {"model": str(model), "method": info.method, "backbone": backbone_text(loaded),
+    facts = {"model": str(model), "method": info.method, "backbone": name_backbone(loaded),
              "dataset": f"{benchmark.name}, {benchmark.root}"}  # fmt: skip
     write_results(request, result, benchmark, facts)
     if request.save_scores:

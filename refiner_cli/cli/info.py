@@ -12,7 +12,8 @@ from refiner_cli.cli.common import is_zero_shot, open_dataset
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.outputs import HTML_SUFFIXES, OutputFile, check_outputs
 from refiner_cli.errors import UsageError
-from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED
+from refiner_cli.metric_names import HEADLINE_METRICS, UNDEFINED, format_metric
+from refiner_cli.settings import toml_text
 
 if TYPE_CHECKING:
     from refiner_cli.data.benchmark import Benchmark
@@ -60,13 +61,27 @@ def info(
     if as_json:
         terminal.json({"schema": "refiner.info/1", **facts})
         return
-    table = new_table(what, "", "")
+    show_facts(what, facts)
+
+
+def show_facts(title: str, facts: dict[str, Any]) -> None:
+    """A table of everything but the settings of a run, which have one of their own."""
+    settings = facts.pop("settings", {})
     if "calibration" in facts:
         facts["calibration"] = shorten_calibration(facts["calibration"])
+    table = new_table(title, "", "")
     for name, value in facts.items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            table.add_row(f"{name} {key}".strip().replace("_", " "), format_fact(inner))
-    terminal.table(table)
+            shown = format_metric(inner) if key in HEADLINE_METRICS else format_fact(inner)
+            table.add_row(f"{name} {key}".strip().replace("_", " "), shown)
+    tables = [table]
+    if settings:
+        tables.append(new_table("Settings", "", ""))
+        for key, value in settings.items():
+            tables[-1].add_row(key, toml_text(value))
+    for one in tables:
+        one.columns[1].justify = "left"
+        terminal.table(one)
 
 
 def shorten_calibration(calibration: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +182,11 @@ def describe_dataset(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def format_fact(value: Any) -> str:
-    if isinstance(value, list) and not all(isinstance(one, dict) and "images" in one for one in value):
-        return ", ".join(map(str, value)) or UNDEFINED
-    if isinstance(value, list):
-        return ", ".join(f"{pair['state']} {pair['object']} ({pair['images']})" for pair in value[:3])
-    if value is None:
+    """A value of a description: nothing is "-", of pairs with their images the first three."""
+    if value is None or value in ("", [], ()):
         return UNDEFINED
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    if isinstance(value, list) and all(isinstance(one, dict) and "images" in one for one in value):
+        return ", ".join(f"{pair['state']} {pair['object']} ({pair['images']})" for pair in value[:3])
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

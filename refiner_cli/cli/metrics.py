@@ -59,10 +59,11 @@ def worlds_of(choice: Literal["closed", "open", "both"]) -> list[World]:
     return ["closed", "open"] if choice == "both" else [choice]
 
 
-def backbone_text(model: Model) -> str:
+def name_backbone(model: Model) -> str:
     """The backbone as tables and reports name it."""
-    spec = model.backbone.spec
-    return f"{spec.name} ({spec.pretrained})"
+    from refiner_cli.core.model_io.zero_shot import backbone_text
+
+    return backbone_text(model.backbone.spec.name, model.backbone.spec.pretrained)
 
 
 def parse_top_k(text: str) -> tuple[int, ...]:

@@ -158,15 +158,17 @@ def report_of(
     datasets: Sequence[Dataset],
 ) -> dict[str, Any]:
     """Everything that was found, and what it depends on: nothing of the command that asks for it again."""
+    from refiner_cli.core.model_io.zero_shot import backbone_text
     from refiner_cli.reproduction.table import SCHEMA, summary_rows
 
     settings = results[0]["determinants"]["settings"]
+    backbone = backbone_text(settings["backbone"], settings["pretrained"])
     return {
         "schema": SCHEMA,
         "benchmark": request.benchmark,
         "seeds": request.seeds,
         "feasibility": request.feasibility,
-        "backbone": f"{settings['backbone']} ({settings['pretrained']}), {results[0]['backbone']}",
+        "backbone": f"{backbone}, {results[0]['backbone']}",
         "vectors": vectors.name if vectors else "text tower",
         "summary": summary_rows(results, request.benchmark, request.feasibility),
         "runs": list(results),

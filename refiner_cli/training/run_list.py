@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from refiner_cli.core.model_io.zero_shot import backbone_text
 from refiner_cli.errors import RefinerError
 from refiner_cli.training.folder_lock import LOCK
 from refiner_cli.training.run_dir import METRICS, Run, is_run, read_best
@@ -67,7 +68,7 @@ def summarise_run(folder: Path) -> RunSummary:
         str(folder),
         "training" if is_held(folder) else state,
         config.method,
-        f"{config.backbone} ({config.pretrained})",
+        backbone_text(config.backbone, config.pretrained),
         run.dataset.name,
         config.seed,
         step,

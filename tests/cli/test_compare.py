@@ -43,7 +43,7 @@ def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, sm
 def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, other_seed: Path) -> None:
     arguments = ["compare", small_run, other_seed, "--world", "closed", SAMPLES, 5]
     text = cli(*arguments).out
-    what = "(refiner, tiny (built-in))"
+    what = "(refiner, tiny)"
     assert text.startswith(f"1  {small_run}  {what}\n2  {other_seed}  {what}\n")
     assert "seeds of 1, 2" in text
     command = re.escape(f"refiner compare {small_run} {other_seed} --world closed")
@@ -83,7 +83,7 @@ def test_every_run_is_looked_at_before_any_is_evaluated(
 def test_a_run_is_compared_with_the_backbone_it_came_from(cli: Cli, small_run: Path) -> None:
     result = cli("compare", "tiny", small_run, "--world", "closed", SAMPLES, 2, "--json").json
     assert [(run["run"], run["method"], run["backbone"]) for run in result["runs"]] == [
-        ("tiny", "clip", "tiny (built-in)"),
-        (str(small_run), "refiner", "tiny (built-in)"),
+        ("tiny", "clip", "tiny"),
+        (str(small_run), "refiner", "tiny"),
     ]
     assert cli("compare", "tiny", "ViT-B-32").code == 2  # no dataset

@@ -108,7 +108,7 @@ def test_mistakes_with_parts_are_wrong_usage(
         assert done.code == 2, options
         assert says in done.err
     assert (mine / "thesis.tex").exists()
-    assert cli("merge", photos, "-o", tmp_path / "x.jsonl").code == 2
+    assert cli("merge", photos, "-o", tmp_path / "x.jsonl").code == 3
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "-o DIR/" in cli("predict", small_export, photos, "-o", "x.jsonl").err
     monkeypatch.setenv("WORLD_SIZE", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def test_runs_are_listed_with_what_they_are(cli: Cli, seeds: Path, tmp_path: Pat
     assert found["seed-1"]["val"]["AUC"] == cli("info", run, "--json").json["validation"]["AUC"]
     with FileLock(run / ".lock"):
         assert {one["state"] for one in cli("runs", run, "--json").json["runs"]} == {"training"}
+    assert found["seed-1"]["backbone"] == "tiny"
     text = cli("runs", seeds).out
     assert "interrupted, step 3" in text
     assert cli("runs", tmp_path / "none").code == 3
@@ -154,4 +156,7 @@ def test_info_of_a_run_shows_its_settings_and_state(cli: Cli, small_run: Path) -
     facts = cli("info", small_run, "--json").json
     assert facts["settings"]["train.lr"] == 0.002
     assert facts["state"] == "finished"
-    assert "settings train.max steps" in cli("info", small_run).out
+    shown = cli("info", small_run).out
+    assert re.search(r"^train\.lr +0\.002$", shown, re.M)
+    assert re.search(r"^calibration\.hubness_strength +\[0\.5\]$", shown, re.M)
+    assert re.search(rf"^validation AUC +{facts['validation']['AUC']:.1f}$", shown, re.M)

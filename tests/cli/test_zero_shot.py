@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from refiner_cli.core.model_io.zero_shot import default_tag, is_backbone_name
+from refiner_cli.core.model_io.zero_shot import backbone_text, default_tag, is_backbone_name, split_name
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.errors import ConfigError
@@ -107,3 +107,20 @@ def test_without_a_dataset_evaluation_is_refused(cli: Cli) -> None:
     done = cli("eval", "tiny")
     assert done.code == 2
     assert "needs --dataset" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "text"),
+    [
+        ("tiny", "openai", "tiny"),
+        ("tiny", "none", "tiny:none"),
+        ("ViT-L-14", "openai", "ViT-L-14:openai"),
+        ("ViT-B-32", "openai=/w/clip.pt", "ViT-B-32:openai=/w/clip.pt"),
+        ("hf-hub:some/model", "own", "hf-hub:some/model"),
+    ],
+)
+def test_a_backbone_is_shown_as_it_is_typed(name: str, pretrained: str, text: str) -> None:
+    assert backbone_text(name, pretrained) == text
+    assert is_backbone_name(text)
+    tag = pretrained if ":" in text and not text.startswith("hf-hub:") else ""
+    assert split_name(text) == (name, tag)

@@ -11,6 +11,7 @@ from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers import tiny
 from refiner_cli.core.towers.architectures import HF_HUB, LOCAL_DIR, find_architecture
 from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.core.towers.weights import BUILT_IN, CONFIG_DEFAULT, OWN
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError
 
@@ -39,6 +40,12 @@ def split_name(text: str) -> tuple[str, str]:
         return text, ""
     name, _, tag = text.partition(":")
     return name, tag
+
+
+def backbone_text(name: str, pretrained: str) -> str:
+    """A backbone as commands take it: ``NAME:TAG``, or the name alone where it has weights of its own."""
+    own = name == tiny.NAME or name.startswith(ELSEWHERE)
+    return name if own and pretrained in {"", BUILT_IN, OWN, CONFIG_DEFAULT} else f"{name}:{pretrained}"
 
 
 def zero_shot_model(text: str, space: LabelSpace = NO_LABELS) -> tuple[Model, ModelInfo]:

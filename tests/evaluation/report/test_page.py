@@ -47,7 +47,7 @@ def test_the_page_shows_what_eval_prints(cli: Cli, small_run: Path, page: Path) 
         for row in world["hardest_unseen"]:
             assert f"<b>{row['name']}</b>" in text
     assert "Nothing was chosen on the test split." in text
-    for name, value in {"model": str(small_run), "method": "refiner", "backbone": "tiny (built-in)"}.items():
+    for name, value in {"model": str(small_run), "method": "refiner", "backbone": "tiny"}.items():
         assert f"<dt>{name}</dt><dd>{value}</dd>" in text
     assert all(f"<dt>{name}</dt>" in text for name in ("dataset", "date", "command"))
     assert f"lambda {result['worlds']['open']['feasibility']['value']:.4g}" in text
