@@ -50,6 +50,7 @@ class Terminal:
 
     debug: bool = False
     quiet: bool = False
+    tables: int = 0  # printed; on a terminal an empty line stands before each but the first
     out: Console = field(default_factory=PlainConsole)
     err: Console = field(default_factory=lambda: PlainConsole(stderr=True))
 
@@ -83,6 +84,11 @@ class Terminal:
 
     def table(self, table: Table) -> None:
         """Print a table; one that is wider than the terminal in parts, each with the first column."""
+        if self.out.is_terminal:
+            table.title = wrap_words(printable(str(table.title or "")), self.out.width)
+            if self.tables and table.title:
+                self.out.print()
+        self.tables += 1
         for part in self._parts(table) if self.out.is_terminal else [table]:
             part.width = self._natural_width(part)
             if self.out.is_terminal and part.width > self.out.width:  # a text: wrapped, never cut off

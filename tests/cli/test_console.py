@@ -118,7 +118,7 @@ def test_a_narrow_terminal_cuts_nothing() -> None:
     narrow: dict[str, Any] = {"width": 50, "force_terminal": True, "soft_wrap": True, "color_system": None}
     terminal = Terminal(out=Console(file=out, **narrow), err=Console(file=err, **narrow))
     metrics = [f"metric{i}" for i in range(7)]
-    table = new_table("Title", "", *metrics)
+    table = new_table("Title of a table that is longer than the terminal is wide", "", *metrics)
     numbers = [f"{i}5.25..{i}9.75" for i in range(7)]
     table.add_row("closed", *numbers)
     terminal.table(table)
@@ -127,6 +127,7 @@ def test_a_narrow_terminal_cuts_nothing() -> None:
     assert [word for line in lines for word in line.split() if ".." in word] == numbers
     assert [word for line in lines for word in line.split() if "metric" in word] == metrics
     assert sum("closed" in line for line in lines) == sum("metric" in line for line in lines) > 1
+    assert lines[:2] == ["Title of a table that is longer than the terminal", "is wide"]
     assert sum("Title" in line for line in lines) == 1
     path = "a/" * 40
     text = f"These are some words before a long place, {path} and some after it that need another line"
