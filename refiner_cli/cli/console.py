@@ -73,14 +73,10 @@ class Terminal:
         """Print a line of the result, exactly as it is."""
         self.out.print(text)
 
-    def words(self, text: str, indent: str = "") -> None:
-        """Print a sentence of the result, which a terminal wraps at words.
-
-        Args:
-            indent: what each line begins with.
-        """
+    def words(self, text: str, indent: str = "", hanging: str = "") -> None:
+        """Print a sentence of the result, which a terminal wraps at words; see :func:`wrap_words`."""
         width = self.out.width if self.out.is_terminal else None
-        self.out.print(wrap_words(printable(text), width, indent))
+        self.out.print(wrap_words(printable(text), width, indent, hanging))
 
     def table(self, table: Table) -> None:
         """Print a table; one that is wider than the terminal in parts, each with the first column."""
@@ -148,17 +144,18 @@ class Terminal:
 terminal = Terminal()
 
 
-def wrap_words(text: str, width: int | None, indent: str = "") -> str:
+def wrap_words(text: str, width: int | None, indent: str = "", hanging: str = "") -> str:
     """Lines of at most ``width`` characters; a longer word, such as a path, stays whole.
 
     Args:
         width: None: lines stay as they are.
         indent: what each line begins with.
+        hanging: what each line but the first begins with, after the indent.
     """
     if width is None:
         return "\n".join(indent + line for line in text.split("\n"))
     wrapper = textwrap.TextWrapper(
-        width, initial_indent=indent, subsequent_indent=indent, expand_tabs=False,
+        width, initial_indent=indent, subsequent_indent=indent + hanging, expand_tabs=False,
         replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
     return "\n".join(wrapper.fill(line) for line in text.split("\n"))
@@ -173,12 +170,13 @@ def new_table(title: str, *headings: str) -> Table:
 
 
 def some_columns(table: Table, chosen: Sequence[int]) -> Table:
-    """A table of some columns of one that :func:`new_table` made."""
+    """A table of some columns of one that :func:`new_table` made, without rows that say nothing in them."""
     columns = [table.columns[i] for i in chosen]
     part = new_table("", *(str(column.header) for column in columns))
     part.title = table.title
     for own, column in zip(part.columns, columns, strict=True):
         own.justify, own.overflow = column.justify, "fold"
     for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
-        part.add_row(*cells, style=row.style)
+        if any(map(str, cells[1:])):
+            part.add_row(*cells, style=row.style)
     return part

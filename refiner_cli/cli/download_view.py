@@ -43,7 +43,8 @@ def show_catalogue(place: DatasetsDir, known: Catalogue, *, as_json: bool) -> No
         added = f" Added by {origin}." if origin else ""
         terminal.words(
             f"{status.dataset.name:12} {status.dataset.title}. Licence: {status.dataset.licence}. "
-            f"{status.dataset.home}{added}"
+            f"{status.dataset.home}{added}",
+            hanging=" " * 13,
         )
 
 
@@ -72,6 +73,7 @@ def show_plan(downloader: Downloader, datasets: Sequence[Dataset], *, as_json: b
         terminal.json({"schema": DOWNLOAD_SCHEMA, "root": str(root), "free_bytes": free, "files": files})
         return
     table = new_table("To fetch", "file", "size", "fetched", "from")
+    table.columns[-1].justify = "left"
     for file in planned:
         source = file.url or (f"no address answers; by hand: {file.dataset.home}")
         size = "unknown" if file.size is None else format_size(file.size)

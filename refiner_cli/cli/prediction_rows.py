@@ -107,9 +107,20 @@ class TableLines:
         if guesses:
             used = self.path_width + self.name_width + PROBABILITY + 4
             fits = used + 2 + cell_len(guesses) <= self.width
-            text += f"  {guesses}" if fits else f"\n{indent}{guesses}"
+            text += f"  {guesses}" if fits else f"\n{wrap_commas(guesses, self.width, indent)}"
         self.stream.write(f"{text.rstrip()}\n")
         self.stream.flush()
+
+
+def wrap_commas(text: str, width: int, indent: str) -> str:
+    """Indented lines of at most ``width`` columns, broken after commas."""
+    lines: list[str] = []
+    for part in text.split(", "):
+        if lines and cell_len(f"{lines[-1]}, {part},") <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(f"{indent}{part}")
+    return ",\n".join(lines)
 
 
 def pad(text: str, width: int) -> str:

@@ -74,6 +74,8 @@ def suggest(
             terminal.data(json_text(row))
     else:
         table = new_table(f"To label next: {index.name}", "image", "reason", "")
+        for column in table.columns:
+            column.justify = "left"
         for row in rows:
             table.add_row(row["path"], row["reason"], row["note"])
         terminal.table(table)

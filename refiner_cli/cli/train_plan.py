@@ -43,23 +43,26 @@ def show_train_plan(
     if as_json:
         terminal.json(plan.to_json())
         return
-    terminal.data(f"settings that are not defaults ('refiner config' lists all of {config.method}):")
+    terminal.words(f"settings that are not defaults ('refiner config' lists all of {config.method}):")
     for key, (value, source) in plan.settings.items():
         terminal.data(f"  {key} = {toml_text(value)}  # {source}")
     terminal.data("machine and memory:")
     for line in plan.machine:
-        terminal.data(f"  {line}")
+        terminal.words(line, "  ")
     train = config.train
     terminal.data("steps:")
-    terminal.data(
-        f"  {plan.images:,} images in batches of {plan.batch_size}: {plan.steps_per_epoch:,} steps per "
+    terminal.words(
+        f"{plan.images:,} images in batches of {plan.batch_size}: {plan.steps_per_epoch:,} steps per "
         f"epoch, {plan.steps:,} in all"
-        + (f" (train.max_steps ends it before {train.epochs} epochs)" if cut_short(plan, config) else "")
+        + (f" (train.max_steps ends it before {train.epochs} epochs)" if cut_short(plan, config) else ""),
+        "  ",
     )
-    terminal.data(f"  {plan.validations} validations; the best by AUC on the validation split is kept")
+    terminal.words(f"{plan.validations} validations; the best by AUC on the validation split is kept", "  ")
     saved = f"every {train.checkpoint_minutes:g} minutes" if train.checkpoint_minutes else "after every step"
-    terminal.data(f"  a checkpoint {saved} and at every validation; Ctrl-C and SIGTERM save one and stop")
-    terminal.data(f"  stops after {train.max_nonfinite_steps} consecutive steps with a NaN or infinity")
+    terminal.words(
+        f"a checkpoint {saved} and at every validation; Ctrl-C and SIGTERM save one and stop", "  "
+    )
+    terminal.words(f"stops after {train.max_nonfinite_steps} consecutive steps with a NaN or infinity", "  ")
     terminal.data(f"run: {plan.out}")
 
 

@@ -129,6 +129,14 @@ def test_a_narrow_terminal_cuts_nothing() -> None:
     assert sum("closed" in line for line in lines) == sum("metric" in line for line in lines) > 1
     assert lines[:2] == ["Title of a table that is longer than the terminal", "is wide"]
     assert sum("Title" in line for line in lines) == 1
+    out.truncate(0)
+    advice = new_table("", "", "found", "advice")
+    advice.add_row("ok", "x" * 40, "")
+    advice.add_row("--", "y" * 40, "install the package that is missing")
+    terminal.table(advice)
+    assert [line.split()[0] for line in out.getvalue().replace("\0", "").splitlines()] == [
+        "found", "ok", "--", "advice", "--",
+    ]  # fmt: skip
     path = "a/" * 40
     text = f"These are some words before a long place, {path} and some after it that need another line"
     terminal.note(text)
