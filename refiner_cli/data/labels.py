@@ -124,6 +124,15 @@ class LabelSpace:
         return len(self.pairs) == len(self.states) * len(self.objects)
 
     @cached_property
+    def is_grid(self) -> bool:
+        """Whether the pairs are ``product(states, objects)`` in this order."""
+        S, O = len(self.states), len(self.objects)  # noqa: E741
+        return self.is_open and bool(
+            (self.pair_state.reshape(S, O) == np.arange(S)[:, None]).all()
+            and (self.pair_object.reshape(S, O) == np.arange(O)).all()
+        )
+
+    @cached_property
     def seen_table(self) -> BoolArray:
         """S x O bool: whether training showed that state of that object."""
         table, seen = np.zeros((len(self.states), len(self.objects)), np.bool_), self.training()

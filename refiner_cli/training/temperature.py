@@ -53,14 +53,11 @@ def fit_world(parts: Sequence[EncodedImages], world: World) -> Confidence:
     pairs = truth.numpy()
     pair = best_temperature(scores, truth, pairs)
     probabilities = (scores / pair).softmax(-1)
-    names = ((space.pair_state, len(space.states)), (space.pair_object, len(space.objects)))
-    state, obj = (
-        best_temperature(
-            class_sums(probabilities, torch.from_numpy(index), count).clamp_min(1e-30).log(),
-            torch.from_numpy(index)[truth],
-            pairs,
+    obj, state = (
+        best_temperature(sums.clamp_min(1e-30).log(), torch.from_numpy(index)[truth], pairs)
+        for sums, index in zip(
+            class_sums(probabilities, space), (space.pair_object, space.pair_state), strict=True
         )
-        for index, count in names
     )
     temperatures = Temperatures(pair, obj, state)
     stream = ConfidenceStream(space, temperatures, bias=0.0)  # the scores have it already

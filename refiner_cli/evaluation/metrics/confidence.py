@@ -52,14 +52,19 @@ class TopProbabilities:
         return len(self.pairs)
 
 
-def class_sums(probabilities: Tensor, index: Tensor, count: int) -> Tensor:
-    """Probabilities of pairs ``B x P`` summed over the pairs of each class (state or object), ``B x count``.
-
-    Args:
-        index: ``P`` int64, the class of each pair.
-    """
-    sums = probabilities.new_zeros(len(probabilities), count)
-    return sums.index_add_(1, index.to(probabilities.device), probabilities)
+def class_sums(probabilities: Tensor, space: LabelSpace) -> tuple[Tensor, Tensor]:
+    """Probabilities of pairs ``B x P`` summed by object, ``B x O``, and by state, ``B x S``."""
+    S, O = len(space.states), len(space.objects)  # noqa: E741
+    if space.is_grid:  # several times faster on a CPU
+        grid = probabilities.view(-1, S, O)
+        return grid.sum(1), grid.sum(2)
+    objects, states = (
+        probabilities.new_zeros(len(probabilities), count).index_add_(
+            1, torch.from_numpy(index).to(probabilities.device), probabilities
+        )
+        for index, count in ((space.pair_object, O), (space.pair_state, S))
+    )
+    return objects, states
 
 
 def level_probabilities(
@@ -67,8 +72,7 @@ def level_probabilities(
 ) -> dict[Level, tuple[Tensor, IntArray]]:
     """Probabilities of pairs ``B x P``, objects and states, each with the class of every pair, ``P``."""
     pairs = (scores / temperatures.pair).softmax(-1)
-    objects = class_sums(pairs, torch.from_numpy(space.pair_object), len(space.objects))
-    states = class_sums(pairs, torch.from_numpy(space.pair_state), len(space.states))
+    objects, states = class_sums(pairs, space)
     return {
         "pair": (pairs, np.arange(len(space.pairs))),
         "object": (tempered(objects, temperatures.object), space.pair_object),

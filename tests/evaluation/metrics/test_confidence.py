@@ -63,9 +63,13 @@ def test_the_calibration_error_is_that_of_its_definition(bins: int) -> None:
 @pytest.mark.parametrize("temperatures", [Temperatures(), Temperatures(0.5, 2.0, 1.5)])
 @pytest.mark.parametrize("bias", [0.0, 0.8])
 @pytest.mark.parametrize("masked", [False, True])
-def test_probabilities_are_those_of_all_pairs(temperatures: Temperatures, bias: float, masked: bool) -> None:
-    case = make_case(1, images=30, allowed=0.7 if masked else 1.0)
+@pytest.mark.parametrize("keep", [1.0, 0.6])
+def test_probabilities_are_those_of_all_pairs(
+    temperatures: Temperatures, bias: float, masked: bool, keep: float
+) -> None:
+    case = make_case(1, images=30, allowed=0.7 if masked else 1.0, keep=keep)
     space = case.space
+    assert space.is_grid == (keep == 1)
     stream = ConfidenceStream(space, temperatures, bias, case.allowed)
     for part in (slice(0, 11), slice(11, None)):
         stream.update(torch.from_numpy(case.scores[part]), torch.from_numpy(case.truth[part]))
