@@ -64,12 +64,11 @@ def find_images(places: Places, paths: list[str]) -> tuple[Iterator[ImageFile], 
     from refiner_cli.inference.scan import row_name
 
     found = places.images()
-    if paths == STDIN:
-        return found, lambda: 0
     first = next(found, None)
     if first is None:
-        raise UsageError(f"There is no image in {', '.join(map(row_name, paths))}.")
-    return chain([first], found), places.count()
+        where = "the list on stdin" if paths == STDIN else ", ".join(map(row_name, paths))
+        raise UsageError(f"There is no image in {where}.")
+    return chain([first], found), (lambda: 0) if paths == STDIN else places.count()
 
 
 def local_paths(paths: list[str]) -> list[Path]:

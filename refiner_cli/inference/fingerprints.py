@@ -22,13 +22,17 @@ def score_fingerprint(model: Model) -> str:
     return add_tensors(digest, model.saved_tensors())
 
 
-def vector_fingerprint(model: Model) -> str:
+def vector_fingerprint(model: Model, shifts: int = 0) -> str:
     """Of everything that image vectors depend on besides preprocessing.
 
     Of the calibration that is the number of shifted views alone. Where the image side is the frozen backbone,
     all methods above it share their vectors.
+
+    Args:
+        shifts: another number of shifted views; 0: that of the calibration.
     """
-    digest = hashlib.sha256(f"{model.backbone.fingerprint()} {model.calibration.tta_shifts}".encode())
+    views = shifts or model.calibration.tta_shifts
+    digest = hashlib.sha256(f"{model.backbone.fingerprint()} {views}".encode())
     if model.frozen_image_side:
         return digest.hexdigest()[:DIGEST_LENGTH]
     digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())

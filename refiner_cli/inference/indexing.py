@@ -104,8 +104,8 @@ def check_made_by(index: Index, recogniser: Recogniser) -> None:
         wanted, compared = wanted | {"model": score_fingerprint(model)}, ["model", "preprocessing"]
     if all(kept.get(name) == wanted[name] for name in compared):
         return
-    own, backbone = kept.get("views"), kept.get("backbone_fingerprint")
-    if own != wanted["views"] and backbone == wanted["backbone_fingerprint"]:
+    own = str(kept.get("views", ""))
+    if own.isdecimal() and kept.get("vectors") == vector_fingerprint(model, int(own)):
         raise UsageError(
             f"The index {index.folder} keeps vectors of {own} shifted views of each image, and the model "
             f"takes {wanted['views']}.",

@@ -130,6 +130,18 @@ def test_csv_and_parquet_say_what_json_lines_say(
             )
 
 
+@pytest.mark.parametrize("listed", [b"", b"\n\n"])
+def test_an_empty_list_on_stdin_is_wrong_usage(
+    cli: Cli, small_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bytes
+) -> None:
+    for words in (("predict", small_export, "-"), ("index", small_export, "-", "-o", tmp_path / "new")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
+        outcome = cli(*words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert outcome.err == "Error: There is no image in the list on stdin.\n"
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_list_on_stdin_may_name_what_is_not_there(
     cli: Cli, small_export: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +284,7 @@ def test_a_resumed_run_follows_what_happened_to_the_photos(
     assert cli("-q", "predict", small_export, tmp_path / "moved", "-o", out, "--json").json["new"] == 0
     (tmp_path / "moved").rename(three)
     outcome = cli("predict", small_export, tmp_path / "moved", "-o", out)
-    assert outcome.code == 2  # the folder vanished: nothing is dropped
+    assert outcome.code == 3  # the folder vanished: nothing is dropped
     assert len(statuses(out)) == 3
 
 
@@ -330,4 +342,4 @@ def test_names_that_are_not_utf8_are_taken_everywhere(
     assert (rows["\\xff.jpg"], rows["\\x5cxff.jpg"]) == ("ok", "error")
     assert cli("-q", *command).code == 5
     assert len(list(read_rows(out))) == 5
-    assert cli("predict", small_export, tmp_path / os.fsdecode(b"no\xe9")).code == 2
+    assert cli("predict", small_export, tmp_path / os.fsdecode(b"no\xe9")).code == 3
