@@ -63,7 +63,9 @@ def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[P
     made = next(recogniser.predict(some_images[:1], top_k=len(recogniser.space.pairs)))
     pixels = recogniser.preprocess(Image.open(some_images[0]).convert("RGB"))[None]
     with torch.no_grad():
-        scores = recogniser.model.corrected_scores(recogniser.model.encode_images(pixels), recogniser.bank)
+        scores = recogniser.model.corrected_scores(
+            recogniser.model.encode_images_tta(pixels), recogniser.bank
+        )
         total = recogniser.model.combine(scores, recogniser.space)[0]
     assert recogniser.model.calibration.bias != 0
     for one in made.compositions:
