@@ -121,7 +121,7 @@ def test_metrics(model: Model, benchmark: Benchmark) -> StudyFigures:
 def shown_figures(summary: ScoreSummary, metrics: Metrics, bias: float) -> StudyFigures:
     """The figures of a study; ``bias`` is the model's own."""
     right, seen = summary.correct(bias), summary.truth_seen
-    own = statistics.harmonic_mean([100 * right[side].mean() for side in (seen, ~seen) if side.any()])
+    own = statistics.harmonic_mean([100 * float(right[side].mean()) for side in (seen, ~seen) if side.any()])
     return {**{name: getattr(metrics, name) for name in MEASURED}, OWN_BIAS: float(own)}
 
 

@@ -180,6 +180,11 @@ def fetch_error(what: str, error: Exception) -> FetchError | None:
         (isinstance(error, HFValidationError), f"{what} is not a name that the Hub can have.", ""),
         (status > 0, f"The Hub answered {status} for {what}.", "Try again later."),
         (
+            type(error) is RuntimeError,  # hf_xet has no class of its own for most of its errors
+            f"The transfer of {what} by hf_xet failed ({redacted(first_line(error))}).",
+            "Try again, or set HF_HUB_DISABLE_XET=1, which transfers over plain HTTP.",
+        ),
+        (
             in_transit,
             f"The transfer of {what} failed ({redacted(first_line(error))}).",
             "The same command goes on where it stopped.",

@@ -145,6 +145,18 @@ def test_without_a_network(
     assert "is not in the cache" in fails(cli, "predict", MODEL, photos(small_demo))
 
 
+def test_an_upload_that_fails_in_hf_xet(
+    cli: Cli, hub: LoopbackHub, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError(f"connection lost, {TOKEN}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", upload)
+    line = fails(cli, "-q", "export", small_run, "--push", NAME, "--no-backbone")
+    assert "by hf_xet failed (connection lost, ***)" in line
+    assert "HF_HUB_DISABLE_XET=1" in line
+
+
 def test_a_file_that_breaks_off_or_arrives_damaged(
     cli: Cli, pushed: LoopbackHub, small_run: Path, small_demo: Path
 ) -> None:
