@@ -112,10 +112,8 @@ SHOWN_PROMISES = (0.8, 0.9, 0.95)  # in the terminal; JSON and report have all
 
 def calibration_error_table(title: str, measured: MeasuredConfidence) -> Table:
     """The expected calibration error of the best pair, object and state, before and after temperatures."""
-    from refiner_cli.evaluation.result import calibration_errors
-
     table = new_table(title, "", "before", "after", "temperature")
-    for level, (before, after) in calibration_errors(measured).items():
+    for level, (before, after) in measured.errors.items():
         temperature = getattr(measured.confidence.temperatures, level)
         table.add_row(level, f"{before:.1f}", f"{after:.1f}", f"{temperature:.2f}")
     return table
@@ -123,11 +121,9 @@ def calibration_error_table(title: str, measured: MeasuredConfidence) -> Table:
 
 def threshold_table(title: str, split: str, measured: MeasuredConfidence) -> Table:
     """For some promised precisions: from which probability on, coverage and precision."""
-    from refiner_cli.evaluation.metrics.confidence import kept_promises
-
     columns = ("probability", "val coverage", "precision", f"{split} coverage", "precision", "95 % interval")
     table = new_table(title, "promised", *columns)
-    for kept in kept_promises(measured.after, measured.confidence):
+    for kept in measured.kept:
         if kept.precision in SHOWN_PROMISES:
             own = kept.threshold
             table.add_row(

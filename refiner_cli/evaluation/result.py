@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from refiner_cli.core.models.calibration import LEVELS, Calibration, Level
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.evaluation.feasibility.fit import FeasibilityFit
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import (
@@ -21,14 +21,13 @@ from refiner_cli.evaluation.metrics.bootstrap import (
 )
 from refiner_cli.evaluation.metrics.breakdown import (
     BreakdownRow,
-    bin_confidences,
     hardest_unseen,
     per_image,
     per_pair,
     per_primitive,
     top_k,
 )
-from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence, kept_promises
+from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 
 DEFAULT_TOP_K = (1, 3, 5, 10)
@@ -86,22 +85,13 @@ class WorldResult:
         }
 
 
-def calibration_errors(measured: MeasuredConfidence) -> dict[Level, tuple[float, float]]:
-    """The expected calibration error before and after the temperatures, in percentage points."""
-    sides = (measured.before, measured.after)
-    before, after = (
-        {level: bin_confidences(side.probability[level], side.right[level]).error for level in LEVELS}
-        for side in sides
-    )
-    return {level: (before[level], after[level]) for level in LEVELS}
-
-
 def confidence_json(measured: MeasuredConfidence) -> dict[str, Any]:
     """Calibration errors in percentage points, coverage and precision in percent."""
-    errors = calibration_errors(measured)
     return {
         "temperatures": asdict(measured.confidence.temperatures),
-        "ece": {level: {"before": before, "after": after} for level, (before, after) in errors.items()},
+        "ece": {
+            level: {"before": before, "after": after} for level, (before, after) in measured.errors.items()
+        },
         "thresholds": [
             {
                 "precision": 100 * kept.precision,
@@ -117,7 +107,7 @@ def confidence_json(measured: MeasuredConfidence) -> dict[str, Any]:
                     "interval": [100 * side for side in kept.interval] if kept.interval else None,
                 },
             }
-            for kept in kept_promises(measured.after, measured.confidence)
+            for kept in measured.kept
         ],
     }
 

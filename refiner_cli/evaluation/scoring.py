@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 
 from refiner_cli.core.models.base import Model, TextBank
-from refiner_cli.core.models.calibration import Calibration
+from refiner_cli.core.models.calibration import Calibration, Confidence, Temperatures
 from refiner_cli.core.runtime.device import RuntimeOptions, autocast
 from refiner_cli.core.runtime.loader import EvalTransform, ImageBatch, load_batches, sequential_batches
 from refiner_cli.data.benchmark import Benchmark, Split
@@ -21,7 +21,7 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.evaluation.feasibility.feasibility import FeasibilityAdjustment
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit
-from refiner_cli.evaluation.metrics.confidence import ConfidenceStreams
+from refiner_cli.evaluation.metrics.confidence import ConfidenceStream, MeasuredConfidence
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.metrics.streaming import ScoreStream
 from refiner_cli.evaluation.score_writer import ScoreWriter
@@ -54,7 +54,7 @@ class WorldScorer:
     bias: float | None = None  # of the probabilities; None: they are not measured
     keep: ScoreWriter | None = None
     stream: ScoreStream = field(init=False)
-    confidence: ConfidenceStreams | None = field(init=False, default=None)
+    confidence: ConfidenceStream | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         allowed = self.adjustment.allowed if self.adjustment else None
@@ -62,8 +62,13 @@ class WorldScorer:
             self.keep.begin(self.space, allowed)
         self.stream = ScoreStream(self.space, allowed)
         if self.bias is not None:
-            own = self.calibration.confidence(is_open=self.space.is_open)
-            self.confidence = ConfidenceStreams(self.space, own, self.bias, allowed)
+            sets = (Temperatures(), self.fitted.temperatures)
+            self.confidence = ConfidenceStream(self.space, sets, self.bias, allowed)
+
+    @property
+    def fitted(self) -> Confidence:
+        """What calibration found for this world."""
+        return self.calibration.confidence(is_open=self.space.is_open)
 
     def update(self, scores: torch.Tensor, truth: torch.Tensor) -> None:
         """Feed combined scores ``B x P`` and their truths to the stream."""
@@ -75,7 +80,10 @@ class WorldScorer:
             self.confidence.update(adjusted, truth)
 
     def measured(self) -> MeasuredSplit:
-        confidence = self.confidence.result() if self.confidence else None
+        confidence = None
+        if self.confidence:
+            before, after = self.confidence.results()
+            confidence = MeasuredConfidence(before, after, self.fitted)
         return MeasuredSplit(self.stream.summary(), self.space, confidence)
 
 

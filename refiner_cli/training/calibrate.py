@@ -45,7 +45,7 @@ from refiner_cli.training.candidates import (
     composition_candidates,
     evidence_candidates,
 )
-from refiner_cli.training.encoded_images import EncodedImages, spread_mask
+from refiner_cli.training.encoded_images import ByViews, EncodedImages, spread_mask
 from refiner_cli.training.temperature import WORLDS, fit_confidence
 
 MAX_SCORES = 1 << 29  # per candidate; where images times pairs are more, evenly spread images are taken
@@ -178,12 +178,9 @@ def measure_candidates(
 ) -> list[Candidate]:
     """What the images of all parts together say of every candidate in each world."""
     tried = [calibration for calibration, _ in grid]
+    by_part = [measure_part(part, tried, worlds) for part in parts]
     by_world = [
-        [
-            joined(measured)
-            for measured in zip(*(measure_world(part, tried, world) for part in parts), strict=True)
-        ]
-        for world in worlds
+        [joined(several) for several in zip(*of_one, strict=True)] for of_one in zip(*by_part, strict=True)
     ]
     return [
         Candidate(
@@ -200,29 +197,49 @@ def joined(measured: Sequence[MeasuredSplit]) -> MeasuredSplit:
     return MeasuredSplit(ScoreSummary.join([one.summary for one in measured]), measured[0].space)
 
 
-def measure_world(images: EncodedImages, grid: Sequence[Calibration], world: World) -> list[MeasuredSplit]:
-    """Every candidate's scores in one world, in one pass over the images' vectors."""
-    model, space = images.model, images.benchmark.label_space(images.split, world)
-    pairs = [sample.pair for sample in images.benchmark.samples[images.split]]
-    truth = torch.from_numpy(space.indices(pairs))
-    wanted = spread_mask(len(pairs), MAX_SCORES // len(space.pairs))
-    scorers = [WorldScorer(space, tried) for tried in grid]
-    banks = text_banks(model, grid, space)
-    offsets = {tried: model.with_offsets(banks[tried.wise_ft_alpha], tried).offsets for tried in grid}
-    groups: dict[tuple[int, float], list[WorldScorer]] = {}
-    for scorer in scorers:
-        key = (scorer.calibration.tta_shifts, scorer.calibration.wise_ft_alpha)
-        groups.setdefault(key, []).append(scorer)
-    with autocast(model.device, images.options.precision):
-        for rows, by_views in images.batches(sorted({views for views, _ in groups})):
-            chosen = wanted[rows].nonzero().squeeze(1)
-            for (views, alpha), group in groups.items():
-                scores = model.score(by_views[views].take(chosen), banks[alpha])
-                for scorer in group:
-                    corrected = scores.corrected(offsets[scorer.calibration])
-                    total = model.combine(corrected, space, scorer.calibration)
-                    scorer.update(total, truth[rows[chosen]])
-    return [scorer.measured() for scorer in scorers]
+def measure_part(
+    images: EncodedImages, grid: Sequence[Calibration], worlds: Sequence[World]
+) -> list[list[MeasuredSplit]]:
+    """Every candidate's scores in each world, in one pass over the images' vectors."""
+    # Texts too: frozen weights in half precision can be used under autocast alone.
+    with autocast(images.model.device, images.options.precision):
+        scorers = [CandidateScorers(images, grid, world) for world in worlds]
+        for rows, by_views in images.batches(sorted({tried.tta_shifts for tried in grid})):
+            for one in scorers:
+                one.update(rows, by_views)
+    return [one.measured() for one in scorers]
+
+
+class CandidateScorers:
+    """The scores of every candidate in one world. Use it within autocast."""
+
+    def __init__(self, images: EncodedImages, grid: Sequence[Calibration], world: World) -> None:
+        self.model, space = images.model, images.benchmark.label_space(images.split, world)
+        pairs = [sample.pair for sample in images.benchmark.samples[images.split]]
+        self.truth = torch.from_numpy(space.indices(pairs))
+        self.wanted = spread_mask(len(pairs), MAX_SCORES // len(space.pairs))
+        self.scorers = [WorldScorer(space, tried) for tried in grid]
+        self.banks = text_banks(self.model, grid, space)
+        self.offsets = {
+            tried: self.model.with_offsets(self.banks[tried.wise_ft_alpha], tried).offsets for tried in grid
+        }
+        self.groups: dict[tuple[int, float], list[WorldScorer]] = {}  # those that share vectors and texts
+        for scorer in self.scorers:
+            key = (scorer.calibration.tta_shifts, scorer.calibration.wise_ft_alpha)
+            self.groups.setdefault(key, []).append(scorer)
+
+    def update(self, rows: torch.Tensor, by_views: ByViews) -> None:
+        """Some images by their rows, ``B`` int64, and their vectors."""
+        chosen = self.wanted[rows].nonzero().squeeze(1)
+        for (views, alpha), group in self.groups.items():
+            scores = self.model.score(by_views[views].take(chosen), self.banks[alpha])
+            for scorer in group:
+                corrected = scores.corrected(self.offsets[scorer.calibration])
+                total = self.model.combine(corrected, scorer.space, scorer.calibration)
+                scorer.update(total, self.truth[rows[chosen]])
+
+    def measured(self) -> list[MeasuredSplit]:
+        return [scorer.measured() for scorer in self.scorers]
 
 
 def text_banks(model: Model, grid: Sequence[Calibration], space: LabelSpace) -> dict[float, TextBank]:

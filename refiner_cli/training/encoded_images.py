@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from refiner_cli.core.models.base import ImageVectors, Model
-from refiner_cli.core.models.shifted_views import SHIFTS, Shift, shifted_view
 from refiner_cli.core.runtime.device import RuntimeOptions, autocast
 from refiner_cli.data.benchmark import Benchmark, Split
 from refiner_cli.evaluation.scoring import ProgressFn, image_batches
@@ -47,7 +46,7 @@ class EncodedImages:
         kept: list[tuple[torch.Tensor, ByViews]] = []
         with autocast(self.model.device, self.options.precision):
             for batch in image_batches(self.model, self.benchmark, self.split, self.options):
-                vectors = encode_views(self.model, batch.images, self.counts if keep else counts)
+                vectors = self.model.encode_views(batch.images, self.counts if keep else counts)
                 if keep:
                     kept.append((batch.rows, vectors))
                 yield batch.rows, vectors
@@ -62,19 +61,3 @@ def spread_mask(images: int, most: int) -> torch.Tensor:
     places = np.linspace(0, images - 1, max(1, min(images, most))).round().astype(np.int64)
     chosen[torch.from_numpy(places)] = True
     return chosen
-
-
-def encode_views(model: Model, images: torch.Tensor, counts: Sequence[int]) -> ByViews:
-    """Preprocessed images ``B x 3 x H x W`` with each number of views; a shared view is encoded once."""
-    if images.ndim == 2:  # vectors in the place of images, whose views were averaged before
-        return dict.fromkeys(counts, model.encode_images(images))
-    patch = model.backbone.visual.patch_size
-    by_shift: dict[Shift, ImageVectors] = {}
-    found: ByViews = {}
-    for count in counts:
-        for shift in SHIFTS[count]:
-            if shift not in by_shift:
-                by_shift[shift] = model.encode_images(shifted_view(images, patch, shift))
-        views = [by_shift[shift] for shift in SHIFTS[count]]
-        found[count] = views[0] if count == 1 else views[0].average(views)
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from refiner_cli.core.runtime.device import autocast
 from refiner_cli.data.benchmark import World
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.evaluation.metrics.bootstrap import Interval
-from refiner_cli.evaluation.metrics.confidence import ConfidenceStream, class_sums, find_promises
+from refiner_cli.evaluation.metrics.confidence import ConfidenceStream, class_probabilities, find_promises
 from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.training.encoded_images import EncodedImages, spread_mask
 
@@ -40,53 +40,68 @@ def fit_confidence(calibration: Calibration, parts: Sequence[EncodedImages]) -> 
     """
     for part in parts:
         part.model.calibration = calibration
-    closed, wide = (fit_world(parts, world) for world in WORLDS)
+    most = MAX_SCORES_HELD // len(parts)
+    by_part = [biased_scores(part, WORLDS, most) for part in parts]
+    closed, wide = (
+        # Of other parts, other pairs may be seen.
+        fit_world(BiasedScores.join(found), parts[0].benchmark.label_space("val", world))
+        for world, found in zip(WORLDS, zip(*by_part, strict=True), strict=True)
+    )
     return replace(calibration, closed=closed, open=wide)
 
 
-def fit_world(parts: Sequence[EncodedImages], world: World) -> Confidence:
+@dataclass(frozen=True)
+class BiasedScores:
+    """Final scores of images with the seen-unseen bias, on the CPU."""
+
+    scores: Tensor  # N x P
+    truth: Tensor  # N int64, the true pairs
+
+    @classmethod
+    def join(cls, parts: Sequence[BiasedScores]) -> BiasedScores:
+        return cls(torch.cat([one.scores for one in parts]), torch.cat([one.truth for one in parts]))
+
+
+def fit_world(found: BiasedScores, space: LabelSpace) -> Confidence:
     """The temperatures and thresholds of one world."""
-    space = parts[0].benchmark.label_space("val", world)  # of others, other pairs may be seen
-    most = MAX_SCORES_HELD // len(parts)
-    found = [biased_scores(part, part.benchmark.label_space("val", world), most) for part in parts]
-    scores, truth = (torch.cat(one) for one in zip(*found, strict=True))
+    scores, truth = found.scores, found.truth
     pairs = truth.numpy()
     pair = best_temperature(scores, truth, pairs)
-    probabilities = (scores / pair).softmax(-1)
+    _, objects, states = class_probabilities(scores / pair, space)
     obj, state = (
         best_temperature(sums.clamp_min(1e-30).log(), torch.from_numpy(index)[truth], pairs)
-        for sums, index in zip(
-            class_sums(probabilities, space), (space.pair_object, space.pair_state), strict=True
-        )
+        for sums, index in ((objects, space.pair_object), (states, space.pair_state))
     )
     temperatures = Temperatures(pair, obj, state)
-    stream = ConfidenceStream(space, temperatures, bias=0.0)  # the scores have it already
+    stream = ConfidenceStream(space, (temperatures,), bias=0.0)  # the scores have it already
     stream.update(scores, truth)
-    return Confidence(temperatures, find_promises(stream.result()))
+    return Confidence(temperatures, find_promises(*stream.results()))
 
 
 @torch.no_grad()
-def biased_scores(images: EncodedImages, space: LabelSpace, most: int) -> tuple[Tensor, Tensor]:
-    """Final scores ``N x P`` with the seen-unseen bias, on the CPU, and the true pairs ``N``.
+def biased_scores(images: EncodedImages, worlds: Sequence[World], most: int) -> list[BiasedScores]:
+    """Those of the images in each world, in one pass.
 
     Args:
-        most: scores held at once.
+        most: scores of a world held at once.
     """
-    model = images.model
-    pairs = [sample.pair for sample in images.benchmark.samples[images.split]]
-    wanted = spread_mask(len(pairs), most // len(space.pairs))
-    bias = torch.where(torch.from_numpy(space.seen), 0.0, model.calibration.bias)
-    parts, kept = [], []
-    views = model.calibration.tta_shifts
+    model, benchmark = images.model, images.benchmark
+    pairs, views = [sample.pair for sample in benchmark.samples[images.split]], model.calibration.tta_shifts
+    spaces = [benchmark.label_space(images.split, world) for world in worlds]
+    wanted = [spread_mask(len(pairs), most // len(space.pairs)) for space in spaces]
+    biases = [torch.where(torch.from_numpy(space.seen), 0.0, model.calibration.bias) for space in spaces]
+    parts: list[list[Tensor]] = [[] for _ in spaces]
     with autocast(model.device, images.options.precision):
-        bank = model.text_bank(space)
+        banks = [model.text_bank(space) for space in spaces]
         for rows, vectors in images.batches([views]):
-            chosen = wanted[rows].nonzero().squeeze(1)
-            scores = model.corrected_scores(vectors[views].take(chosen), bank)
-            parts.append(model.combine(scores, space).float().cpu() + bias)
-            kept.append(rows[chosen])
-    truth = torch.from_numpy(space.indices(pairs))[torch.cat(kept)]
-    return torch.cat(parts), truth
+            for space, bank, mask, bias, held in zip(spaces, banks, wanted, biases, parts, strict=True):
+                chosen = mask[rows].nonzero().squeeze(1)
+                scores = model.corrected_scores(vectors[views].take(chosen), bank)
+                held.append(model.combine(scores, space).float().cpu() + bias)
+    return [
+        BiasedScores(torch.cat(held), torch.from_numpy(space.indices(pairs))[mask])
+        for space, mask, held in zip(spaces, wanted, parts, strict=True)
+    ]
 
 
 def best_temperature(logits: Tensor, truth: Tensor, pairs: IntArray) -> float:

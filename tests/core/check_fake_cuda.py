@@ -23,6 +23,7 @@ from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.data.labels import LabelSpace
+from refiner_cli.evaluation.scoring import no_progress
 from refiner_cli.inference.indexing import split_vectors, vector_roles
 from refiner_cli.inference.query import Term, encode_query
 from refiner_cli.inference.recogniser import Recogniser
@@ -31,7 +32,7 @@ from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.training.calibrate import fit_hubness
 from refiner_cli.training.optimizer_step import OptimizerStep
 from refiner_cli.training.schedule import Schedule
-from refiner_cli.training.validation_loss import validation_loss
+from refiner_cli.training.validation_loss import measure_plain
 from tests.core.cases import SPACE
 from tests.core.fake_cuda import CUDA, HostSyncs, pretended_cuda
 
@@ -90,7 +91,8 @@ def calibration(model: Model, precision: torch.dtype, benchmark: Benchmark) -> N
     """What is fitted and measured after training, from files."""
     options = RuntimeOptions(precision, 64, 0)
     fit_hubness(model, benchmark, options)
-    assert validation_loss(model, benchmark, options, TrainConfig()) == 0  # a pretended GPU has no values
+    by_loss = TrainConfig(selection="loss")
+    assert measure_plain(model, benchmark, options, by_loss, no_progress)[1] == 0  # it has no values
 
 
 def index_and_search(model: Model, precision: torch.dtype) -> None:

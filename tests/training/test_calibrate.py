@@ -19,7 +19,8 @@ from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.calibration import Calibration, tempered
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import RuntimeOptions
-from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.core.towers.backbone import Backbone, load_backbone
+from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.data.benchmark import Benchmark, World, load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.evaluation.metrics.bootstrap import resample
@@ -28,7 +29,7 @@ from refiner_cli.training import calibrate as module
 from refiner_cli.training import candidates as grid
 from refiner_cli.training.calibrate import calibrate, fit_hubness, measure_candidates, spread_rows
 from refiner_cli.training.candidates import choose, composition_candidates, evidence_candidates, surely_better
-from refiner_cli.training.encoded_images import EncodedImages, encode_views, spread_mask
+from refiner_cli.training.encoded_images import EncodedImages, spread_mask
 from refiner_cli.training.temperature import best_temperature, minimum, surely_positive
 from tests.evaluation.cases import make_case
 
@@ -85,10 +86,12 @@ def test_surely_better_is_better_by_more_than_chance() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_candidate_is_measured_as_it_would_be_used(
-    method: str, tiny: Backbone, demo: Benchmark
+    method: str, tiny: Backbone, demo: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(method, tiny, demo)
     fit_hubness(model, demo, OPTIONS)
+    encode, encoded = model.encode_images, list[int]()
+    monkeypatch.setattr(model, "encode_images", lambda x: encoded.append(len(x)) or encode(x))
     settings = [
         (Calibration(), 0),
         (Calibration(tta_shifts=2, hubness_strength=0.5, hubness_softness=1.0), 3),
@@ -98,6 +101,7 @@ def test_every_candidate_is_measured_as_it_would_be_used(
     worlds: tuple[World, World] = ("closed", "open")
     spaces: dict[str, LabelSpace] = {world: demo.label_space("val", world) for world in worlds}
     found = measure_candidates([images], settings, worlds)
+    assert sum(encoded) == 5 * len(images)  # each of the five views once, for both worlds
     for one, (tried, _) in zip(found, settings, strict=True):
         model.calibration = tried
         want = evaluate_worlds(model, demo, "val", spaces, OPTIONS)
@@ -108,6 +112,18 @@ def test_every_candidate_is_measured_as_it_would_be_used(
     assert [one.metrics for one in again] == [one.metrics for one in found]
 
 
+def test_a_model_whose_frozen_weights_are_in_half_precision_is_calibrated(demo: Benchmark) -> None:
+    """As a GPU trains it: such towers can be used under autocast alone."""
+    few = dataclasses.replace(demo, samples={split: rows[::4] for split, rows in demo.samples.items()})
+    half = cast_frozen(load_backbone("tiny", "none"), torch.bfloat16)
+    model = model_of("refiner", half, few)
+    options = RuntimeOptions(torch.bfloat16, 20)
+    config = CalibrationConfig(tta_shifts=(1,), wise_ft_alpha=(1.0, 0.5))
+    found = calibrate(model, few, config, options)
+    used = evaluate_worlds(model, few, "val", {"closed": few.label_space("val")}, options)["closed"]
+    assert found.metrics.AUC == used.AUC is not None
+
+
 def test_a_view_that_several_numbers_share_is_encoded_once(
     tiny: Backbone, demo: Benchmark, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +131,7 @@ def test_a_view_that_several_numbers_share_is_encoded_once(
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda x: calls.append(len(x)) or encode(x))
     with torch.no_grad():
-        found = encode_views(model, pixels, (1, 2, 4))
+        found = model.encode_views(pixels, (1, 2, 4))
         assert len(calls) == 5
         for count, vectors in found.items():
             model.calibration = Calibration(tta_shifts=count)

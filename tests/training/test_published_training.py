@@ -12,9 +12,10 @@ from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.benchmark import load_benchmark
+from refiner_cli.evaluation.scoring import evaluate_worlds, no_progress
 from refiner_cli.training.optimizer import build_optimizer
 from refiner_cli.training.schedule import Schedule
-from refiner_cli.training.validation_loss import validation_loss
+from refiner_cli.training.validation_loss import measure_plain
 from tests.conftest import Cli
 from tests.core.cases import SPACE
 
@@ -52,17 +53,27 @@ def test_adam_decays_every_parameter_through_its_gradient(tiny: Backbone) -> Non
     assert torch.allclose(amount, before - 1e-2 * gradient / (gradient.abs() + 1e-8))
 
 
-def test_the_validation_loss_is_the_mean_over_images(tiny: Backbone, small_demo: Path) -> None:
+def test_the_validation_loss_is_the_mean_over_images(
+    tiny: Backbone, small_demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     benchmark = load_benchmark(small_demo)
     model = build_model("clip", tiny, method_section("clip")(), benchmark.vocabulary)
-    losses = {
-        size: validation_loss(model, benchmark, RuntimeOptions(batch_size=size), TrainConfig())
-        for size in (7, 64)
-    }
-    assert losses[7] == pytest.approx(losses[64], rel=1e-5)
+    train, encoded = TrainConfig(selection="loss"), list[int]()
+    encode = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda x: encoded.append(len(x)) or encode(x))
+    losses = {}
+    for size in (7, 64):
+        encoded.clear()
+        options = RuntimeOptions(batch_size=size)
+        metrics, losses[size] = measure_plain(model, benchmark, options, train, no_progress)
+        assert sum(encoded) == len(benchmark.samples["val"])  # each image once, for both
     space = benchmark.label_space("val")
+    assert metrics == evaluate_worlds(model, benchmark, "val", {"closed": space}, options)["closed"]
+    assert losses[7] == pytest.approx(losses[64], rel=1e-5)
+    assert losses[64] is not None
     assert 0 < losses[64] < 3 * torch.tensor(float(len(space.pairs))).log()
+    assert measure_plain(model, benchmark, options, TrainConfig(), no_progress) == (metrics, None)
 
 
 def test_training_selects_by_the_validation_loss(cli: Cli, small_demo: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from refiner_cli.config import MethodConfig, TrainConfig
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
-from refiner_cli.core.models.shifted_views import shifted_views
+from refiner_cli.core.models.shifted_views import SHIFTS, Shift, shifted_view
 from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.core.towers.text import DEFAULT_CHUNK_SIZE
@@ -189,11 +189,23 @@ class Model(nn.Module, ABC):
 
     def encode_images_tta(self, images: Tensor) -> ImageVectors:
         """As :meth:`encode_images`, averaged over the calibration's shifted views; not for training."""
-        if images.ndim == 2:  # vectors, see frozen_image_side
-            return self.encode_images(images)
-        shifted = shifted_views(images, self.backbone.visual.patch_size, self.calibration.tta_shifts)
-        views = [self.encode_images(view) for view in shifted]
-        return views[0] if len(views) == 1 else views[0].average(views)
+        count = self.calibration.tta_shifts
+        return self.encode_views(images, [count])[count]
+
+    def encode_views(self, images: Tensor, counts: Sequence[int]) -> dict[int, ImageVectors]:
+        """The same for several numbers of views; a view that they share is encoded once."""
+        if images.ndim == 2:  # vectors, see frozen_image_side; their views were averaged before
+            return dict.fromkeys(counts, self.encode_images(images))
+        patch = self.backbone.visual.patch_size
+        by_shift: dict[Shift, ImageVectors] = {}
+        found: dict[int, ImageVectors] = {}
+        for count in counts:
+            for shift in SHIFTS[count]:
+                if shift not in by_shift:
+                    by_shift[shift] = self.encode_images(shifted_view(images, patch, shift))
+            views = [by_shift[shift] for shift in SHIFTS[count]]
+            found[count] = views[0] if count == 1 else views[0].average(views)
+        return found
 
     @abstractmethod
     def encode_pairs(self, space: LabelSpace) -> TextBank:

@@ -7,8 +7,6 @@ to a quarter of a patch, and the vectors averaged. Each view costs a forward pas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,9 +29,3 @@ def shifted_view(images: Tensor, patch: int, shift: Shift) -> Tensor:
     padded = F.pad(images, (step,) * 4, "reflect")
     x, y = (step * (1 + quarters) for quarters in shift)
     return padded[..., y : y + height, x : x + width]
-
-
-def shifted_views(images: Tensor, patch: int, count: int) -> Iterator[Tensor]:
-    """The images shifted by up to a quarter of a patch, once per view; ``count`` is a key of ``SHIFTS``."""
-    for shift in SHIFTS[count]:
-        yield shifted_view(images, patch, shift)

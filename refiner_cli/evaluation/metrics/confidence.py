@@ -14,8 +14,9 @@ Shapes: ``N`` or ``B`` images, ``P`` pairs, ``S`` states or objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -32,6 +33,7 @@ from refiner_cli.core.models.calibration import (
     tempered,
 )
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
+from refiner_cli.evaluation.metrics.breakdown import bin_confidences
 from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.evaluation.metrics.streaming import BLOCK_ELEMENTS
 
@@ -67,17 +69,10 @@ def class_sums(probabilities: Tensor, space: LabelSpace) -> tuple[Tensor, Tensor
     return objects, states
 
 
-def level_probabilities(
-    scores: Tensor, space: LabelSpace, temperatures: Temperatures
-) -> dict[Level, tuple[Tensor, IntArray]]:
-    """Probabilities of pairs ``B x P``, objects and states, each with the class of every pair, ``P``."""
-    pairs = (scores / temperatures.pair).softmax(-1)
-    objects, states = class_sums(pairs, space)
-    return {
-        "pair": (pairs, np.arange(len(space.pairs))),
-        "object": (tempered(objects, temperatures.object), space.pair_object),
-        "state": (tempered(states, temperatures.state), space.pair_state),
-    }
+def class_probabilities(scores: Tensor, space: LabelSpace) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores ``B x P`` -> probabilities of pairs ``B x P``, objects ``B x O`` and states ``B x S``."""
+    pairs = scores.softmax(-1)
+    return pairs, *class_sums(pairs, space)
 
 
 @dataclass
@@ -85,14 +80,15 @@ class ConfidenceStream:
     """Takes final scores of images once and keeps how sure the model is of its best guesses.
 
     Args:
+        temperatures: several sets, each of which is measured.
         bias: added to the scores of unseen pairs.
     """
 
     space: LabelSpace
-    temperatures: Temperatures
+    temperatures: Sequence[Temperatures]
     bias: float
     allowed: BoolArray | None = None  # P, the pairs that may compete; None: all
-    _parts: list[dict[Level, tuple[Tensor, Tensor]]] = field(init=False, default_factory=list)
+    _parts: list[list[dict[Level, tuple[Tensor, Tensor]]]] = field(init=False)  # by set of temperatures
     _pairs: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,28 +96,52 @@ class ConfidenceStream:
         if self.allowed is not None:
             offset = offset.masked_fill(torch.from_numpy(~self.allowed), -torch.inf)
         self._offset = offset.float()  # P
+        self._parts = [[] for _ in self.temperatures]
+        self._index = {  # P, the class of each pair
+            "pair": torch.arange(len(self.space.pairs)),
+            "object": torch.from_numpy(self.space.pair_object),
+            "state": torch.from_numpy(self.space.pair_state),
+        }
 
     @torch.no_grad()
     def update(self, scores: Tensor, truth: Tensor) -> None:
         """Scores ``B x P`` and the true pair of each image, ``B`` int64."""
         self._offset = self._offset.to(scores.device)
         rows = max(BLOCK_ELEMENTS // scores.shape[1], 1)
-        for block, true in zip(scores.float().split(rows), truth.split(rows), strict=True):
-            found = level_probabilities(block + self._offset, self.space, self.temperatures)
-            part: dict[Level, tuple[Tensor, Tensor]] = {}
-            for level, (probabilities, index) in found.items():
-                best = probabilities.max(-1)
-                part[level] = (best.values.cpu(), best.indices.cpu() == torch.from_numpy(index)[true.cpu()])
-            self._parts.append(part)
-            self._pairs.append(true.cpu())
+        for block, true in zip(scores.float().split(rows), truth.cpu().split(rows), strict=True):
+            biased = block + self._offset
+            plain: dict[float, tuple[Tensor, Tensor, Tensor]] = {}  # by temperature of the pairs
+            for chosen, parts in zip(self.temperatures, self._parts, strict=True):
+                if chosen.pair not in plain:
+                    plain[chosen.pair] = class_probabilities(biased / chosen.pair, self.space)
+                pairs, objects, states = plain[chosen.pair]
+                found: dict[Level, Tensor] = {
+                    "pair": pairs,
+                    "object": tempered(objects, chosen.object),
+                    "state": tempered(states, chosen.state),
+                }
+                part: dict[Level, tuple[Tensor, Tensor]] = {}
+                for level, probabilities in found.items():
+                    best = probabilities.max(-1)
+                    part[level] = (best.values.cpu(), best.indices.cpu() == self._index[level][true])
+                parts.append(part)
+            self._pairs.append(true)
 
-    def result(self) -> TopProbabilities:
-        columns = {level: list(zip(*(part[level] for part in self._parts), strict=True)) for level in LEVELS}
-        return TopProbabilities(
-            {level: torch.cat(values).double().numpy() for level, (values, _) in columns.items()},
-            {level: torch.cat(right).numpy() for level, (_, right) in columns.items()},
-            torch.cat(self._pairs).numpy(),
-        )
+    def results(self) -> list[TopProbabilities]:
+        """For each set of temperatures."""
+        pairs = torch.cat(self._pairs).numpy()
+        return [TopProbabilities(*joined(parts), pairs) for parts in self._parts]
+
+
+def joined(
+    parts: Sequence[Mapping[Level, tuple[Tensor, Tensor]]],
+) -> tuple[dict[Level, FloatArray], dict[Level, BoolArray]]:
+    """The probabilities of all parts by level, and whether they are right."""
+    columns = {level: list(zip(*(part[level] for part in parts), strict=True)) for level in LEVELS}
+    return (
+        {level: torch.cat(values).double().numpy() for level, (values, _) in columns.items()},
+        {level: torch.cat(right).numpy() for level, (_, right) in columns.items()},
+    )
 
 
 def wilson_interval(
@@ -230,16 +250,17 @@ class KeptPromise:
     interval: tuple[float, float] | None  # 95 %, of the measured precision
 
 
-def kept_promises(found: TopProbabilities, confidence: Confidence) -> Iterator[KeptPromise]:
+def kept_promises(found: TopProbabilities, promises: Sequence[Promise]) -> Iterator[KeptPromise]:
     """What a split shows of every stored threshold."""
-    for promise in confidence.promises:
+    alike = {level: pair_correlation(found.right[level], found.pairs) for level in LEVELS}
+    for promise in promises:
         verdict = verdicts(found, promise)
         for place, level in enumerate(LEVELS):
-            given, right = verdict == place, found.right[level]
-            coverage, measured = share_and_precision(given, right)
+            given = verdict == place
+            coverage, measured = share_and_precision(given, found.right[level])
             interval = None
             if measured is not None:
-                counted = counted_images(found.pairs[given], pair_correlation(right, found.pairs))[-1]
+                counted = counted_images(found.pairs[given], alike[level])[-1]
                 low, high = wilson_interval(np.array(measured), np.array(counted), SURE)
                 interval = float(low), float(high)
             yield KeptPromise(promise.precision, level, getattr(promise, level), coverage, measured, interval)
@@ -253,20 +274,16 @@ class MeasuredConfidence:
     after: TopProbabilities
     confidence: Confidence
 
+    @cached_property
+    def kept(self) -> tuple[KeptPromise, ...]:
+        """What the split shows of every stored threshold."""
+        return tuple(kept_promises(self.after, self.confidence.promises))
 
-class ConfidenceStreams:
-    """Measures a split's probabilities before and after the temperatures; arguments as ConfidenceStream's."""
-
-    def __init__(
-        self, space: LabelSpace, confidence: Confidence, bias: float, allowed: BoolArray | None = None
-    ) -> None:
-        self.confidence = confidence
-        self.before = ConfidenceStream(space, Temperatures(), bias, allowed)
-        self.after = ConfidenceStream(space, confidence.temperatures, bias, allowed)
-
-    def update(self, scores: Tensor, truth: Tensor) -> None:
-        self.before.update(scores, truth)
-        self.after.update(scores, truth)
-
-    def result(self) -> MeasuredConfidence:
-        return MeasuredConfidence(self.before.result(), self.after.result(), self.confidence)
+    @cached_property
+    def errors(self) -> dict[Level, tuple[float, float]]:
+        """The expected calibration error before and after the temperatures, in percentage points."""
+        before, after = (
+            {level: bin_confidences(side.probability[level], side.right[level]).error for level in LEVELS}
+            for side in (self.before, self.after)
+        )
+        return {level: (before[level], after[level]) for level in LEVELS}

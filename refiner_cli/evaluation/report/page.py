@@ -26,10 +26,10 @@ from refiner_cli.evaluation.metrics.breakdown import (
     difficulty,
     reliability,
 )
-from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence, kept_promises
+from refiner_cli.evaluation.metrics.confidence import MeasuredConfidence
 from refiner_cli.evaluation.report import charts
 from refiner_cli.evaluation.report.sentences import calibration_text, choice_sentences, undefined_sentences
-from refiner_cli.evaluation.result import Result, WorldResult, calibration_errors
+from refiner_cli.evaluation.result import Result, WorldResult
 from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED, format_metric
 from refiner_cli.render import data_url, thumbnail, write_page
 
@@ -104,7 +104,7 @@ def write_report(
             (f"{name} world, {level}", [(f"{before:.1f}", ""), (f"{after:.1f}", "")])
             for name, world in result.worlds.items()
             if world.measured.confidence
-            for level, (before, after) in calibration_errors(world.measured.confidence).items()
+            for level, (before, after) in world.measured.confidence.errors.items()
         ],
         thresholds=[
             (name, threshold_rows(world.measured.confidence))
@@ -153,7 +153,7 @@ def threshold_rows(measured: MeasuredConfidence) -> list[tuple[str, list[tuple[s
                 (share(kept.measured), " to ".join(f"{100 * side:.1f}" for side in kept.interval or ())),
             ],
         )
-        for kept in kept_promises(measured.after, measured.confidence)
+        for kept in measured.kept
     ]
 
 

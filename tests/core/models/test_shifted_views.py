@@ -12,7 +12,7 @@ from refiner_cli.config import method_section
 from refiner_cli.core.models.baselines.traction import PatchedVectors
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
-from refiner_cli.core.models.shifted_views import SHIFTS, shifted_views
+from refiner_cli.core.models.shifted_views import SHIFTS, shifted_view
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.benchmark import load_benchmark
@@ -22,6 +22,10 @@ from refiner_cli.plugins import BUILT_IN_METHODS
 from tests.core.cases import SPACE
 
 PATCH = 8
+
+
+def shifted_views(images: torch.Tensor, patch: int, count: int) -> list[torch.Tensor]:
+    return [shifted_view(images, patch, shift) for shift in SHIFTS[count]]
 
 
 def test_one_grid_is_the_picture_itself(pixels: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from refiner_cli.core.models.calibration import (
     LEVELS,
-    Confidence,
     Promise,
     Temperatures,
     Threshold,
@@ -70,10 +69,10 @@ def test_probabilities_are_those_of_all_pairs(
     case = make_case(1, images=30, allowed=0.7 if masked else 1.0, keep=keep)
     space = case.space
     assert space.is_grid == (keep == 1)
-    stream = ConfidenceStream(space, temperatures, bias, case.allowed)
+    stream = ConfidenceStream(space, (Temperatures(1.0, 3.0, 0.3), temperatures), bias, case.allowed)
     for part in (slice(0, 11), slice(11, None)):
         stream.update(torch.from_numpy(case.scores[part]), torch.from_numpy(case.truth[part]))
-    found = stream.result()
+    _, found = stream.results()
     assert found.pairs.tolist() == case.truth.tolist()
     for i, scores in enumerate(case.scores.astype(np.float64)):
         values = np.where(case.allowed, scores + bias * ~space.seen, -np.inf) / temperatures.pair
@@ -156,7 +155,7 @@ def test_what_a_split_shows_of_a_promise() -> None:
     found = made_up(4)
     never = Threshold(None, 0.0, None)
     promise = Promise(0.9, Threshold(0.8, 0.3, 0.92), never, Threshold(0.9, 0.4, 0.95))
-    pair, obj, state = kept_promises(found, Confidence(Temperatures(), (promise,)))
+    pair, obj, state = kept_promises(found, (promise,))
     sure = found.probability["pair"] >= 0.8
     rest = ~sure & (found.probability["state"] >= 0.9)
     assert pair.coverage == pytest.approx(sure.mean())
@@ -171,7 +170,7 @@ def test_what_a_split_shows_of_a_promise() -> None:
 def test_promises_hold_on_new_images_of_the_same_kind() -> None:
     broken = asked = 0
     for seed in range(40):
-        rules = Confidence(Temperatures(), find_promises(made_up(seed, pairs=400)))
+        rules = find_promises(made_up(seed, pairs=400))
         for kept in kept_promises(made_up(1000 + seed, 4000, pairs=4000), rules):
             if kept.precision == 0.9 and kept.measured is not None:
                 asked += 1
