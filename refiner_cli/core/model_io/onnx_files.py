@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from refiner_cli.core.model_io.schema import (
     CONFIG,
@@ -26,7 +26,9 @@ from refiner_cli.core.model_io.schema import (
     StoredLabels,
     StoredName,
     StoredText,
+    as_json,
     read_json,
+    schema_errors,
 )
 from refiner_cli.errors import EnvironmentLacksError, ModelFileError
 
@@ -87,13 +89,10 @@ def read_onnx_config(folder: Path) -> tuple[dict[str, Any], StoredOnnx]:
     file = folder / CONFIG
     try:
         config = read_json(file)
-        return config, StoredOnnx.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the content"
-        raise ModelFileError(f"{file} is incomplete or damaged: {key}: {first['msg']}.") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"The model file {file} cannot be read ({error}).") from None
+    with schema_errors(file):
+        return config, StoredOnnx.model_validate_json(as_json(config))
 
 
 def require_package(name: str, what: str) -> None:

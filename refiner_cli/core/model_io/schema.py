@@ -6,7 +6,9 @@ give numbers without sense; so types are strict, sizes are limited, and unknown 
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -256,7 +258,7 @@ class StoredModel(Part):
     dataset_fingerprint: StoredText
     step: Annotated[int, Field(ge=0, lt=2**63)]
     metrics: dict[StoredName, float | None]  # validation, percent; None: undefined
-    model: dict[str, Any]  # the method's own section, see settings()
+    model: dict[str, Any]  # the method's own section
     backbone: StoredBackbone
     labels: StoredLabels
     calibration: StoredCalibration
@@ -264,22 +266,31 @@ class StoredModel(Part):
     @classmethod
     def parse(cls, config: dict[str, Any], source: Path) -> tuple[StoredModel, MethodConfig]:
         """The checked content and the method's settings. Raises ModelFileError naming the key."""
-        try:
-            # As JSON: there a list is a tuple, and true is not 1. A path that is not UTF-8 is fine.
-            text = json.dumps(config, ensure_ascii=False).encode("utf-8", "replace")
-            stored = cls.model_validate_json(text)
+        with schema_errors(source):
+            stored = cls.model_validate_json(as_json(config))
             section = method_section(stored.method)
-            settings = section.model_validate_json(json.dumps(stored.model), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "the content"
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ModelFileError(
-                f"{source} is incomplete or damaged: {key}: {reason[:1].lower()}{reason[1:]}."
-            ) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ModelFileError(f"{source} is damaged ({type(error).__name__}).") from None
-        return stored, settings
+            return stored, section.model_validate_json(as_json(stored.model), strict=True)
+
+
+def as_json(content: Any) -> bytes:
+    """For validation: as JSON a list is a tuple, and true is not 1. A path that is not UTF-8 is fine."""
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def schema_errors(source: Path) -> Iterator[None]:
+    """Raise ModelFileError, naming file and key, where stored content does not fit its schema."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the content"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ModelFileError(
+            f"{source} is incomplete or damaged: {key}: {reason[:1].lower()}{reason[1:]}."
+        ) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{source} is damaged ({type(error).__name__}).") from None
 
 
 def read_json(file: Path) -> Any:
