@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from refiner_cli._version import __version__
 from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMATS, migrate_config, migrate_tensors
-from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel, read_json
+from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
+from refiner_cli.core.model_io.stored_json import read_json
 from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection

@@ -26,10 +26,8 @@ from refiner_cli.core.model_io.schema import (
     StoredLabels,
     StoredName,
     StoredText,
-    as_json,
-    read_json,
-    schema_errors,
 )
+from refiner_cli.core.model_io.stored_json import as_json, read_json, schema_errors
 from refiner_cli.errors import EnvironmentLacksError, ModelFileError
 
 IMAGE_FILE, SCORES_FILE, TEXT_FILE = "image.onnx", "scores.onnx", "text.npz"

@@ -6,23 +6,19 @@ give numbers without sense; so types are strict, sizes are limited, and unknown 
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from refiner_cli.config import MethodConfig, method_section
+from refiner_cli.core.model_io.stored_json import as_json, schema_errors
 from refiner_cli.core.models.calibration import Calibration, Confidence, Promise, Temperatures, Threshold
 from refiner_cli.core.towers.transformers_config import TextSizes
-from refiner_cli.errors import ModelFileError
 
 CONFIG = "config.json"
 ONNX_FORMAT = "refiner.onnx/1"  # in config.json of an ONNX export
 CLIP = "clip."  # first part of the names of a backbone's tensors in model.safetensors
-MAX_CONFIG_BYTES = 64 * 2**20
 MAX_PARAMETERS = 6e9  # of a backbone; the largest of open_clip has 5e9
 TIMM_NAME = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 MAX_OPEN_WORLD = 200_000_000  # states x objects
@@ -270,40 +266,3 @@ class StoredModel(Part):
             stored = cls.model_validate_json(as_json(config))
             section = method_section(stored.method)
             return stored, section.model_validate_json(as_json(stored.model), strict=True)
-
-
-def as_json(content: Any) -> bytes:
-    """For validation: as JSON a list is a tuple, and true is not 1. A path that is not UTF-8 is fine."""
-    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
-
-
-@contextlib.contextmanager
-def schema_errors(source: Path) -> Iterator[None]:
-    """Raise ModelFileError, naming file and key, where stored content does not fit its schema."""
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the content"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ModelFileError(
-            f"{source} is incomplete or damaged: {key}: {reason[:1].lower()}{reason[1:]}."
-        ) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"{source} is damaged ({type(error).__name__}).") from None
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file. Raises OSError or ValueError, also if it is huge or not a regular file."""
-    if file.exists() and not file.is_file():
-        raise ValueError("it is not a regular file")
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 2**20} MiB")
-    try:
-        return json.loads(file.read_bytes(), parse_constant=reject_constant)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
