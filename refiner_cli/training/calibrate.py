@@ -180,7 +180,8 @@ def measure_candidates(
     tried = [calibration for calibration, _ in grid]
     by_part = [measure_part(part, tried, worlds) for part in parts]
     by_world = [
-        [joined(several) for several in zip(*of_one, strict=True)] for of_one in zip(*by_part, strict=True)
+        [join_splits(several) for several in zip(*of_one, strict=True)]
+        for of_one in zip(*by_part, strict=True)
     ]
     return [
         Candidate(
@@ -192,7 +193,7 @@ def measure_candidates(
     ]
 
 
-def joined(measured: Sequence[MeasuredSplit]) -> MeasuredSplit:
+def join_splits(measured: Sequence[MeasuredSplit]) -> MeasuredSplit:
     """Several parts' images as one split; their label spaces differ at most in which pairs are seen."""
     return MeasuredSplit(ScoreSummary.join([one.summary for one in measured]), measured[0].space)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.card import CardFacts
@@ -36,6 +37,7 @@ from refiner_cli.core.model_io.onnx_files import (
 from refiner_cli.core.model_io.onnx_model import OnnxModel
 from refiner_cli.core.model_io.schema import CONFIG, ONNX_FORMAT
 from refiner_cli.core.models.base import ImageVectors, Model, TextBank
+from refiner_cli.core.models.shifted_views import SHIFTS, shifted_view
 from refiner_cli.core.towers.architectures import first_line, quiet_libraries
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
@@ -125,15 +127,29 @@ def bank_tensors(bank: TextBank) -> dict[str, Tensor]:
 
 
 class ImageSide(nn.Module):
-    """``B x 3 x H x W`` -> a vector per role."""
+    """``B x 3 x H x W`` -> a vector per role.
+
+    The shifted views are one batch: were each encoded apart, the graph would hold the tower once for each of
+    them, and weights that several operations share are not stored in eight bits.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        vectors = self.model.encode_images_tta(images)
-        return vectors.composition, vectors.state, vectors.object
+        model, count = self.model, self.model.calibration.tta_shifts
+        patch = model.backbone.visual.patch_size
+        vectors = model.encode_images(
+            torch.cat([shifted_view(images, patch, shift) for shift in SHIFTS[count]])
+        )
+        if count == 1:
+            return vectors.composition, vectors.state, vectors.object
+        composition, state, obj = (
+            F.normalize(getattr(vectors, role).unflatten(0, (count, -1)).sum(0), dim=-1)
+            for role in ROLES_OF_VECTORS
+        )
+        return composition, state, obj
 
 
 class ScoreSide(nn.Module):
