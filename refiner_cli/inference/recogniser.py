@@ -227,16 +227,19 @@ class Recogniser:
             self.model.device,
             self.model.calibration.confidence(is_open=space.is_open).temperatures,
         )
-        for start in range(0, P, BLOCK_PAIRS):
-            rows = slice(start, start + BLOCK_PAIRS)
+        O = len(space.objects)  # noqa: E741 - as in method.md
+        step = max(1, BLOCK_PAIRS // O) * O if space.is_grid else BLOCK_PAIRS
+        for start in range(0, P, step):
+            rows = slice(start, start + step)
             offsets = None if bank.offsets is None else bank.offsets[rows]
             part = replace(bank, pairs=bank.pairs[rows], offsets=offsets)
             scores = self.model.corrected_scores(vectors, part)
             block = PairBlock(space.pair_state[rows], space.pair_object[rows], space.is_open)
-            total = self.model.combine(scores, block) + self.bias[rows]  # B x P'
+            total = self.model.combine(scores, block).add_(self.bias[rows])  # B x P'
             ranking.update(
-                total, start, torch.from_numpy(block.pair_state), torch.from_numpy(block.pair_object)
-            )
+                total, start, torch.from_numpy(block.pair_state), torch.from_numpy(block.pair_object),
+                is_grid=space.is_grid,
+            )  # fmt: skip
         return ranking.result()
 
     def composition(self, index: int, score: float, probability: float) -> Composition:
