@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from refiner_cli.data.download.catalog_files import built_in
 from tests.conftest import Cli
 from tests.data.download import published
 from tests.data.download.server import Site, serving
+from tests.training.processes import wait_until
 
 START = """
 import sys
@@ -274,18 +276,16 @@ def test_a_command_that_was_ended_goes_on_where_it_was(
 ) -> None:
     (tmp_path / "known.json").write_text(known.model_dump_json())
     (tmp_path / "start.py").write_text(START)
-    site.pages["/cgqa.zip"].pace = 0.05
+    site.pages["/cgqa.zip"].gate = gate = threading.Event()
     out = tmp_path / "data"
     command = [tmp_path / "start.py", tmp_path / "known.json", "download", "c-gqa", "--out", out]
     process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    while "fetching cgqa.zip" not in process.stderr.readline():
-        assert process.poll() is None
+    wait_until(lambda: any(part.stat().st_size for part in out.rglob("*.part")), process)
     process.send_signal(how)
     process.communicate(timeout=60)
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
     assert not (out / "c-gqa").exists()
-    site.pages["/cgqa.zip"].pace = 0
+    gate.set()
     assert cli("download", "c-gqa", "--out", out).code == 0
     first, second = site.asked_for("/cgqa.zip")
     assert first is None

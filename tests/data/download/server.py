@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from time import sleep
 
 
 @dataclass
@@ -26,7 +25,6 @@ class Page:
     cuts: list[int] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)  # statuses of the next answers
     headers: dict[str, str] = field(default_factory=dict)
-    pace: float = 0.0  # seconds between blocks of 4 KiB
     gate: threading.Event | None = None  # nothing after the first block until it is set
 
     def change(self, body: bytes) -> None:
@@ -124,8 +122,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[start : start + 4096])
                 if page.gate and start == 0:
                     page.gate.wait(30)
-                if page.pace:
-                    sleep(page.pace)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
