@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,6 +86,32 @@ def test_imports_point_down() -> None:
         if ROOMS.index(room(other)) < ROOMS.index(room(name))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_types_are_checked_without_the_extras() -> None:
+    """mypy passes whether or not an extra is installed: its packages are listed as possibly missing."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))
+    requirements = [
+        line
+        for name, lines in project["project"]["optional-dependencies"].items()
+        for line in lines
+        if name != "dev"
+    ]
+    extras = {re.split(r"[<>=\[ ]", line)[0].replace("-", "_") for line in requirements}
+    listed = {
+        name.removesuffix(".*")
+        for override in project["tool"]["mypy"]["overrides"]
+        for name in override["module"]
+    }
+    used = set()
+    for file in modules().values():
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                used |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                used.add((node.module or "").partition(".")[0])
+    assert {"ray", "transformers"} <= used & extras
+    assert not (used & extras) - listed
 
 
 def test_nothing_imports_the_packages_face() -> None:
