@@ -21,11 +21,13 @@ from tests.data.download.server import Site, serving
 from tests.training.processes import wait_until
 
 START = """
+import signal
 import sys
 from pathlib import Path
 from refiner_cli.data.download import catalog, catalog_files
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     known = catalog.Catalogue.model_validate_json(Path(sys.argv[1]).read_text())
     catalog_files.load_catalogue = lambda _: known
     from refiner_cli.__main__ import main
