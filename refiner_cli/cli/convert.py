@@ -100,10 +100,13 @@ def convert(
     if as_json:
         terminal.json(
             {"schema": "refiner.convert/1", "to": to, "out": str(out), "images": made.images,
-             "left_out": dict(found.left_out)}
+             "verdicts": dict(found.verdicts), "left_out": dict(found.left_out)}
         )  # fmt: skip
     else:
         terminal.note(f"{made.images} images in {out}{count_reasons(found)}")
+        if found.verdicts:
+            counts = ", ".join(f"{level} {count}" for level, count in found.verdicts.items())
+            terminal.note(f"verdicts: {counts}")
         for note in made.notes:
             terminal.note(note.replace("{out!r}", repr(str(out))).replace("{out}", quoted(out)))
     if sum(found.left_out.values()) > found.left_out["below --min-probability"]:

@@ -18,7 +18,9 @@ RANKED_FIELDS = {
     "states": ("name", "probability"),
     "objects": ("name", "probability"),
 }
-IMAGE_FIELDS = ("path", "status", "error", "size", "modified", "verdict", "threshold")
+IMAGE_FIELDS = (
+    "path", "status", "error", "size", "modified", "verdict", "verdict_state", "verdict_object", "threshold",
+)  # fmt: skip
 INPUTS = "inputs"  # what the source says about the image; a JSON object in a flat row
 FIRST_FIELDS = ("path", "status", "error")  # those that a short row begins with
 SHORT_FIELDS = ("state", "object", "probability", "seen")

@@ -44,7 +44,7 @@ class ImageRow:
     inputs: Mapping[str, Any] = field(default_factory=dict)  # what the source says about the image
 
     def to_json(self) -> RowDict:
-        made = self.prediction
+        made, said = self.prediction, self.prediction.verdict if self.prediction else None
         inputs = {"inputs": dict(self.inputs)} if self.inputs else {}
         listed = made.object_states if made else ()
         object_states = [
@@ -56,8 +56,10 @@ class ImageRow:
             "error": self.error or None,
             "size": self.version.size,
             "modified": self.version.modified,
-            "verdict": made.verdict.level if made and made.verdict else None,
-            "threshold": made.verdict.threshold if made and made.verdict else None,
+            "verdict": said.level if said else None,
+            "verdict_state": said.state if said else None,
+            "verdict_object": said.object if said else None,
+            "threshold": said.threshold if said else None,
             "predictions": [dict(vars(one)) for one in made.compositions] if made else [],
             "states": [dict(vars(one)) for one in made.states] if made else [],
             "objects": [dict(vars(one)) for one in made.objects] if made else [],

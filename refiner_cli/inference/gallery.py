@@ -126,5 +126,5 @@ def verdict_text(row: RowDict) -> str:
     """What a row's verdict says, for the badge of its card; empty without one."""
     level = row.get("verdict")
     if level in {"object", "state"}:
-        return f"{row[f'{level}s'][0]['name']} ({level} only)" if row[f"{level}s"] else f"{level} only"
+        return f"{row[f'verdict_{level}']} ({level} only)"
     return {"pair": "sure", "unknown": "unknown"}.get(level or "", "")

@@ -21,7 +21,7 @@ from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.inference.fingerprints import preprocessing_fingerprint, score_fingerprint
 from refiner_cli.inference.ranking import RankedScores, ScoreRanking
-from refiner_cli.inference.verdicts import Verdict, VerdictRule
+from refiner_cli.inference.verdicts import Guess, Verdict, VerdictRule
 
 BLOCK_PAIRS = 1 << 16  # pairs that are scored at once
 
@@ -204,11 +204,12 @@ class Recogniser:
         """What the rule says of a prediction; None without a rule."""
         if self.rule is None:
             return None
+        pair, thing, state = made.compositions[0], made.objects[0], made.states[0]
         return self.rule.decide(
             {
-                "pair": made.compositions[0].probability,
-                "object": made.objects[0].probability,
-                "state": made.states[0].probability,
+                "pair": Guess(pair.probability, pair.state, pair.object),
+                "object": Guess(thing.probability, object=thing.name),
+                "state": Guess(state.probability, state=state.name),
             }
         )
 

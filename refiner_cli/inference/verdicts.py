@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,21 @@ class Verdict:
     """What is said of an image, and the threshold that its probability reached."""
 
     level: Literal["pair", "object", "state", "unknown"]
-    threshold: float | None  # None: unknown
+    threshold: float | None = None  # None: unknown
+    state: str | None = None  # None: not sure
+    object: str | None = None
 
 
-NOTHING_SURE = Verdict("unknown", None)
+NOTHING_SURE = Verdict("unknown")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The best pair of an image, or its best object or state alone."""
+
+    probability: float
+    state: str | None = None
+    object: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,12 @@ class VerdictRule:
             )
         return rule
 
-    def decide(self, probabilities: dict[Level, float]) -> Verdict:
-        """The verdict on an image, from the probabilities of its best pair, object and state."""
+    def decide(self, best: Mapping[Level, Guess]) -> Verdict:
+        """The verdict on an image, from its best pair, object and state."""
         for level in LEVELS:
             threshold: float | None = getattr(self, level)
-            if threshold is not None and probabilities[level] >= threshold:
-                return Verdict(level, threshold)
+            if threshold is not None and best[level].probability >= threshold:
+                return Verdict(level, threshold, best[level].state, best[level].object)
         return NOTHING_SURE
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,35 @@ def test_answers_come_back_as_a_dataset(cli: Cli, rows: Path, tmp_path: Path) ->
     assert 0.9 * made["csv"] < sizes.pop() <= made["csv"]
 
 
-def test_cleanlab_takes_labels_from_folders(cli: Cli, rows: Path, small_demo: Path, tmp_path: Path) -> None:
-    out = tmp_path / "labels.npz"
+def test_cleanlab_takes_labels_from_folders(
+    cli: Cli, small_export: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "labels.npz"
+    cli("-q", "predict", small_export, small_demo / "images", "-o", rows)
     done = cli("-q", "convert", rows, "--to", "cleanlab", "-o", out, "--labels", small_demo / "images")
     assert (done.code, out.exists()) == (0, True)
+
+
+def test_cleanlab_refuses_rows_without_the_lists_it_needs(
+    cli: Cli, rows: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.npz"
+    done = cli("-q", "convert", rows, "--to", "cleanlab", "-o", out, "--labels", small_demo / "images")
+    assert (done.code, out.exists()) == (3, False)
+    assert "lists no probabilities of states and objects" in done.err
+
+
+def test_verdicts_are_counted_and_honoured(
+    cli: Cli, small_export: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    rows, table = tmp_path / "sure.jsonl", tmp_path / "sure.csv"
+    cli("-q", "predict", small_export, small_demo / "images", "-o", rows, "--min-probability", "0.5")
+    done = cli("-q", "convert", rows, "--to", "csv", "-o", table, "--json")
+    said = [json.loads(line)["verdict"] for line in rows.read_text("utf-8").splitlines()]
+    assert done.json["verdicts"] == Counter(said)
+    assert len(set(said)) > 2
+    made = create(cli, table, tmp_path / "data")
+    assert 0.9 * said.count("pair") < made <= said.count("pair")
 
 
 def test_mistakes_are_said_before_the_work(cli: Cli, rows: Path, tmp_path: Path) -> None:

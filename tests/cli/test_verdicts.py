@@ -15,6 +15,13 @@ from tests.conftest import Cli, parse_rows
 LEVELS = {"pair": "predictions", "object": "objects", "state": "states"}
 
 
+def named(row: dict[str, Any], threshold: float) -> tuple[str | None, str | None]:
+    """The state and object that this verdict says."""
+    pair, state, thing = (row[group][0] for group in ("predictions", "states", "objects"))
+    return {"pair": (pair.get("state"), pair.get("object")), "object": (None, thing["name"]),
+            "state": (state["name"], None), "unknown": (None, None)}[said(row, threshold)]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def photos(small_demo: Path) -> list[Path]:
     return sorted((small_demo / "images").rglob("*.jpg"))[::12]
@@ -38,6 +45,8 @@ def test_every_row_says_what_is_sure(
         done = cli("-q", "predict", small_export, *photos, "--min-probability", threshold, "-o", file)
         assert done.code == 0, done.err
         found = {row["path"]: (row["verdict"], row["threshold"]) for row in read_rows(file)}
+        names = {row["path"]: (row["verdict_state"], row["verdict_object"]) for row in read_rows(file)}
+        assert names == {row["path"]: named(row, threshold) for row in rows}
         want = {row["path"]: said(row, threshold) for row in rows}
         assert {path: verdict for path, (verdict, _) in found.items()} == want
         assert len(set(want.values())) > 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from refiner_cli.core.models.calibration import Confidence, Promise, Temperatures, Threshold
+from refiner_cli.core.models.calibration import Confidence, Level, Promise, Temperatures, Threshold
 from refiner_cli.errors import UsageError
-from refiner_cli.inference.verdicts import NOTHING_SURE, Verdict, VerdictRule
+from refiner_cli.inference.verdicts import NOTHING_SURE, Guess, Verdict, VerdictRule
 
 NEVER = Threshold(None, 0.0, None)
 
@@ -22,13 +22,19 @@ CONFIDENCE = Confidence(
 )
 
 
+def best(pair: float, thing: float, state: float) -> dict[Level, Guess]:
+    """The guesses on an image, with these probabilities."""
+    return {"pair": Guess(pair, "ripe", "pear"), "object": Guess(thing, object="plum"),
+            "state": Guess(state, state="raw")}  # fmt: skip
+
+
 def test_the_first_that_is_sure_is_said() -> None:
     rule = VerdictRule(0.8, 0.7, None)
-    assert rule.decide({"pair": 0.8, "object": 0.9, "state": 1.0}) == Verdict("pair", 0.8)
-    assert rule.decide({"pair": 0.79, "object": 0.9, "state": 1.0}) == Verdict("object", 0.7)
-    assert rule.decide({"pair": 0.1, "object": 0.69, "state": 1.0}) == NOTHING_SURE
+    assert rule.decide(best(0.8, 0.9, 1.0)) == Verdict("pair", 0.8, "ripe", "pear")
+    assert rule.decide(best(0.79, 0.9, 1.0)) == Verdict("object", 0.7, None, "plum")
+    assert rule.decide(best(0.1, 0.69, 1.0)) == NOTHING_SURE
     everywhere = VerdictRule.of_probability(0.6)
-    assert everywhere.decide({"pair": 0.1, "object": 0.2, "state": 0.6}) == Verdict("state", 0.6)
+    assert everywhere.decide(best(0.1, 0.2, 0.6)) == Verdict("state", 0.6, "raw", None)
 
 
 def test_a_precision_takes_the_promise_of_at_least_as_much() -> None:

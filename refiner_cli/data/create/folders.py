@@ -25,6 +25,7 @@ _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+UNKNOWN_FOLDER = "_unknown"  # in place of a state or an object that nobody has said
 LAYOUT = "It must hold folders named state_object, or state folders with object folders in them."
 
 
@@ -35,6 +36,7 @@ class _Tree:
     root: Path
     skipped_links: int = 0
     other_files: Counter[str] = field(default_factory=Counter)  # suffix -> files that are not images
+    unknown: list[Path] = field(default_factory=list)  # folders of that name, which are not visited
     _images: dict[Path, list[Path]] = field(default_factory=dict)
     _folders: dict[Path, list[Path]] = field(default_factory=dict)
     _visited: set[Path] = field(default_factory=set)
@@ -80,7 +82,9 @@ class _Tree:
             is_folder = _is_folder(entry)
             if is_foreign(entry.name, folder=is_folder):
                 continue
-            if is_folder:
+            if is_folder and entry.name == UNKNOWN_FOLDER:
+                self.unknown.append(path)
+            elif is_folder:
                 if self._is_new(path, link=entry.is_symlink()):
                     folders.append(path)
             elif path.suffix.lower() in IMAGE_SUFFIXES:
@@ -143,8 +147,10 @@ def read_folders(source: Path) -> PhotoCollection:
         photos = [Photo(file, pair) for folder, pair in pairs.items() for file in tree.below(folder)]
     unlabelled += loose
     if not photos:
-        held = f"{len(unlabelled)} images, but none in a folder that names a pair"
-        raise DatasetError(f"{source} holds {held if unlabelled else 'no images'}.", hint=LAYOUT)
+        held = f"no images{f' outside of folders named {UNKNOWN_FOLDER}' if tree.unknown else ''}"
+        if unlabelled:
+            held = f"{len(unlabelled)} images, but none in a folder that names a pair"
+        raise DatasetError(f"{source} holds {held}.", hint=LAYOUT)
     return PhotoCollection(tuple(photos), tuple(unlabelled), (*notes, *_passed_over(tree)))
 
 
@@ -214,6 +220,8 @@ def _read_names(names: Iterable[str]) -> dict[str, Pair]:
 
 
 def _passed_over(tree: _Tree) -> Iterator[str]:
+    if unknown := sum(1 for folder in tree.unknown for _ in tree.below(folder)):
+        yield f"photos in folders named {UNKNOWN_FOLDER}: {unknown}, passed over"
     if tree.skipped_links:
         links = "1 link" if tree.skipped_links == 1 else f"{tree.skipped_links} links"
         yield f"{links} to a folder of the same tree not followed"

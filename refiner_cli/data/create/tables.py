@@ -19,6 +19,7 @@ from refiner_cli.errors import DatasetError
 TABLE_COLUMNS = ("path", "state", "object", "split")
 TABLE_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".tsv")
 _REQUIRED = TABLE_COLUMNS[:3]
+_OPEN_VERDICTS = {"state", "object", "unknown"}
 _DELIMITERS = (",", ";", "\t")
 
 Record = tuple[int, dict[str, Any]]  # line number, values by column
@@ -27,6 +28,7 @@ Record = tuple[int, dict[str, Any]]  # line number, values by column
 def read_table(source: Path, images: Path | None = None) -> PhotoCollection:
     """Read a table of photos; other columns are ignored.
 
+    A row without a state or an object is passed over if it has a verdict that says so (``refiner convert``).
     Comma, semicolon and tab are told apart by the header, whose case does not matter.
 
     Args:
@@ -38,19 +40,30 @@ def read_table(source: Path, images: Path | None = None) -> PhotoCollection:
     text = read_text(source, "table")
     is_csv = source.suffix.lower() in {".csv", ".tsv"}
     records = _csv_records(source, text) if is_csv else _json_records(source, text)
-    photos, ignored = [], dict[str, None]()
+    photos, ignored, undecided = [], dict[str, None](), 0
     for number, record in records:
-        photos.append(_photo(source, number, record, images or source.parent))
+        if _is_undecided(record):
+            undecided += 1
+        else:
+            photos.append(_photo(source, number, record, images or source.parent))
         ignored.update(dict.fromkeys(column for column in record if column not in TABLE_COLUMNS))
     if not photos:
-        raise DatasetError(f"{source} lists no images.")
+        raise DatasetError(f"{source} lists no images{' with a state and an object' if undecided else ''}.")
     if len({photo.split is None for photo in photos}) > 1:
         lacking = next(photo.file for photo in photos if photo.split is None)
         raise DatasetError(
             f"{source} states a split for some images and not for others, for example {lacking}."
         )
-    notes = (f"columns ignored: {', '.join(ignored)}",) if ignored else ()
-    return PhotoCollection(tuple(photos), notes=notes)
+    notes = [f"columns ignored: {', '.join(ignored)}"] if ignored else []
+    if undecided:
+        notes.append(f"rows without a state and an object, by their verdict: {undecided}, passed over")
+    return PhotoCollection(tuple(photos), notes=tuple(notes))
+
+
+def _is_undecided(record: dict[str, Any]) -> bool:
+    """Whether a model's verdict left the state or object of a row open, and nobody has filled it in."""
+    is_open = str(record.get("verdict") or "").strip() in _OPEN_VERDICTS
+    return is_open and not all(str(record.get(role) or "").strip() for role in ("state", "object"))
 
 
 def _photo(source: Path, number: int, record: dict[str, Any], images: Path) -> Photo:

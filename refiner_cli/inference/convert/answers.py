@@ -6,13 +6,15 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from refiner_cli.core.models.calibration import Level
 from refiner_cli.errors import DatasetError
 from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.output import sidecar_of
@@ -47,11 +49,46 @@ class AnswerRow(BaseModel):
     predictions: list[PairGuess] = []
     states: list[NameGuess] = []
     objects: list[NameGuess] = []
+    verdict: Level | Literal["unknown"] | None = None  # None: none was asked for
+    verdict_state: str | None = None
+    verdict_object: str | None = None
+    threshold: float | None = None
     inputs: dict[str, Any] | None = None  # what the source said about the image, its box for example
 
     @property
     def about(self) -> dict[str, Any]:
         return self.inputs or {}
+
+    def said(self) -> Said:
+        """What the row says of its image: the best pair, or as much of it as its verdict says is sure."""
+        if self.verdict is None:
+            best = self.predictions[0]
+            return Said(best.state, best.object, best.probability)
+        state, name = self.verdict_state, self.verdict_object
+        if self.verdict == "pair":
+            return Said(state, name, self.predictions[0].probability)
+        ranked = self.objects if self.verdict == "object" else self.states
+        probability = share(ranked, name or state)
+        return Said(state, name, self.threshold if probability is None else probability)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A state and an object as far as they are said, and how probable they are."""
+
+    state: str | None  # None: not said
+    object: str | None
+    probability: float | None  # at least the threshold, where the file lists no more; None: nothing is said
+
+    @property
+    def text(self) -> str:
+        """``"ripe apple"``, ``"apple"``, ``"ripe"`` or nothing."""
+        return " ".join(filter(None, (self.state, self.object)))
+
+
+def share(ranked: Iterable[NameGuess], name: str | None) -> float | None:
+    """The probability of a name on its own, if it is listed."""
+    return next((one.probability for one in ranked if one.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -61,9 +98,9 @@ class Answer:
     row: AnswerRow
     where: str  # the photo's path, or its address
 
-    @property
-    def best(self) -> PairGuess:
-        return self.row.predictions[0]
+    @cached_property
+    def said(self) -> Said:
+        return self.row.said()
 
     @property
     def address(self) -> str | None:
@@ -95,16 +132,19 @@ class Answers:
     places: NotedPlaces
     min_probability: float = 0.0
     left_out: Counter[str] = field(default_factory=Counter)  # how many rows the last pass left out, by reason
+    verdicts: Counter[str] = field(default_factory=Counter)  # how many rows of the last pass have each
 
     def __iter__(self) -> Iterator[Answer]:
         """Raises DatasetError for a file that is missing or damaged."""
         self.left_out.clear()
+        self.verdicts.clear()
         for row in self._rows():
             if row.status != "ok" or not row.predictions:
                 self.left_out["could not be read by predict"] += 1
             elif row.predictions[0].probability < self.min_probability:
                 self.left_out["below --min-probability"] += 1
             else:
+                self.verdicts.update([row.verdict] if row.verdict else [])
                 yield Answer(row, self.places.locate(row.about.get("image", row.path)))
 
     def with_text_paths(self) -> Iterator[tuple[str, Answer]]:

@@ -1,7 +1,7 @@
 """cleanlab: the labels that people gave and the model's probabilities, to find wrong labels.
 
 State and object are two problems, each with ``labels`` (``N`` int64) and ``pred_probs`` (``N x K`` float32)
-as ``cleanlab.filter.find_label_issues`` takes them.
+as ``cleanlab.filter.find_label_issues`` takes them. Verdicts play no part.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refiner_cli.data.labels import NameIndex
+from refiner_cli.errors import DatasetError
 from refiner_cli.inference.convert.answers import Answers, NameGuess
 from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions, all_names
 
@@ -35,6 +36,11 @@ class CleanlabWriter(AnswerWriter):
             if label is None:
                 answers.left_out["no label"] += 1
                 continue
+            if not answer.row.states or not answer.row.objects:
+                raise DatasetError(
+                    f"{answers.file} lists no probabilities of states and objects, which cleanlab needs.",
+                    hint="Predict to JSON lines, to Parquet, or to CSV with --wide.",
+                )
             paths.append(answer.row.path)
             for problem, name, ranked in zip(
                 problems.values(), label, (answer.row.states, answer.row.objects), strict=True

@@ -1,4 +1,4 @@
-"""A table of photos with their best pair: CSV, as ``refiner dataset create`` reads it."""
+"""A table of photos with what is said of them: CSV, as ``refiner dataset create`` reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refiner_cli.inference.convert.writer import AnswerWriter, Converted, Conver
 
 
 class CsvTableWriter(AnswerWriter):
-    """Columns ``path``, ``state``, ``object`` and ``probability``."""
+    """Columns ``path``, ``state``, ``object``, ``probability`` and ``verdict``; empty what is not said."""
 
     suffix = ".csv"
 
@@ -20,7 +20,7 @@ class CsvTableWriter(AnswerWriter):
         images = 0
         with target.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["path", "state", "object", "probability"])
+            writer.writerow(["path", "state", "object", "probability", "verdict"])
             for record in records(answers):
                 writer.writerow(record)
                 images += 1
@@ -29,13 +29,16 @@ class CsvTableWriter(AnswerWriter):
         )
 
 
-def records(answers: Answers) -> Iterator[tuple[str, str, str, float]]:
+def records(answers: Answers) -> Iterator[tuple[str, str, str, float | str, str]]:
     """Absolute paths: no spreadsheet takes one for a formula, and the table may be moved."""
     for path, answer in answers.with_text_paths():
-        best = answer.best
-        yield path, as_text(best.state), as_text(best.object), round(best.probability, 6)
+        said = answer.said
+        probability = "" if said.probability is None else round(said.probability, 6)
+        yield path, as_text(said.state), as_text(said.object), probability, answer.row.verdict or ""
 
 
-def as_text(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
+def as_text(name: str | None) -> str:
+    """A name that no spreadsheet takes for a formula; empty for None."""
+    if name is None:
+        return ""
     return name.lstrip("=+-@\t\r ") or name

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from refiner_cli.inference.convert.answers import Answers, NameGuess
+from refiner_cli.inference.convert.answers import Answers, share
 from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions, write_json_array
 
 
 class FiftyOneWriter(AnswerWriter):
-    """Fields ``state``, ``object``, ``pair`` of the best pair; ``states``, ``objects``, ``pairs`` of all."""
+    """Fields ``state``, ``object``, ``pair``, empty where that is not said, and lists of all guesses."""
 
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
         del options
@@ -34,13 +34,15 @@ class FiftyOneWriter(AnswerWriter):
 def samples(answers: Answers) -> Iterator[dict[str, Any]]:
     """The samples, as ``fiftyone.Sample.from_dict`` reads them."""
     for path, answer in answers.with_text_paths():
-        row, best = answer.row, answer.best
+        row, said = answer.row, answer.said
+        is_pair = said.state is not None and said.object is not None
         yield {
             "filepath": path,
-            "tags": ["seen pair" if best.seen else "unseen pair"],
-            "state": classification(best.state, share(row.states, best.state)),
-            "object": classification(best.object, share(row.objects, best.object)),
-            "pair": classification(f"{best.state} {best.object}", best.probability),
+            "tags": ["seen pair" if row.predictions[0].seen else "unseen pair"] if is_pair else [],
+            "verdict": row.verdict,
+            "state": classification(said.state, share(row.states, said.state)),
+            "object": classification(said.object, share(row.objects, said.object)),
+            "pair": classification(said.text if is_pair else None, said.probability),
             "states": classifications((one.name, one.probability) for one in row.states),
             "objects": classifications((one.name, one.probability) for one in row.objects),
             "pairs": classifications(
@@ -49,12 +51,10 @@ def samples(answers: Answers) -> Iterator[dict[str, Any]]:
         }
 
 
-def share(ranked: Iterable[NameGuess], name: str) -> float | None:
-    """The probability of a name on its own, if the row lists it."""
-    return next((one.probability for one in ranked if one.name == name), None)
-
-
-def classification(label: str, confidence: float | None) -> dict[str, Any]:
+def classification(label: str | None, confidence: float | None) -> dict[str, Any] | None:
+    """A label as FiftyOne stores it; None for none."""
+    if label is None:
+        return None
     return {"_cls": "Classification", "tags": [], "label": label, "confidence": confidence}
 
 

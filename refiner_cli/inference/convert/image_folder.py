@@ -1,4 +1,7 @@
-"""A folder tree ``state/object/`` of links to the photos, as torchvision's ImageFolder and people read it."""
+"""A folder tree ``state/object/`` of links to the photos, as torchvision's ImageFolder and people read it.
+
+What is not said is the folder ``_unknown``: ``_unknown/apple/``, ``ripe/_unknown/``, or ``_unknown/`` alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from refiner_cli.data.create.folders import UNKNOWN_FOLDER
 from refiner_cli.data.safe_paths import portable_name
 from refiner_cli.inference.convert.answers import Answer, Answers
 from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions
@@ -28,8 +32,10 @@ class ImageFolderWriter(AnswerWriter):
 
 def new_path(target: Path, answer: Answer) -> Path:
     """A free path in the folder of the answer's state and object; no name leads out of it."""
-    best = answer.best
-    folder = target / folder_name(best.state) / folder_name(best.object)
+    said = answer.said
+    folder = target / folder_name(said.state)
+    if said.text:
+        folder /= folder_name(said.object)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in Path(answer.row.path).parts if part not in {"/", "..", "."}]
     name = portable_name("_".join(parts), hidden=False)
@@ -41,8 +47,10 @@ def new_path(target: Path, answer: Answer) -> Path:
     return file
 
 
-def folder_name(name: str) -> str:
+def folder_name(name: str | None) -> str:
     """A state or object as the name of a folder that scans do not take for a hidden one."""
+    if name is None:
+        return UNKNOWN_FOLDER
     return portable_name(name, hidden=False)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from refiner_cli.inference.convert.answers import Answer, Answers
+from refiner_cli.inference.convert.answers import Answer, Answers, Said
 from refiner_cli.inference.convert.writer import (
     AnswerWriter,
     Converted,
@@ -82,26 +82,26 @@ def image_url(answer: Answer, root: Path, prefix: str | None) -> str:
 
 
 def task(answer: Answer, url: str) -> dict[str, Any]:
-    """A photo with the best pair as its pre-annotation; ``path`` is for ``refiner dataset create``."""
-    path = answer.text_path
+    """A photo with what is said of it as its pre-annotation, if anything is.
+
+    ``path`` is for ``refiner dataset create``, ``verdict`` a column of the Data Manager.
+    """
+    said, more = answer.said, {"path": answer.text_path, "verdict": answer.row.verdict}
+    found = list(results(said))
+    prediction = {"model_version": "refiner", "score": min(1.0, said.probability or 0.0), "result": found}
     return {
-        "data": {"image": url, **({"path": path} if path else {})},
-        "predictions": [
-            {
-                "model_version": "refiner",
-                "score": min(1.0, answer.best.probability),
-                "result": list(results(answer)),
-            }
-        ],
+        "data": {"image": url, **{key: value for key, value in more.items() if value}},
+        "predictions": [prediction] if found else [],
     }
 
 
-def results(answer: Answer) -> Iterator[dict[str, Any]]:
-    for name in ("state", "object"):
-        yield {
-            "id": name,
-            "from_name": name,
-            "to_name": "image",
-            "type": "choices",
-            "value": {"choices": [getattr(answer.best, name)]},
-        }
+def results(said: Said) -> Iterator[dict[str, Any]]:
+    for role, name in (("state", said.state), ("object", said.object)):
+        if name is not None:
+            yield {
+                "id": role,
+                "from_name": role,
+                "to_name": "image",
+                "type": "choices",
+                "value": {"choices": [name]},
+            }

@@ -1,6 +1,7 @@
 """MegaDetector's JSON, with the states and objects of every detection in it.
 
-Compositions are its own ``classifications``; ``states`` and ``objects`` stand beside them, as in rows.
+Compositions are its own ``classifications``, or what the row's ``verdict`` says is sure, as one class;
+``states`` and ``objects`` stand beside them, as in rows.
 https://github.com/agentmorris/MegaDetector/tree/main/megadetector/api/batch_processing
 """
 
@@ -109,16 +110,18 @@ def new_detections() -> dict[str, Any]:
 
 
 def classified(row: AnswerRow, names: dict[str, str]) -> dict[str, Any]:
-    """What a detection says of states and objects; ``names`` numbers the compositions."""
-    best = [
-        [names.setdefault(f"{one.state} {one.object}", str(len(names))), round(one.probability, 6)]
-        for one in row.predictions
-    ]
+    """What a detection says of states and objects; ``names`` numbers the classes."""
+    classes = [(f"{one.state} {one.object}", one.probability) for one in row.predictions]
+    if row.verdict:
+        said = row.said()
+        classes = [(said.text, said.probability or 0.0)] if said.text else []
+    best = [[names.setdefault(name, str(len(names))), round(share, 6)] for name, share in classes]
     lists = {
         key: [{"name": one.name, "probability": round(one.probability, 6)} for one in some]
         for key, some in (("states", row.states), ("objects", row.objects))
     }
-    return {"classifications": best, **lists}
+    verdict = {"verdict": row.verdict} if row.verdict else {}
+    return {"classifications": best, **verdict, **lists}
 
 
 def upright_size(file: Path) -> tuple[int, int] | None:
