@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -55,7 +56,8 @@ def precisions(_context: typer.Context) -> list[str]:
 
 
 def setting_keys(_context: typer.Context) -> list[str]:
-    return [f"{key}=" for key in _SETTING_ROW.findall(page_text("configuration")) if not key.endswith(".")]
+    tables = page_text("configuration").partition("## Renamed")[0]
+    return [f"{key}=" for key in _SETTING_ROW.findall(tables)]
 
 
 def recipes(_context: typer.Context) -> list[str]:
@@ -79,44 +81,45 @@ def model_folders(_context: typer.Context) -> Iterator[str]:
                 yield str(folder)
 
 
-def models(context: typer.Context) -> list[str]:
-    return [*model_folders(context), *backbones(context)]
-
-
 def described_things(context: typer.Context) -> list[str]:
     return [*model_folders(context), *datasets(context)]
 
 
 # By the name of the parameter, in every command.
-VALUES_BY_NAME: dict[str, Values] = {
-    "method": methods,
-    "backbone": backbones,
-    "pretrained": tags,
-    "device": devices,
-    "precision": precisions,
-    "assign": setting_keys,
-    "recipe": recipes,
-    "config": recipes,
-    "file": recipes,
-    "dataset": datasets,
-    "names": datasets,
-    "benchmark": datasets,
-    "model": models,
-    "run": model_folders,
-    "runs": models,
-    "init": model_folders,
-    "what": described_things,
+VALUES_BY_NAME: dict[str, tuple[Values, ...]] = {
+    "method": (methods,),
+    "backbone": (backbones,),
+    "pretrained": (tags,),
+    "device": (devices,),
+    "precision": (precisions,),
+    "assign": (setting_keys,),
+    "recipe": (recipes,),
+    "config": (recipes,),
+    "file": (recipes,),
+    "dataset": (datasets,),
+    "names": (datasets,),
+    "benchmark": (datasets,),
+    "model": (model_folders, backbones),
+    "run": (model_folders,),
+    "runs": (model_folders, backbones),
+    "init": (model_folders,),
+    "what": (described_things,),
 }
 
 
-def completer(values: Values) -> Callable[[typer.Context, str], list[str]]:
-    """The function that Typer calls: the values that begin with what was typed."""
+def completer(kinds: tuple[Values, ...]) -> Callable[[typer.Context, str], list[str]]:
+    """The function that Typer calls: the values that begin with what was typed.
+
+    While nothing is typed, only the first kind that has any: two runs are not lost among 140 backbones.
+    """
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         try:
-            return [value for value in values(ctx) if value.startswith(incomplete)]
+            found = [list(values(ctx)) for values in kinds]
         except Exception:  # noqa: BLE001 - whatever is wrong is no matter of a Tab
             return []
+        offered = chain(*found) if incomplete else next(filter(None, found), [])
+        return [value for value in offered if value.startswith(incomplete)]
 
     return complete
 
@@ -125,8 +128,8 @@ def add_completion(function: Callable[..., Any]) -> None:
     """Give every parameter of a command the values that its name stands for."""
     hints = get_type_hints(function, include_extras=True)
     for name, hint in hints.items():
-        values = VALUES_BY_NAME.get(name)
-        if values and get_origin(hint) is Annotated and get_args(hint)[0] is not bool:
+        kinds = VALUES_BY_NAME.get(name)
+        if kinds and get_origin(hint) is Annotated and get_args(hint)[0] is not bool:
             described: Any = get_args(hint)[1]
-            described.autocompletion = described.autocompletion or completer(values)
+            described.autocompletion = described.autocompletion or completer(kinds)
     function.__annotations__ = hints  # texts would be read again by Typer, and what was added lost

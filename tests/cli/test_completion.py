@@ -11,8 +11,9 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from refiner_cli.cli.completion import backbone_tags
-from refiner_cli.plugins import method_names
+from refiner_cli.cli.completion import backbone_tags, setting_keys
+from refiner_cli.config import known_fields
+from refiner_cli.plugins import BUILT_IN_METHODS, method_names
 from tests.conftest import ROOT
 
 BASH = shutil.which("bash")
@@ -59,6 +60,7 @@ def test_bash_offers_values(shell_home: Path) -> None:
         'refiner train --backbone ViT-B-32 --pretrained "laion2b_s"', 'refiner predict --device ""',
         'refiner eval --precision ""', "refiner train --set train.l", "refiner train mit",
         "refiner train --config o", "refiner predict runs/", "refiner info runs/m",
+        'refiner eval ""', "refiner eval ViT-L-14-3",
     ]  # fmt: skip
     found = bash(shell_home, *lines)
     assert found[0] == method_names()
@@ -71,7 +73,8 @@ def test_bash_offers_values(shell_home: Path) -> None:
     assert "train.lr=" in found[5]
     assert found[6] == ["mit-states"]
     assert found[7] == ["own"]
-    assert found[8] == found[9] == ["runs/mine"]
+    assert found[8] == found[9] == found[10] == ["runs/mine"]
+    assert found[11] == ["ViT-L-14-336", "ViT-L-14-336-quickgelu"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
@@ -93,6 +96,12 @@ def test_other_shells_offer_values(shell_home: Path, shell: str) -> None:
         command, cwd=shell_home, env=environment(shell_home), check=False, text=True, capture_output=True
     )
     assert all(name in done.stdout for name in method_names()), done.stdout + done.stderr
+
+
+def test_every_setting_is_offered_and_no_former_name() -> None:
+    offered = [value.removesuffix("=") for value in setting_keys(None)]  # type: ignore[arg-type]
+    assert set(offered) == {key for method in BUILT_IN_METHODS for key in known_fields(method)}
+    assert len(offered) == len(set(offered))
 
 
 def test_the_table_of_backbones_is_read_completely() -> None:
