@@ -57,7 +57,7 @@ def precisions(_context: typer.Context) -> list[str]:
 
 def setting_keys(_context: typer.Context) -> list[str]:
     tables = page_text("configuration").partition("## Renamed")[0]
-    return [f"{key}=" for key in _SETTING_ROW.findall(tables)]
+    return [f"{key}=" for key in dict.fromkeys(_SETTING_ROW.findall(tables))]  # methods share some keys
 
 
 def recipes(_context: typer.Context) -> list[str]:
