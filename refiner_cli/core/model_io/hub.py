@@ -31,7 +31,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checksums import CHECKSUMS, verify_checksums
 from refiner_cli.core.model_io.schema import CONFIG
-from refiner_cli.core.towers.architectures import HF_HUB, first_line, quiet_libraries
+from refiner_cli.core.towers.architectures import HF_HUB
+from refiner_cli.core.towers.hub_access import hub_access, unresolved_host
+from refiner_cli.core.towers.library_messages import first_line
 from refiner_cli.errors import FetchError, ModelFileError, UsageError
 
 OWN_FORMATS = "refiner."  # what the "format" in config.json of refiner's models begins with
@@ -142,7 +144,7 @@ def hub_errors(what: str) -> Iterator[None]:
     """Let what goes wrong between this machine and the Hub be one FetchError, without the token."""
     disable_progress_bars()
     try:
-        with quiet_libraries():
+        with hub_access():
             yield
     except Exception as error:
         found = fetch_error(what, error)
@@ -155,6 +157,8 @@ def fetch_error(what: str, error: Exception) -> FetchError | None:
     """The sentence for an error of the Hub's client; None for a fault of the program."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     in_transit = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
+    host = unresolved_host()
+    unresolved = f" ({host} does not resolve)" if host else ""
     known = (  # the first that holds
         (status == 401, f"The Hub refuses access to {what}: the token is wrong, or missing.", LOG_IN),
         (
@@ -174,8 +178,8 @@ def fetch_error(what: str, error: Exception) -> FetchError | None:
         ),
         (
             isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled),
-            f"{what} is not in the cache, and the Hub cannot be reached.",
-            "",
+            f"{what} is not in the cache, and the Hub cannot be reached{unresolved}.",
+            "Check the name and the network.",
         ),
         (isinstance(error, HFValidationError), f"{what} is not a name that the Hub can have.", ""),
         (status > 0, f"The Hub answered {status} for {what}.", "Try again later."),

@@ -38,8 +38,8 @@ from refiner_cli.core.model_io.onnx_model import OnnxModel
 from refiner_cli.core.model_io.schema import CONFIG, ONNX_FORMAT
 from refiner_cli.core.models.base import ImageVectors, Model, TextBank
 from refiner_cli.core.models.shifted_views import SHIFTS, shifted_view
-from refiner_cli.core.towers.architectures import first_line, quiet_libraries
 from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import atomic_folder, sha256

@@ -25,8 +25,8 @@ from refiner_cli.core.model_io.onnx_files import (
 from refiner_cli.core.model_io.schema import StoredCalibration
 from refiner_cli.core.models.base import ImageVectors, Model, PairIndices, Scores, TextBank
 from refiner_cli.core.models.calibration import Calibration
-from refiner_cli.core.towers.architectures import first_line
 from refiner_cli.core.towers.backbone import Backbone, BackboneSpec
+from refiner_cli.core.towers.library_messages import first_line
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import sha256

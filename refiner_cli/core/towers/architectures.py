@@ -7,14 +7,11 @@ language of the prompts, for text towers that want to know it (NLLB). Only ``hf-
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
-import logging
 import math
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,8 @@ import open_clip
 import timm
 
 from refiner_cli.core.towers import tiny
-from refiner_cli.errors import ConfigError, FetchError
+from refiner_cli.core.towers.hub_access import download_hub_file
+from refiner_cli.errors import ConfigError
 
 CONFIG_FILE = "open_clip_config.json"
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
@@ -164,17 +162,6 @@ def check_preprocess(preprocess: object, source: Path) -> None:
             raise ConfigError(f"{source} has the impossible value {value!r} for preprocess_cfg.{key}.")
 
 
-def download_hub_file(repository: str, file: str) -> Path:
-    """A file of a Hugging Face repository, downloaded once into the usual cache. Raises FetchError."""
-    with quiet_libraries():
-        try:
-            return Path(str(open_clip.pretrained.download_pretrained_from_hf(repository, file)))
-        except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
-            raise FetchError(
-                f"The file {file} of {HF_HUB}{repository} cannot be downloaded ({first_line(error)})."
-            ) from None
-
-
 def contrastive_part(config: dict[str, Any]) -> dict[str, Any]:
     """A model configuration without the caption decoder that CoCa has beside its two towers."""
     if "multimodal_cfg" not in config:
@@ -191,21 +178,3 @@ def preprocess_config(config: dict[str, Any], stated: dict[str, Any]) -> dict[st
     )
     chosen["size"] = config["vision_cfg"].get("image_size", 224)
     return chosen
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return ((str(error).strip() or type(error).__name__).splitlines() or [""])[0].rstrip(".")
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own log lines and warnings off the terminal; errors come as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -21,12 +21,11 @@ from refiner_cli.core.towers.architectures import (
     Architecture,
     contrastive_part,
     find_architecture,
-    first_line,
     preprocess_config,
-    quiet_libraries,
     split_language,
 )
 from refiner_cli.core.towers.image import ImageTower
+from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
 from refiner_cli.core.towers.open_clip_text import OpenClipTextTower
 from refiner_cli.core.towers.open_tower import open_image_tower
 from refiner_cli.core.towers.text import TextTower

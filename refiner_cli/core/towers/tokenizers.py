@@ -13,9 +13,10 @@ from typing import Any
 
 import open_clip
 
-from refiner_cli.core.towers.architectures import first_line, quiet_libraries
+from refiner_cli.core.towers.hub_access import failure, hub_access
+from refiner_cli.core.towers.library_messages import first_line
 from refiner_cli.core.towers.transformers_config import INSTALL
-from refiner_cli.errors import ConfigError, EnvironmentLacksError, FetchError, ModelFileError, RefinerError
+from refiner_cli.errors import ConfigError, EnvironmentLacksError, FetchError, ModelFileError
 
 PROBE = "apple"  # every tokenizer knows how to split it
 OPTIONS = {"clean", "strip_sep_token"}  # of HFTokenizer that a model configuration may set
@@ -80,7 +81,7 @@ def transformers_tokenizer(
     stated = text_config.get("tokenizer_kwargs") or {}
     options = {key: value for key, value in stated.items() if key in OPTIONS}
     try:
-        with quiet_libraries():
+        with hub_access():
             tokenizer = open_clip.tokenizer.HFTokenizer(
                 str(source),
                 context_length=context_length,
@@ -93,9 +94,9 @@ def transformers_tokenizer(
             f"The model's tokenizer needs the package transformers ({first_line(error)}).", hint=INSTALL
         ) from None
     except Exception as error:  # noqa: BLE001 - the hub's client and damaged files raise dozens of kinds
-        kind: type[RefinerError] = ModelFileError if is_folder else FetchError
-        verb = "read" if is_folder else "downloaded"
-        raise kind(f"The tokenizer {source} cannot be {verb} ({first_line(error)}).") from None
+        if is_folder:
+            raise ModelFileError(f"The tokenizer {source} cannot be read ({first_line(error)}).") from None
+        raise FetchError(f"The tokenizer {source} cannot be downloaded ({failure(error)}).") from None
     if stated.get("language"):
         set_language(tokenizer.tokenizer, stated["language"])
     return take_apart(tokenizer, context_length)

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from refiner_cli.core.towers.architectures import download_hub_file, first_line, quiet_libraries
+from refiner_cli.core.towers.hub_access import download_hub_file
+from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
 from refiner_cli.errors import ConfigError, EnvironmentLacksError
 
 LIBRARY_CONFIG = "config.json"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from refiner_cli.core.towers.architectures import first_line, quiet_libraries
+from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
 from refiner_cli.core.towers.torchscript import is_torchscript, read_torchscript
 from refiner_cli.core.towers.transformers_names import has_transformers_names, to_open_clip_names
 from refiner_cli.errors import ModelFileError

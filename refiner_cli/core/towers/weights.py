@@ -10,12 +10,8 @@ import open_clip
 from torch import nn
 
 from refiner_cli.core.towers import tiny
-from refiner_cli.core.towers.architectures import (
-    WEIGHTS_FILES,
-    Architecture,
-    first_line,
-    quiet_libraries,
-)
+from refiner_cli.core.towers.architectures import WEIGHTS_FILES, Architecture
+from refiner_cli.core.towers.hub_access import failure, hub_access
 from refiner_cli.core.towers.sidecar import read_sidecar
 from refiner_cli.core.towers.weight_files import (
     StateDict,
@@ -140,13 +136,14 @@ def find_weights_file(folder: Path) -> Path:
 
 def download_weights(tag: dict[str, Any] | None, repository: str, what: str) -> Path:
     """The weights of a tag or a repository, downloaded once into the usual cache. Raises FetchError."""
-    with quiet_libraries():
+    with hub_access():
         try:
             if tag is None:
                 return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
             return Path(open_clip.download_pretrained(tag))
         except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
             raise FetchError(
-                f"The weights {what} cannot be downloaded ({first_line(error)}).",
-                hint="Download the file elsewhere and pass it with --pretrained TAG=FILE.",
+                f"The weights {what} cannot be downloaded ({failure(error)}).",
+                hint="Check the network, or download the file elsewhere and name it: --pretrained TAG=FILE "
+                "of 'refiner train', or NAME:TAG=FILE as a MODEL.",
             ) from None

@@ -1,0 +1,59 @@
+"""Asking the Hugging Face Hub through the libraries' client: quietly, and not where no answer can come."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import urllib.request
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import huggingface_hub.constants as hub
+import open_clip
+
+from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
+from refiner_cli.errors import FetchError
+
+
+@cache
+def unresolved_host() -> str | None:
+    """The Hub's host name if it does not resolve; None if it does, or if a proxy resolves it."""
+    host = urlsplit(hub.ENDPOINT).hostname
+    if not host or urllib.request.getproxies().keys() & {"http", "https", "all"}:
+        return None
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return host
+    return None
+
+
+@contextlib.contextmanager
+def hub_access() -> Iterator[None]:
+    """Let the client use its cache alone where the Hub's name does not resolve: it would try for a minute."""
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or unresolved_host() is not None
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def failure(error: BaseException) -> str:
+    """Why the Hub did not answer, on one line."""
+    host = unresolved_host()
+    return f"no host name resolves: {host}" if host else first_line(error)
+
+
+def download_hub_file(repository: str, file: str) -> Path:
+    """A file of a Hugging Face repository, downloaded once into the usual cache. Raises FetchError."""
+    with hub_access():
+        try:
+            return Path(str(open_clip.pretrained.download_pretrained_from_hf(repository, file)))
+        except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
+            raise FetchError(
+                f"The file {file} of hf-hub:{repository} cannot be downloaded ({failure(error)})."
+            ) from None
