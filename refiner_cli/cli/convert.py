@@ -61,6 +61,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert predictions for Label Studio, FiftyOne, cleanlab, MegaDetector, or 'refiner dataset create'."""
+    from refiner_cli.core.models.calibration import LEVELS
     from refiner_cli.data.create.sources import read_photos
     from refiner_cli.data.lists import read_names
     from refiner_cli.inference.convert.answers import Answers, noted_places
@@ -104,9 +105,9 @@ def convert(
         )  # fmt: skip
     else:
         terminal.note(f"{made.images} images in {out}{count_reasons(found)}")
-        if found.verdicts:
-            counts = ", ".join(f"{level} {count}" for level, count in found.verdicts.items())
-            terminal.note(f"verdicts: {counts}")
+        if found.verdicts and writer.honours_verdicts:
+            counts = ", ".join(f"{level} {found.verdicts[level]}" for level in (*LEVELS, "unknown"))
+            terminal.note(f"verdicts: {counts}; only what is sure is written")
         for note in made.notes:
             terminal.note(note.replace("{out!r}", repr(str(out))).replace("{out}", quoted(out)))
     if sum(found.left_out.values()) > found.left_out["below --min-probability"]:

@@ -112,14 +112,15 @@ def link(page: Path, file: Path) -> str:
 
 def card(row: RowDict, picture: str, photo: str, missing: str) -> list[object]:
     """A row for the script: path, error, thumbnail, predictions, link to the photo, or why not, note,
-    verdict.
+    verdict, what it says.
     """
     predictions = [
         [one["state"], one["object"], round(one["probability"], 4), int(one["seen"])]
         for one in row["predictions"]
     ]
     error, note = row["error"] or "", row.get("note", "")
-    return [row["path"], error, picture, predictions, photo, missing, note, verdict_text(row)]
+    verdict = row.get("verdict") or ""
+    return [row["path"], error, picture, predictions, photo, missing, note, verdict, verdict_text(row)]
 
 
 def verdict_text(row: RowDict) -> str:

@@ -72,6 +72,8 @@ def test_verdicts_are_counted_and_honoured(
     said = [json.loads(line)["verdict"] for line in rows.read_text("utf-8").splitlines()]
     assert done.json["verdicts"] == Counter(said)
     assert len(set(said)) > 2
+    noted = cli("convert", rows, "--to", "csv", "-o", tmp_path / "again.csv").err
+    assert f"verdicts: pair {said.count('pair')}, object {said.count('object')}, state" in noted
     made = create(cli, table, tmp_path / "data")
     assert 0.9 * said.count("pair") < made <= said.count("pair")
 

@@ -57,7 +57,7 @@ def test_every_row_says_what_is_sure(
     page = tmp_path / "page.html"
     arguments = ("--min-probability", threshold, "-o", files[0], "--gallery", page)
     assert cli("-q", "predict", small_export, *photos, *arguments).code == 0
-    assert '"sure"' in page.read_text("utf-8")
+    assert '"pair", "sure"' in page.read_text("utf-8")
 
 
 def test_a_promised_precision_takes_the_models_thresholds(

@@ -55,7 +55,7 @@ def cards(page: Path) -> list[Any]:
 def test_a_card_links_to_its_photo_and_says_if_that_is_gone(output: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "page.html"
     assert write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0) == 7
-    for path, _, picture, predictions, photo, missing, _, _ in cards(page):
+    for path, _, picture, predictions, photo, missing, *_ in cards(page):
         if path == "gone.jpg":
             assert (picture, photo, missing) == ("", "", "the file is gone")
             continue
@@ -97,21 +97,45 @@ document.body.dataset.button = byId("save").textContent;
 """
 
 
-def test_corrections_are_saved_as_a_table_for_dataset_create(output: Path, tmp_path: Path) -> None:
+def shown_by_browser(page: Path, script: str) -> str:
+    """The page's elements after a browser ran the script at its end."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no Chromium is installed")
-    page = tmp_path / "pages" / "page.html"
-    write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0)
-    page.write_text(page.read_text("utf-8") + f"<script>{ENTER}</script>", "utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run(
+    page.write_text(page.read_text("utf-8") + f"<script>{script}</script>", "utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
+    return subprocess.run(
         [browser, *flags, "--dump-dom", page.as_uri()],
         capture_output=True,
         timeout=120,
         check=True,
         text=True,
     ).stdout
+
+
+def test_images_are_chosen_by_their_verdict(tmp_path: Path) -> None:
+    page, found = tmp_path / "page.html", []
+    for number, level in enumerate(("pair", "object", "object", "unknown")):
+        named = {"verdict_state": None, "verdict_object": "cat" if level == "object" else None}
+        found.append(predicted(f"{number}.jpg") | {"verdict": level, **named})
+    write_gallery(page, "Rows", found, locate_in(tmp_path), workers=0)
+    dom = shown_by_browser(
+        page, 'byId("verdict").value = "object"; byId("verdict").dispatchEvent(new Event("input"));'
+    )
+    offered = re.search(r'<select id="verdict"([^>]*)>(.*?)</select>', dom, re.DOTALL)
+    assert offered is not None
+    assert "hidden" not in offered.group(1)
+    assert re.findall(r">([^<]+)</option>", offered.group(2)) == [
+        "any verdict", "pair sure (1)", "object only (2)", "unknown (1)",
+    ]  # fmt: skip
+    assert re.findall(r'class="verdict (\w+)">([^<]+)<', dom) == [("object", "cat (object only)")] * 2
+    assert "2 of 4 images" in dom
+
+
+def test_corrections_are_saved_as_a_table_for_dataset_create(output: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "page.html"
+    write_gallery(page, "Rows", read_rows(output), locate_in(tmp_path / "photos"), workers=0)
+    dom = shown_by_browser(page, ENTER)
     found = re.search(r'data-csv="([^"]*)" data-button="([^"]*)"', dom)
     assert found is not None
     assert found.group(2) == "Save 5 corrections"  # neither what is gone nor what is damaged

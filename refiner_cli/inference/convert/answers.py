@@ -152,7 +152,7 @@ class Answers:
         for answer in self:
             path = answer.text_path
             if path is None:
-                self.left_out["name that is not text"] += 1
+                self.left_out["with a name that is not text"] += 1
             else:
                 yield path, answer
 

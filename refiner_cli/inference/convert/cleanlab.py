@@ -26,6 +26,7 @@ class CleanlabWriter(AnswerWriter):
 
     suffix = ".npz"
     needs_labels = True
+    honours_verdicts = False
 
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
         states, objects = all_names(answers, options)
@@ -34,7 +35,7 @@ class CleanlabWriter(AnswerWriter):
         for answer in answers:
             label = options.labels.get(answer.file.resolve())
             if label is None:
-                answers.left_out["no label"] += 1
+                answers.left_out["without a label"] += 1
                 continue
             if not answer.row.states or not answer.row.objects:
                 raise DatasetError(

@@ -22,7 +22,7 @@ class ImageFolderWriter(AnswerWriter):
         images = copied = 0
         for answer in answers:
             if answer.address or not answer.file.is_file():
-                answers.left_out["photo on another machine" if answer.address else "the photo is gone"] += 1
+                answers.left_out["on another machine" if answer.address else "whose photo is gone"] += 1
                 continue
             copied += link_or_copy(answer.file.absolute(), new_path(target, answer), copy=options.copy)
             images += 1

@@ -30,7 +30,7 @@ class MegaDetectorWriter(AnswerWriter):
         count = 0
         for answer in answers:
             if answer.row.about.get("image") is None or answer.row.about.get("box") is None:
-                answers.left_out["row without a box"] += 1
+                answers.left_out["without a box"] += 1
             else:
                 count += made.complete(answer.row) if options.boxes else made.add(answer)
         target.write_text(json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -61,7 +61,7 @@ class DetectionFile:
         number = str(row.about["box"])
         detections = self.images.get(row.about["image"], {}).get("detections") or []
         if not number.isdecimal() or int(number) >= len(detections):
-            self.answers.left_out["box that the file does not have"] += 1
+            self.answers.left_out["with a box that the file does not have"] += 1
             return False
         detections[int(number)].update(classified(row, self.numbers))
         return True
@@ -75,7 +75,7 @@ class DetectionFile:
                 self.sizes[name] = None if answer.address else upright_size(answer.file)
             size = self.sizes[name]
             if size is None:
-                self.answers.left_out["box in pixels whose image cannot be read"] += 1
+                self.answers.left_out["with a box in pixels and an image that cannot be read"] += 1
                 return False
             sides = [side / size[i % 2] for i, side in enumerate(sides)]
         if name not in self.images:

@@ -42,6 +42,7 @@ class AnswerWriter(ABC):
 
     suffix: ClassVar[str] = ""  # of the file that is written; "": a folder
     needs_labels: ClassVar[bool] = False
+    honours_verdicts: ClassVar[bool] = True  # whether only what is sure is written
 
     @abstractmethod
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:

@@ -168,7 +168,7 @@ def test_a_photo_that_is_gone_is_counted(answers: Answers, photos: Path, tmp_pat
     (photos / "a.jpg").unlink()
     made = convert_answers(answers, WRITERS["image-folder"], tmp_path / "out", ConvertOptions())
     assert made.images == len(PHOTOS) - 1
-    assert answers.left_out["the photo is gone"] == 1
+    assert answers.left_out["whose photo is gone"] == 1
 
 
 def test_a_table_reads_back(answers: Answers, photos: Path, tmp_path: Path) -> None:
@@ -280,5 +280,5 @@ def test_a_name_that_is_not_text_is_left_out_where_a_format_is_text(photos: Path
     for to in ("csv", "fiftyone"):
         target = tmp_path / f"{to}{WRITERS[to].suffix}"
         assert convert_answers(answers, WRITERS[to], target, ConvertOptions()).images == 1
-        assert answers.left_out["name that is not text"] == 1
+        assert answers.left_out["with a name that is not text"] == 1
     assert convert_answers(answers, WRITERS["label-studio"], tmp_path / "ls", ConvertOptions()).images == 2
