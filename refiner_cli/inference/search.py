@@ -148,8 +148,8 @@ def term_scores(vectors: ImageVectors, query: QueryVectors, scale: float) -> Ten
     for role in dict.fromkeys(query.roles):
         of_role = [i for i, own in enumerate(query.roles) if own == role]
         images = getattr(vectors, role).to(device, torch.float32)  # N x D
-        texts = torch.stack([query.texts[i] for i in of_role]).float()
-        columns.update(zip(of_role, (scale * images @ texts.T).unbind(1), strict=True))
+        texts = scale * torch.stack([query.texts[i] for i in of_role]).float()  # few, unlike the images
+        columns.update(zip(of_role, (images @ texts.T).unbind(1), strict=True))
     return torch.stack([columns[i] for i in range(len(query.roles))], 1)
 
 
