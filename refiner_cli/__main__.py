@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        if "" in (sys.argv[1:] if arguments is None else arguments):
+            raise UsageError("An argument is empty.", hint="Is a variable of the shell not set?")
         try:
             app(arguments, prog_name="refiner")
         except Exception:
@@ -34,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         place = f" ({error.filename})" if error.filename else ""
         kind = UsageError if error.errno == errno.ENAMETOOLONG else RefinerError
-        terminal.error(kind(f"The system refused: {error.strerror or error}{place}."))
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = "Free some space, then run the same command again: what is complete is kept." if full else ""
+        terminal.error(kind(f"The system refused: {error.strerror or error}{place}.", hint=hint))
         sys.exit(kind.exit_code)
     except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
         if terminal.debug or "DataLoader worker" not in str(error):

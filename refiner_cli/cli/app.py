@@ -32,9 +32,11 @@ from refiner_cli.cli import (
 )
 from refiner_cli.cli.completion import add_completion
 from refiner_cli.cli.console import terminal
+from refiner_cli.cli.help_sections import SectionedCommand, SectionedGroup
 
 app = typer.Typer(
     name="refiner",
+    cls=SectionedGroup,
     help="Recognise state-object pairs such as 'sliced apple' in images, also pairs that training never saw.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -86,7 +88,7 @@ COMMANDS = (
 )
 NAMES = {eval.evaluate: "eval", calibrate.recalibrate: "calibrate"}  # of functions that are called otherwise
 for command in COMMANDS:
-    app.command(name=NAMES.get(command))(command)
+    app.command(name=NAMES.get(command), cls=SectionedCommand)(command)
 app.add_typer(dataset.app)
 for registered in (*app.registered_commands, *dataset.app.registered_commands):
     if registered.callback:

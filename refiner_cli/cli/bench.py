@@ -57,7 +57,11 @@ def bench(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure text encoding, a training step, image encoding, decoding and prediction; downloads nothing."""
+    """Measure how fast this machine is.
+
+    Text encoding, a training step, image encoding, decoding and prediction, each beside the usual way of
+    doing the same. Nothing is downloaded.
+    """
     from refiner_cli.bench.suite import BenchOptions, describe_machine, run_bench
     from refiner_cli.settings import from_assignments, resolve
 

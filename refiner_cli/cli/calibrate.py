@@ -36,7 +36,7 @@ def recalibrate(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Calibrate the best checkpoint of a finished run again, without training it.
+    """Calibrate a finished run again. Its best checkpoint is not trained further.
 
     Shifted views, interpolation of words, hubness correction, weights of state and object evidence, bias and
     temperatures are chosen on the validation split and stored with the model. Without validation images,

@@ -63,7 +63,7 @@ def compare(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Compare runs on the same images: differences to the first, mean and deviation over seeds."""
+    """Compare runs on the same images. Differences are to the first; seeds give mean and deviation."""
     runs = [run for given in runs for run in runs_of(given)]
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("At least two different runs are needed for a comparison.")
@@ -164,6 +164,8 @@ def show_comparison(comparison: Comparison) -> None:
     for world in first.worlds:
         of_world = {number[side.name]: side.result.worlds[world] for side in comparison.sides}
         title = f"{first.dataset}, {first.split}, {world} world; below: 95 % intervals"
+        if world == "given":  # by a file of scores
+            title = "scores; below: 95 % intervals"
         rows = {name: (result.metrics.to_json(), result.intervals) for name, result in of_world.items()}
         terminal.table(metrics_table(title, rows))
         for note in undefined_notes({world: first.worlds[world].metrics}):

@@ -32,7 +32,7 @@ def config(
     recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List every setting: type, default, meaning, and where its present value comes from."""
+    """List every setting and where it comes from. The output is a TOML file that --config reads."""
     from refiner_cli.recipes import recipe_names, recipe_text
 
     if recipes and recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refiner_cli.cli.console import terminal
-from refiner_cli.errors import ConfigError, RefinerError
+from refiner_cli.errors import ConfigError, RefinerError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
@@ -141,14 +141,14 @@ def asked_settings(
 
 
 def changed_calibration(config: Config, assignments: Iterable[str]) -> Config:
-    """A run's configuration with other ``calibration.*`` settings. Raises ConfigError for other keys."""
+    """A run's configuration with other ``calibration.*`` settings. Raises UsageError for other keys."""
     from refiner_cli.config import flatten
     from refiner_cli.settings import from_assignments, resolve
 
     source, values = from_assignments(assignments)
     for key in values:
         if not key.startswith("calibration."):
-            raise ConfigError(
+            raise UsageError(
                 f"{source}: '{key}' cannot be changed after training.", hint="Set calibration.* only."
             )
     return resolve([("run.json", dict(flatten(config.model_dump()))), (source, values)])

@@ -60,7 +60,10 @@ def convert(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert predictions for Label Studio, FiftyOne, cleanlab, MegaDetector, or 'refiner dataset create'."""
+    """Convert predictions for labelling tools.
+
+    For Label Studio, FiftyOne, cleanlab and MegaDetector; folders and CSV for 'refiner dataset create'.
+    """
     from refiner_cli.core.models.calibration import LEVELS
     from refiner_cli.data.create.sources import read_photos
     from refiner_cli.data.lists import read_names

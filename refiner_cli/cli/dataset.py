@@ -20,16 +20,14 @@ if TYPE_CHECKING:
     from refiner_cli.data.download.catalog import Counts
     from refiner_cli.data.labels import Pair
 
-app = typer.Typer(
-    name="dataset", help="Build a dataset from your own photos, or check one.", no_args_is_help=True
-)
+app = typer.Typer(name="dataset", help="Make a dataset of your photos, or check one.", no_args_is_help=True)
 DEFAULT_UNSEEN = 0.2
 MAX_NAMED = 20  # files or pairs named one by one
 
 
 @app.callback()
 def dataset() -> None:
-    """Build a dataset from your own photos, or check one."""
+    """Make a dataset of your photos, or check one."""
 
 
 @app.command()
@@ -66,7 +64,10 @@ def create(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Build a dataset in the published folder format, with seen and unseen pairs, for 'refiner train DIR'."""
+    """Make a dataset of your own photos.
+
+    It has the folder format of the published benchmarks, with seen and unseen pairs, for 'refiner train DIR'.
+    """
     if unseen_fraction is not None and unseen_pairs is not None:
         raise UsageError("--unseen-fraction and --unseen-pairs exclude each other.")
     if all_train and (unseen_fraction is not None or unseen_pairs is not None):
@@ -117,7 +118,10 @@ def check(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Decode every image of a dataset and name all that training would stumble over."""
+    """Check every image and list of a dataset.
+
+    All that training would stumble over is named at once.
+    """
     from refiner_cli.data.download.verify import verify
 
     root = open_dataset(dataset).root
@@ -164,18 +168,23 @@ def show_created(found: PhotoCollection, created: Created) -> None:
     left_out = len(created.left_out) + len(found.unlabelled) + len(created.repeated)
     terminal.note(
         f"{counts.states} states, {counts.objects} objects, {counts.train_pairs} training pairs, "
-        f"{counts.val_unseen_pairs} + {counts.test_unseen_pairs} unseen; {created.linked} images linked, "
+        f"unseen pairs: {counts.val_unseen_pairs} in val, {counts.test_unseen_pairs} in test; "
+        f"{created.linked} images linked, "
         f"{created.copied} copied, {left_out} left out"
     )
 
 
 def metric_notes(counts: Counts) -> Iterator[str]:
     """What training and evaluation cannot measure on this dataset."""
-    for split, seen, unseen, use in (
-        ("val", counts.val_seen_pairs, counts.val_unseen_pairs, "training selects its checkpoint by {}"),
-        ("test", counts.test_seen_pairs, counts.test_unseen_pairs, "evaluation measures {} alone"),
-    ):
-        if not seen or not unseen:
+    for split, seen, unseen, use, empty in (
+        ("val", counts.val_seen_pairs, counts.val_unseen_pairs, "training selects its checkpoint by {}",
+         "training selects its checkpoint by the training loss"),
+        ("test", counts.test_seen_pairs, counts.test_unseen_pairs, "evaluation measures {} alone",
+         "there is nothing to evaluate on"),
+    ):  # fmt: skip
+        if not seen and not unseen:
+            yield f"{split} holds no images: {empty}"
+        elif not seen or not unseen:
             kind, metric = ("unseen", "S") if seen else ("seen", "U")
             yield f"{split} holds no {kind} pair, so AUC and HM are undefined there: {use.format(metric)}"
 

@@ -20,7 +20,10 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw a dataset, train, evaluate, predict, export; offline, no GPU, a few minutes."""
+    """Try everything on a small drawn dataset.
+
+    Draws it, trains, evaluates, predicts and exports: offline, without a GPU, in some minutes.
+    """
     check_new_folder("--out", out)
     from refiner_cli.demo.walkthrough import run_demo
 

@@ -33,7 +33,7 @@ MIN_FREE_DISK = 4 * 2**30  # bytes; a benchmark does not fit in less
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check versions, devices, memory, disk and optional packages."""
+    """Check this installation and this machine. Versions, devices, memory, disk, optional packages."""
     checks = [*machine_checks(), *package_checks()]
     if as_json:
         terminal.json({"schema": "refiner.doctor/1", "checks": checks})

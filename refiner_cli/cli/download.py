@@ -45,7 +45,7 @@ def download(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Download datasets: fetch (resuming an interrupted download), unpack, verify."""
+    """Download and verify datasets. An interrupted download is resumed."""
     if sum((show, dry_run, verify, bool(from_archive))) > 1:
         raise UsageError("--list, --dry-run, --verify and --from-archive exclude each other.")
     for archive in from_archive or []:

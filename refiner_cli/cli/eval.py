@@ -60,7 +60,7 @@ def evaluate(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model or a score file; all hyper-parameters are selected on the validation split.
+    """Evaluate a model or a score file. All hyper-parameters are chosen on the validation split.
 
     A folder of several seeds is evaluated seed by seed, with mean and standard deviation.
     """

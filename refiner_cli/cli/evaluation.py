@@ -65,7 +65,8 @@ def evaluate_one(request: EvalRequest, model: Path, *, as_json: bool) -> None:
     if request.save_scores:
         terminal.note(f"scores: {request.save_scores}")
     if not as_json:
-        terminal.next("refiner", "predict", model, "PHOTOS", "-o", "rows.csv")
+        words = ("--states", "STATES.txt", "--objects", "OBJECTS.txt") if is_zero_shot(model) else ()
+        terminal.next("refiner", "predict", model, "PHOTOS", *words, "-o", "rows.csv")
 
 
 def evaluate_path(

@@ -78,7 +78,9 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write weights, configuration, label space, preprocessing, a model card and checksums.
+    """Export a model as one folder.
+
+    It holds weights, configuration, label space, preprocessing, a model card and checksums.
 
     An ONNX export is compared with the model at once, and discarded if it does not agree.
     """

@@ -23,7 +23,7 @@ def guide(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read the user's guide: without PAGE, list the pages; with PAGE, show it (piped: as Markdown)."""
+    """Read the guide in the terminal. Without PAGE its pages are listed; piped, a page is Markdown."""
     if page is None:
         titles = {name: page_title(name) for name in PAGES}
         if as_json:

@@ -46,7 +46,10 @@ def index(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Encode images once, to predict from them and search them in seconds. Again: bring it up to date."""
+    """Encode images once, into an index.
+
+    Predictions from it and searches in it take seconds. The same command again brings it up to date.
+    """
     from refiner_cli.inference.indexing import check_indexable, index_images, open_for_writing
     from refiner_cli.inference.scan import PathFilter
 
@@ -68,7 +71,7 @@ def index(
     opened = open_for_writing(
         out, prepared.recogniser, name_model(model), info.method, name_places(paths, places), part_size
     )
-    with opened.locked(), stop_with_saved_rows(), terminal.progress("indexing") as progress:
+    with opened.locked(), stop_with_saved_rows(out), terminal.progress("indexing") as progress:
         changes = index_images(
             prepared.recogniser, opened, images, batch=prepared.batch, workers=prepared.workers,
             log=terminal.note, progress=lambda done: progress(done, total()),

@@ -26,7 +26,7 @@ IndexModel = Annotated[
 ]
 ListFormat = Annotated[
     Literal["table", "jsonl"] | None,
-    typer.Option("--format", help="Default: a table on a terminal, else JSON lines."),
+    typer.Option("--format", help="Format of the list.  [a table on a terminal, else JSON lines]"),
 ]
 
 

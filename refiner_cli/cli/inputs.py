@@ -89,12 +89,13 @@ def name_places(paths: list[str], places: Places) -> list[str]:
 
 
 @contextlib.contextmanager
-def stop_with_saved_rows() -> Iterator[None]:
-    """An interrupt loses no row, and a reader of the rows may stop reading them."""
+def stop_with_saved_rows(out: Path | None) -> Iterator[None]:
+    """An interrupt loses no row of ``out``, and a reader of rows on stdout may stop reading them."""
     try:
         yield
     except KeyboardInterrupt:
-        terminal.note("stopped; with an output file, the same command resumes here")
+        resumes = f"; {out} keeps what is done, and the same command goes on from here" if out else ""
+        terminal.note(f"stopped{resumes}")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # Or Python would fail once more when it flushes at the end.

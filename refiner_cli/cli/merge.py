@@ -21,7 +21,7 @@ def merge(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the rows of all parts of a folder into one file, in a fixed order."""
+    """Write the parts of a folder as one file. The order of its rows is always the same."""
     from refiner_cli.inference.formats import format_of
     from refiner_cli.inference.parts.plan import read_plan
     from refiner_cli.inference.parts.work import merge_parts

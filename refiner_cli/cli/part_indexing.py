@@ -51,7 +51,7 @@ def index_units(request: IndexRequest, parts: PartsRequest) -> Index | None:
         )
         return Index.open(request.out)
     share = share_of(parts)
-    with stop_with_saved_rows():
+    with stop_with_saved_rows(request.out):
         plan = compute_units(parts, share, request.out / UNITS_FOLDER, partial(plan_index, request))
         if list_units(request.out, plan):
             return Index.open(request.out)

@@ -14,16 +14,19 @@ from refiner_cli.errors import UsageError
 PartShare = Annotated[
     str | None,
     typer.Option(
-        metavar="I/N", help="Of an output of parts: every N-th unit.  [as Slurm's array or torchrun say]"
+        metavar="I/N",
+        help="For an output folder of parts: compute every N-th unit.  [as Slurm's array or torchrun say]",
     ),
 ]
 PartSize = Annotated[int, typer.Option(min=1, help="Images per part, unless a part is a shard.")]
 Devices = Annotated[
     str | None,
-    typer.Option(metavar="LIST", help="Of an output of parts: a process for each device; all, or a list."),
+    typer.Option(
+        metavar="LIST", help="For an output folder of parts: start a process for each device; all, or a list."
+    ),
 ]
 Engine = Annotated[
-    Literal["local", "ray"], typer.Option(help="Of an output of parts: who computes the units.")
+    Literal["local", "ray"], typer.Option(help="For an output folder of parts: who computes the units.")
 ]
 
 

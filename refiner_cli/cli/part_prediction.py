@@ -37,7 +37,7 @@ def predict_parts(request: PredictRequest, *, as_json: bool) -> None:
         if share.count > 1:
             raise UsageError("--overwrite would discard what the other parts do.", hint="Delete the folder.")
         discard_parts(request.out)
-    with stop_with_saved_rows():
+    with stop_with_saved_rows(request.out):
         plan = compute_units(
             request.parts, share, request.out, partial(plan_parts, replace(request, overwrite=False))
         )

@@ -34,7 +34,9 @@ def predict(
     ] = None,
     output_format: Annotated[
         RowsFormat | None,
-        typer.Option("--format", help="Of rows on stdout.  [a table on a terminal, else JSON lines]"),
+        typer.Option(
+            "--format", help="Format of the rows on stdout.  [a table on a terminal, else JSON lines]"
+        ),
     ] = None,
     wide: Annotated[
         bool,

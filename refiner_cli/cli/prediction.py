@@ -97,7 +97,7 @@ def predict_all(request: PredictRequest, destinations: Destinations) -> tuple[Ro
         )  # fmt: skip
     destinations.make_heatmap_folder()
     held = kept.locked() if kept else nullcontext()
-    with stop_with_saved_rows(), held, terminal.progress("predicting") as progress:
+    with stop_with_saved_rows(request.out), held, terminal.progress("predicting") as progress:
         listener = ProgressListener(
             progress, total, names_errors=request.out is None and request.rows == "table"
         )

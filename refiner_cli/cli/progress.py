@@ -16,6 +16,7 @@ from rich.text import Text
 from refiner_cli.data.disk import format_size
 from refiner_cli.data.progress import Notice, Progress, Report, silent
 
+PAUSE = 2.0  # seconds between two lines of a task in a log
 _COUNTED = {"verify", "link", "count"}  # stages whose unit is an item; of the others it is a byte
 _VERBS = {"fetch": "fetching ", "check": "checking ", "unpack": "unpacking ", "verify": "verifying ",
           "link": "writing ", "count": ""}  # fmt: skip
@@ -85,22 +86,25 @@ class _Bars:
 
 @dataclass
 class _Lines:
-    """A line for every tenth of a task."""
+    """A line for every tenth of a task, but no more than one in two seconds until it is done."""
 
     note: Callable[[str], None]
     begun: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     tenths: dict[tuple[str, str], int] = field(default_factory=dict)
+    shown: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def __call__(self, event: Progress | Notice) -> None:
         if isinstance(event, Notice):
             self.note(event.text)
             return
         key = (event.stage, event.name)
-        start, before = self.begun.setdefault(key, (time.monotonic(), event.done))
+        now = time.monotonic()
+        start, before = self.begun.setdefault(key, (now, event.done))
         tenth = event.done * 10 // event.total if event.total else 0
-        if tenth > self.tenths.get(key, 0):
-            self.tenths[key] = tenth
-            passed = time.monotonic() - start
+        waited = now - self.shown.get(key, start) >= PAUSE or event.done == event.total
+        if tenth > self.tenths.get(key, 0) and waited:
+            self.tenths[key], self.shown[key] = tenth, now
+            passed = now - start
             rate = (event.done - before) / passed if passed > 0 else None
             text = describe_progress(event.stage, event.done, event.total, rate)
             text += f", {event.detail}" if event.detail else ""

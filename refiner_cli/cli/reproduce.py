@@ -59,7 +59,9 @@ def reproduce(
     workers: Workers = -1,
     as_json: Json = False,
 ) -> None:
-    """Download, verify, train and evaluate a benchmark's methods; the same command resumes.
+    """Train and evaluate a benchmark's methods.
+
+    What is missing is downloaded and verified first. The same command resumes.
 
     Each method starts from its recipe with the published settings. Every choice is made on validation; test
     is measured in the closed and the open world, by the published protocol and the exact one. Results go to

@@ -18,7 +18,7 @@ def runs(
     ),
     as_json: Json = False,
 ) -> None:
-    """List trainings: method, backbone, dataset, seed, the best validation metrics, and their state."""
+    """List trainings and their state. Their best metrics on validation are shown, too."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", hint="Name the folder that holds your runs.")
     from refiner_cli.training.run_list import find_runs

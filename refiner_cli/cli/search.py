@@ -39,7 +39,7 @@ def search(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """List the images of an index that fit a query best, one JSON line per image."""
+    """Find the images of an index by a query. The best come first."""
     if bool(query) == bool(like):
         raise UsageError("Give either a QUERY or --like FILE.")
     chosen = pick_list_format(output_format)

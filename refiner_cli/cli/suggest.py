@@ -48,7 +48,10 @@ def suggest(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """List the images of an index to label next: of unseen pairs, uncertain, and unlike one another."""
+    """List the images of an index to label next.
+
+    These are images of unseen pairs, and images that the model is undecided about, unlike one another.
+    """
     check_outputs([OutputFile("-o", out, (".jsonl",)), OutputFile("--gallery", gallery, HTML_SUFFIXES)])
     from refiner_cli.inference.suggest import suggest_images, write_suggestions
     from refiner_cli.inference.vocabulary import choose_space

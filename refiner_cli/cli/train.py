@@ -105,7 +105,9 @@ def train(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train on a dataset; the best epoch and all inference weights are selected on its validation split.
+    """Train a model on a dataset.
+
+    The best epoch, and all that is fitted after training, are chosen on the dataset's validation split.
 
     Ctrl-C and SIGTERM finish the step and save it. Under torchrun the processes share the work.
     """

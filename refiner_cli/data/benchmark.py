@@ -216,6 +216,11 @@ def load_benchmark(root: Path | str, name: str | None = None) -> Benchmark:
             hint="Give a folder, or fetch one: 'refiner download --list' shows what there is.",
         )
     if not (root / SPLIT_FOLDER).exists() and not (root / METADATA).exists():
+        if (root / "run.json").is_file():
+            raise DatasetError(
+                f"{root} is a training's run, not a dataset.",
+                hint=f"Continue it: refiner train --resume --out {quoted(root)}",
+            )
         raise DatasetError(
             f"{root} is not a dataset: it has no {SPLIT_FOLDER} folder.",
             hint="If it holds your photos, make a dataset of them: "

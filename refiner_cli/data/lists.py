@@ -42,7 +42,9 @@ def read_text(file: Path, what: str) -> str:
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        raise DatasetError(f"The {what} {file} does not exist.") from None
+        raise DatasetError(
+            f"The {what} {file} does not exist.", hint="Give a text file, one entry per line."
+        ) from None
     except OSError as error:
         raise DatasetError(f"The {what} {file} cannot be read ({reason_of(error)}).") from None
     encoding = next((e for mark, e in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")

@@ -33,6 +33,7 @@ from torch import Tensor
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import atomic_file, reason_of, write_json
+from refiner_cli.printable import quoted
 
 INDEX_SCHEMA = "refiner.index/1"
 FILE, PARTS, LOCK = "index.json", "parts", ".lock"
@@ -128,7 +129,12 @@ class Index:
                 raise ModelFileError(f"{file} is not an index that this version reads ({INDEX_SCHEMA}).")
             info = IndexInfo.model_validate(content)
         except FileNotFoundError:
-            raise ModelFileError(f"{folder} is not an index: the file {FILE} is missing.") from None
+            if folder.is_dir():
+                raise ModelFileError(f"{folder} is not an index: the file {FILE} is missing.") from None
+            raise ModelFileError(
+                f"There is no index at {folder}.",
+                hint=f"Make one: refiner index MODEL PHOTOS -o {quoted(folder)}",
+            ) from None
         except (OSError, ValueError, ValidationError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise ModelFileError(f"The index file {file} is damaged ({reason}).") from None

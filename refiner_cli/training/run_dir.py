@@ -31,10 +31,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from refiner_cli.config import Config
 from refiner_cli.core.model_io.hub import hub_model
-from refiner_cli.core.towers.architectures import HF_HUB
+from refiner_cli.core.towers.architectures import HF_HUB, similar_backbones
+from refiner_cli.data.benchmark import SPLIT_FOLDER
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
 from refiner_cli.files import atomic_file, write_json
 from refiner_cli.inference.labelled_index import LABELS
+from refiner_cli.printable import quoted
 from refiner_cli.training.checkpoints import Checkpoints, step_of
 from refiner_cli.training.folder_lock import LOCK, folder_lock, new_folder, remove_temporary
 
@@ -279,8 +281,19 @@ def model_folder(path: Path) -> Path:
         stored = Checkpoints(path / "checkpoints")
         stored.require_intact(best["checkpoint"])
         return stored.folder / best["checkpoint"]
-    if not path.is_dir():
+    if path.is_file():
         raise ModelFileError(
-            f"There is no model at {path}.", hint="Give a run directory or an exported model directory."
+            f"{path} is a file, and a model is a folder.", hint="Give a run directory or an exported model."
+        )
+    if not path.is_dir():
+        close = similar_backbones(path.as_posix())
+        hint = "Give a run directory or an exported model directory."
+        raise ModelFileError(
+            f"There is no model at {path}, nor a backbone of that name.",
+            hint=f"Did you mean {' or '.join(close)}?" if close else hint,
+        )
+    if (path / SPLIT_FOLDER).is_dir():
+        raise ModelFileError(
+            f"{path} is a dataset, not a model.", hint=f"Train on it: {'refiner train ' + quoted(path)}"
         )
     return path

@@ -65,6 +65,11 @@ TRAIN: list[Mistake] = [
     ("train data --on-error ignore", 2, "--on-error"),
     ("train data --dry-run --out run", 2, "run exists already"),
     ("train data --init gone", 3, "gone"),
+    ("train run", 3, "refiner train --resume --out run"),
+    ("train sorted/wet_tie/a.jpg", 3, "There is no dataset"),
+    ("train data --method Refiner", 2, "the methods are refiner"),
+    ("train data --set lr=1", 2, "Did you mean 'train.lr'?"),
+    ("train ''", 2, "An argument is empty"),
 ]
 EVALUATE: list[Mistake] = [
     ("eval", 2, "Give either a MODEL or --scores"),
@@ -108,6 +113,9 @@ EVALUATE: list[Mistake] = [
     ("compare run model --world closed --feasibility soft", 2, "open world only"),
     ("compare run model --format excel", 2, "--format"),
     ("compare tiny ViT-B-32", 2, "--dataset"),
+    ("eval data", 3, "data is a dataset, not a model. Train on it: refiner train data"),
+    ("eval scores.npz", 3, "scores.npz is a file, and a model is a folder"),
+    ("compare run data", 3, "data is a dataset, not a model"),
     ("compare run model --dataset nowhere", 3, "There is no dataset 'nowhere'"),
 ]
 PREDICT: list[Mistake] = [
@@ -151,7 +159,17 @@ PREDICT: list[Mistake] = [
     ("predict run photos --on-error ignore", 2, "--on-error"),
     (f"predict ViT-B-32:opneai photos {WORDS}", 3, "opneai"),
     (f"predict ViT-XXL photos {WORDS}", 3, "ViT-XXL"),
-    ("predict data photos", 3, "data"),
+    ("predict data photos", 3, "data is a dataset, not a model"),
+    ("predict run/run.json photos", 3, "run/run.json is a file, and a model is a folder"),
+    ("predict ViT-l-14 photos", 3, "Did you mean ViT-L-14"),
+    ("predict tinny photos", 3, "Did you mean tiny"),
+    ("predict '' photos", 2, "An argument is empty"),
+    ("predict run ''", 2, "An argument is empty"),
+    ("predict run photos --out ''", 2, "An argument is empty"),
+    ("predict run photos --states wet,burnt --objects apple,tie", 3, "Give a text file, one entry per line"),
+    ("predict run photos --topk 3", 2, "--top-k"),
+    ("predict run photos -o photos", 2, "photos holds other files"),
+    ("predict run my photos", 3, "There is no file or folder my"),
 ]
 INDEX: list[Mistake] = [
     ("index run photos", 2, "--out"),
@@ -163,7 +181,9 @@ INDEX: list[Mistake] = [
     ("predict run photos -o new/ --devices cpu --engine ray", 2, "exclude each other"),
     ("index run photos -o new --part-size 0", 2, "--part-size"),
     ("index run photos -o new --device cuda:9", 6, "cuda:9 is not available"),
-    ("search gone query", 3, "gone"),
+    ("search gone query", 3, "There is no index at gone. Make one: refiner index MODEL PHOTOS -o gone"),
+    ("search run query", 3, "run is not an index"),
+    ("index run photos -o run", 2, "run exists already and is not an index"),
     ("search photos query", 3, "photos"),
     ("search photos", 2, "QUERY"),
     ("search photos query --like a.jpg", 2, "QUERY"),
@@ -188,6 +208,12 @@ DATA: list[Mistake] = [
     ),
     ("dataset create sorted --out new --unseen-pairs gone.txt", 3, "gone.txt"),
     ("dataset create states.txt --out new", 3, "states.txt"),
+    ("dataset create things --out new", 3, "The folder names 'one', 'two' are not of the form"),
+    ("dataset create sorted --out new", 3, "--all-train"),
+    ("dataset create few --out new", 3, "--all-train"),
+    ("dataset create data --out new", 3, "data is a dataset already"),
+    ("dataset create table.csv --out new", 3, "1 of the 1 images listed does not exist, such as a.jpg"),
+    ("dataset check run", 3, "refiner train --resume --out run"),
     ("dataset check nowhere", 3, "There is no dataset 'nowhere'"),
     ("dataset check photos", 3, "refiner dataset create photos"),
     ("dataset", 2, ""),
@@ -210,6 +236,13 @@ DATA: list[Mistake] = [
 ]
 OTHERS: list[Mistake] = [
     ("export run", 2, "no place to export to"),
+    ("export data new", 3, "data is a dataset, not a model"),
+    ("calibrate run --set train.lr=1", 2, "cannot be changed after training"),
+    ("calibrate data", 3, "data is not a run"),
+    ("merge photos -o rows.csv", 3, "photos holds no parts"),
+    ("convert photos --to csv -o new.csv", 2, "photos"),
+    ("evaluate run", 2, "Did you mean 'eval'?"),
+    ("guide photos.md", 2, "Did you mean 'photos'?"),
     ("export gone new", 3, "There is no model at gone"),
     ("export run model", 2, "model exists already"),
     ("export run file/new", 2, "cannot be written"),
@@ -237,9 +270,11 @@ MISTAKES = [*TRAIN, *EVALUATE, *PREDICT, *INDEX, *DATA, *OTHERS]
 
 def prepare(folder: Path, dataset: Path, run: Path, model: Path) -> None:
     """Everything that the rows name and that exists, with links to a dataset, a run and an exported model."""
-    for name in ("photos", "empty", "folder.html", "sorted/burnt_apple", "sorted/wet_tie"):
+    photos = ("photos", "sorted/burnt_apple", "sorted/wet_tie", "things/one", "things/two", "few/wet_tie",
+              "few/burnt_tie")  # fmt: skip
+    for name in (*photos, "empty", "folder.html"):
         (folder / name).mkdir(parents=True)
-    for number, name in enumerate(("photos", "sorted/burnt_apple", "sorted/wet_tie")):
+    for number, name in enumerate(photos):
         Image.new("RGB", (40, 40 + number), "red").save(folder / name / "a.jpg")
     for name, target in (("data", dataset), ("run", run), ("model", model)):
         (folder / name).symlink_to(target, target_is_directory=True)

@@ -84,7 +84,7 @@ def find_architecture(name: str) -> Architecture:
     spelled = name if name in open_clip.list_models() else name.replace("@", "-").replace("/", "-")
     spelled = spelled.removesuffix("px") if "@" in name else spelled
     if spelled not in open_clip.list_models():
-        close = difflib.get_close_matches(spelled, [tiny.NAME, *open_clip.list_models()], 3)
+        close = similar_backbones(spelled)
         raise ConfigError(
             f"The backbone {name!r} is unknown.",
             hint=f"Did you mean {' or '.join(close)}?"
@@ -105,6 +105,12 @@ def with_language(config: dict[str, Any], language: str) -> dict[str, Any]:
     text = config["text_cfg"]
     kwargs = {**(text.get("tokenizer_kwargs") or {}), "language": language}
     return {**config, "text_cfg": {**text, "tokenizer_kwargs": kwargs}}
+
+
+def similar_backbones(name: str) -> list[str]:
+    """The names of backbones that somebody may have meant who wrote another one, best first."""
+    known = {known.lower(): known for known in (tiny.NAME, *open_clip.list_models())}
+    return [known[close] for close in difflib.get_close_matches(name.lower(), known, 3)]
 
 
 def read_model_config(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:

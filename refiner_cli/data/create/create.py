@@ -96,12 +96,14 @@ def create_dataset(
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} exists already.", hint="Choose another folder, or remove it.")
-    files = [str(photo.file.absolute()) for photo in photos]
-    bad = find_unreadable(Path(), files, name="photos", workers=workers, report=report, stop=stop)
+    files = {str(photo.file.absolute()): str(photo.file) for photo in photos}  # path -> as it was given
+    found = find_unreadable(Path(), list(files), name="photos", workers=workers, report=report, stop=stop)
+    bad = [replace(fault, path=files[fault.path]) for fault in found]
     if missing := [fault.path for fault in bad if fault.missing and not Path(fault.path).is_symlink()]:
-        raise DatasetError(f"{len(missing)} of the listed images do not exist, for example {missing[0]}.")
+        verb = "does not exist" if len(missing) == 1 else "do not exist"
+        raise DatasetError(f"{len(missing)} of the {len(files)} images listed {verb}, such as {missing[0]}.")
     unreadable = {fault.path for fault in bad}
-    readable = [photo for photo, file in zip(photos, files, strict=True) if file not in unreadable]
+    readable = [photo for photo in photos if str(photo.file) not in unreadable]
     try:
         good, dropped = drop_duplicates(readable)
         parts = split_photos(good, options)
@@ -164,10 +166,10 @@ def split_photos(photos: Sequence[Photo], options: SplitOptions) -> dict[Split, 
     for name, part in parts.items():
         if not part and (name == "train" or not given):
             raise DatasetError(
-                f"The split {name} would be empty: there are {len(photos)} images of {len(by_pair)} pairs.",
+                f"The split {name} would be empty: images: {len(photos)}, pairs: {len(by_pair)}.",
                 hint=f"Give images for {name}."
                 if given
-                else "Add images, or hold out more pairs with --unseen-fraction.",
+                else "Add images, hold out more pairs with --unseen-fraction, or nothing with --all-train.",
             )
     return parts
 

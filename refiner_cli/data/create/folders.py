@@ -25,6 +25,7 @@ _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+MAX_NAMED = 10  # folders named in a message
 UNKNOWN_FOLDER = "_unknown"  # in place of a state or an object that nobody has said
 LAYOUT = "It must hold folders named state_object, or state folders with object folders in them."
 
@@ -196,9 +197,12 @@ def _read_names(names: Iterable[str]) -> dict[str, Pair]:
     """
     words = {name: _name_words(name) for name in names}
     if single := [name for name, parts in words.items() if len(parts) < 2]:
+        noun, verb = ("name", "is") if len(single) == 1 else ("names", "are")
+        more = f" and {len(single) - MAX_NAMED} more" if len(single) > MAX_NAMED else ""
         raise DatasetError(
-            f"The folder name {single[0]!r} is not of the form state_object.",
-            hint="Rename it, or use state/object folders, or a CSV file.",
+            f"The folder {noun} {', '.join(map(repr, single[:MAX_NAMED]))}{more} {verb} not of the form "
+            "state_object.",
+            hint="Rename what is no pair, use state/object folders, or list the photos in a CSV file.",
         )
     pairs = {name: (parts[0], parts[1]) for name, parts in words.items() if len(parts) == 2}
     states = {name_key(state) for state, _ in pairs.values()}

@@ -46,10 +46,12 @@ def choose_unseen(pairs: Iterable[Pair], fraction: float, seed: int) -> HeldOutP
     cover = minimum_cover(every, rng)
     free = [pair for pair in every if pair not in cover]
     if wanted > len(free):
+        possible = f"only {len(free)} can" if free else "none can"
+        less = f"--unseen-fraction {int(1000 * len(free) / len(every)) / 1000:g} or less" if free else ""
         raise DatasetError(
-            f"{wanted} of {len(every)} pairs cannot be unseen, only {len(free)} can: every state and "
+            f"{wanted} of {len(every)} pairs cannot be unseen, {possible}: every state and "
             f"every object must occur in training. {_why(every, cover)}.",
-            hint=f"Choose --unseen-fraction {int(1000 * len(free) / len(every)) / 1000:g} or less, "
+            hint=f"Choose {less or '--all-train, which holds nothing out'}, "
             "or add images of the same states and objects in other pairs.",
         )
     return _halve(rng.sample(free, wanted))

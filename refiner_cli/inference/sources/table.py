@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -25,6 +26,7 @@ from refiner_cli.inference.sources.stored import StoredSource
 from refiner_cli.inference.sources.web import is_web, web_image
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+DELIMITERS = (",", ";", "\t")
 PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path",
     "url", "image_url",
@@ -63,9 +65,20 @@ def table_rows(store: Store, name: str) -> Iterator[Mapping[str, Any]]:
         return
     with store.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
         if suffix in {".csv", ".tsv"}:
-            yield from csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
+            header = text.readline()
+            yield from csv.DictReader(chain([header], text), delimiter=delimiter_of(header))
         else:
             yield from json_rows(text)
+
+
+def delimiter_of(header: str) -> str:
+    """Comma, semicolon or tab: what makes most columns of the first line, a column of paths before all."""
+
+    def columns(delimiter: str) -> tuple[bool, int]:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        return any(cell.strip().lower() in PATH_COLUMNS for cell in cells), len(cells)
+
+    return max(DELIMITERS, key=columns)
 
 
 def json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
