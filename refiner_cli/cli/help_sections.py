@@ -7,10 +7,10 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-MANY = 15  # options; fewer stay one list
-COMMANDS = "Commands"
-ARGUMENTS = "Arguments"
-OPTIONS = "Options"
+MANY_OPTIONS = 15  # options; fewer stay one list
+OTHER_COMMANDS = "Commands"
+ARGUMENT_SECTION = "Arguments"
+OTHER_OPTIONS = "Options"
 COMMAND_SECTIONS = {
     "Start": ("demo", "guide", "doctor", "info"),
     "Recognise photos": ("predict", "index", "search", "suggest", "convert", "merge"),
@@ -50,12 +50,12 @@ class SectionedCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         shown = [(param, record) for param in self.get_params(ctx) if (record := param.get_help_record(ctx))]
         options = [(param.name or "", record) for param, record in shown if not is_argument(param)]
-        if len(options) < MANY:
+        if len(options) < MANY_OPTIONS:
             super().format_options(ctx, formatter)
             return
-        found = {ARGUMENTS: [record for param, record in shown if is_argument(param)]}
-        found |= sorted_into(OPTION_SECTIONS, OPTIONS, options)
-        for title in (ARGUMENTS, OPTIONS, *OPTION_SECTIONS):
+        found = {ARGUMENT_SECTION: [record for param, record in shown if is_argument(param)]}
+        found |= sorted_into(OPTION_SECTIONS, OTHER_OPTIONS, options)
+        for title in (ARGUMENT_SECTION, OTHER_OPTIONS, *OPTION_SECTIONS):
             if found.get(title):
                 with formatter.section(title):
                     formatter.write_dl(found[title])
@@ -72,8 +72,8 @@ class SectionedGroup(TyperGroup):
         rows = [
             (name, (name, command.get_short_help_str(width))) for name, command in commands.items() if command
         ]
-        found = sorted_into(COMMAND_SECTIONS, COMMANDS, rows)
-        for title in (*COMMAND_SECTIONS, COMMANDS):
+        found = sorted_into(COMMAND_SECTIONS, OTHER_COMMANDS, rows)
+        for title in (*COMMAND_SECTIONS, OTHER_COMMANDS):
             if title in found:
                 with formatter.section(title):
                     formatter.write_dl(found[title])

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from refiner_cli.cli.app import app
-from refiner_cli.cli.help_sections import COMMAND_SECTIONS, MANY, OPTION_SECTIONS
+from refiner_cli.cli.help_sections import COMMAND_SECTIONS, MANY_OPTIONS, OPTION_SECTIONS
 from refiner_cli.cli.reference import all_commands, parameters
 from tests.conftest import Cli
 
@@ -38,5 +38,5 @@ def test_options_of_long_lists_are_in_sections(cli: Cli) -> None:
     predict = cli("predict", "--help").out
     assert predict.index("\nOptions:") < predict.index("\nImages:") < predict.index("\nComputing:")
     assert predict.index("\nComputing:") < predict.index("--device ")
-    assert len(commands["refiner info"]) < MANY
+    assert len(commands["refiner info"]) < MANY_OPTIONS
     assert "\nComputing:" not in cli("info", "--help").out
