@@ -25,7 +25,7 @@ _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
-MAX_NAMED_FOLDERS = 10  # folders named in a message
+MOST_FOLDERS = 10  # folders named in a message
 UNKNOWN_FOLDER = "_unknown"  # in place of a state or an object that nobody has said
 LAYOUT = "It must hold folders named state_object, or state folders with object folders in them."
 
@@ -198,9 +198,9 @@ def _read_names(names: Iterable[str]) -> dict[str, Pair]:
     words = {name: _name_words(name) for name in names}
     if single := [name for name, parts in words.items() if len(parts) < 2]:
         noun, verb = ("name", "is") if len(single) == 1 else ("names", "are")
-        more = f" and {len(single) - MAX_NAMED_FOLDERS} more" if len(single) > MAX_NAMED_FOLDERS else ""
+        more = f" and {len(single) - MOST_FOLDERS} more" if len(single) > MOST_FOLDERS else ""
         raise DatasetError(
-            f"The folder {noun} {', '.join(map(repr, single[:MAX_NAMED_FOLDERS]))}{more} {verb} not of the form "
+            f"The folder {noun} {', '.join(map(repr, single[:MOST_FOLDERS]))}{more} {verb} not of the form "
             "state_object.",
             hint="Rename what is no pair, use state/object folders, or list the photos in a CSV file.",
         )
