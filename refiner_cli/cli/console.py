@@ -175,7 +175,7 @@ def some_columns(table: Table, chosen: Sequence[int]) -> Table:
     part = new_table("", *(str(column.header) for column in columns))
     part.title = table.title
     for own, column in zip(part.columns, columns, strict=True):
-        own.justify, own.overflow = column.justify, "fold"
+        own.justify, own.overflow, own.no_wrap = column.justify, "fold", column.no_wrap
     for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
         if any(map(str, cells[1:])):
             part.add_row(*cells, style=row.style)

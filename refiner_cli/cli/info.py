@@ -80,6 +80,7 @@ def show_facts(title: str, facts: dict[str, Any]) -> None:
         for key, value in settings.items():
             tables[-1].add_row(key, toml_text(value))
     for one in tables:
+        one.columns[0].no_wrap = True  # a key is copied
         one.columns[1].justify = "left"
         terminal.table(one)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -136,3 +137,19 @@ def test_weights_that_cannot_be_fetched_exit_4_and_say_how_to_pass_a_file(
     assert outcome.code == 4
     assert "no route to host" in outcome.err
     assert "--pretrained TAG=FILE" in outcome.err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_what_to_do(
+    cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("refiner_cli.inference.gallery.write_page", full)
+    image = next((small_demo / "images").rglob("*.jpg"))
+    out = tmp_path / "rows.jsonl"
+    outcome = cli("predict", small_run, image, "-o", out, "--gallery", tmp_path / "page.html")
+    assert outcome.code == 1
+    assert "Free some space, then run the same command again" in outcome.err
+    assert len(out.read_text().splitlines()) == 1

@@ -95,3 +95,14 @@ def test_on_a_terminal_a_page_is_rendered_in_its_width_and_without_torch() -> No
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert "# What was measured" not in plain
     assert max(map(len, plain.splitlines())) <= 80
+
+
+def test_every_schema_that_a_command_prints_is_on_the_page() -> None:
+    folder = Path(refiner_cli.guide.__file__).parents[1]
+    sources = [*sorted((folder / "cli").glob("*.py")), folder / "reproduction" / "table.py"]
+    printed = {
+        found for file in sources for found in re.findall(r'"(refiner\.[a-z-]+/\d)"', file.read_text())
+    }
+    page = page_text("output-and-exit-codes")
+    assert len(printed) > 20
+    assert [schema for schema in sorted(printed) if f"`{schema}`" not in page] == []
