@@ -227,7 +227,7 @@ def test_an_interrupt_ends_with_130_and_what_is_there_stays(
         patch.setattr("refiner_cli.cli.prediction_rows.ProgressListener.row_written", listen)
         stopped = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8)
     assert stopped.code == 130
-    assert "resumes" in stopped.err
+    assert "the same command goes on from here" in stopped.err
     assert len(rows_of(tmp_path / "out.jsonl")) == 20
     again = cli("predict", small_export, many, "-o", tmp_path / "out.jsonl", "--batch", 8, "--json").json
     assert again["new"] == again["images"] - 20
