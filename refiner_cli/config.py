@@ -67,6 +67,9 @@ class TrainConfig(Section):
     )
     text_chunk_size: int = Field(0, ge=0, description="prompts encoded at once; 0: as many as fit in memory")
     micro_batch: int = Field(0, ge=0, description="images computed at once; 0: as many as fit in memory")
+    memory_gb: float = Field(
+        0, ge=0, description="memory of the device in GB to plan for, weights included; 0: what is free of it"
+    )
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto",
         description="recompute activations inside visual blocks instead of keeping them; "

@@ -74,7 +74,7 @@ def bench_text(
     """
     prompts = PromptVectors.of(text, space)
     P = len(space.pairs)
-    chunk_size, _ = pick_chunk_size(0, text, P, device, torch.float32, len(prompts.context))
+    chunk_size, _ = pick_chunk_size(0, text, P, torch.float32, len(prompts.context), free_memory(device))
     own = "prefix cache" if text.uses_prefix_cache else "plain"
     if text.reads_padding:
         with torch.no_grad():

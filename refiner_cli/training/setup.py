@@ -14,6 +14,7 @@ from refiner_cli.config import Config, TrainConfig
 from refiner_cli.core.models.base import MemoryOptions, Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import (
+    GIB,
     RuntimeOptions,
     pick_device,
     pick_precision,
@@ -33,7 +34,7 @@ from refiner_cli.training.changes import Asked, change_run, describe_change
 from refiner_cli.training.compiled import compile_images
 from refiner_cli.training.cross_validation import CrossValidation
 from refiner_cli.training.gradient_step import GradientStep
-from refiner_cli.training.memory_plan import MemoryPlan, fit_step, plain_step
+from refiner_cli.training.memory_plan import MemoryPlan, fit_step, memory_left, plain_step
 from refiner_cli.training.run_dir import TOKENS, Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
@@ -71,7 +72,10 @@ def place_model(
     model.to(device)
     text = model.backbone.text
     context = len(text.tokens.encode(getattr(model.config, "prompt_init", "")))
-    size, why = pick_chunk_size(train.text_chunk_size, text, prompts, device, precision, context)
+    free = memory_left(model, train)
+    if train.memory_gb:
+        log(f"memory planned for {train.memory_gb:g} GB: {free / GIB:.1f} GiB beside the weights")
+    size, why = pick_chunk_size(train.text_chunk_size, text, prompts, precision, context, free)
     model.memory = MemoryOptions(size)
     log(f"text chunks of {size} prompts ({why})")
 
@@ -153,7 +157,7 @@ def build_trainer(
         image = torch.zeros(1, 3, *backbone.image_size, device=device)
         trainer.optimizer_step.gradient_step.micro_batch = fit_step(
             model, trainer.optimizer_step.space, config.train, precision,
-            image if cache is None else cache.tokens(image), log,
+            image if cache is None else cache.tokens(image), log, ranks,
         ).micro_batch  # fmt: skip
     if config.train.compile:  # after the plan, which tries several sizes
         log(compile_images(model))

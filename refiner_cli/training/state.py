@@ -41,6 +41,7 @@ from refiner_cli.training.run_dir import Run
 STATE_FILE, OPTIMIZER_FILE = "training.json", "training.safetensors"
 FREE_KEYS = (
     "device",
+    "train.memory_gb",
     "train.num_workers",
     "train.checkpoint_minutes",
 )  # may change without changing the result

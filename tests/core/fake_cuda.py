@@ -7,8 +7,11 @@ Only what asks whether there is a GPU is replaced. A tensor that reaches the hos
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,6 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
+COMPILER = shutil.which("cc")
+
+
+def driver_environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that finds a pretended CUDA driver, compiled into ``folder``."""
+    library, source = folder / "libcuda.so.1", Path(__file__).with_name("pretended_driver.c")
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(folder)}
 
 
 def zeros_of(tensor: Tensor) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 
 from refiner_cli.plugins import BUILT_IN_METHODS
 from tests.conftest import ROOT
+from tests.core.fake_cuda import COMPILER, driver_environment
 
-COMPILER = shutil.which("cc")
 WHY_NOT = (
     "PyTorch is built without CUDA"
     if torch.version.cuda is None
@@ -30,9 +29,7 @@ def pretended_driver(tmp_path: Path) -> dict[str, str]:
     """The environment of a process that finds a CUDA driver."""
     if torch.cuda.is_available():
         return {}
-    library, source = tmp_path / "libcuda.so.1", ROOT / "tests" / "core" / "pretended_driver.c"
-    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(tmp_path)}
+    return driver_environment(tmp_path)
 
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import accumulate
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from refiner_cli.config import TrainConfig, method_section
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
 from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.runtime.distributed import DistributedContext
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.training import memory_plan
@@ -23,6 +31,32 @@ from refiner_cli.training.memory_plan import (
 from tests.core.cases import SPACE
 
 CPU = torch.device("cpu")
+RETURNED = """
+import torch
+from refiner_cli.bench.measure import Peak
+from refiner_cli.core.runtime.memory import return_freed_memory
+
+assert return_freed_memory()
+torch.ones(7 * 2**20)  # freed: from now on glibc would keep memory up to this size
+before = Peak(torch.device("cpu")).read()
+tensors = [torch.ones(2**20) for _ in range(64)]  # of 4 MiB
+del tensors[::2]
+peak = Peak(torch.device("cpu"))
+print((peak.read() - before) / 2**20)
+"""
+
+
+@pytest.fixture(autouse=True)
+def asked_back(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """How often freed memory was asked back; for this process nothing changes."""
+    asked: list[bool] = []
+
+    def ask() -> bool:
+        asked.append(True)
+        return True
+
+    monkeypatch.setattr(memory_plan, "return_freed_memory", ask)
+    return asked
 
 
 @pytest.fixture
@@ -39,13 +73,69 @@ def plan(monkeypatch: pytest.MonkeyPatch, model: Model, free: int, **settings: o
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: free)
     image = torch.zeros(1, 3, *model.backbone.image_size)
     config = TrainConfig.model_validate({"batch_size": 32, **settings})
-    return plan_memory(model, probe_of(model), image, config)
+    return plan_memory(model, probe_of(model), image, config, config.batch_size)
 
 
 def test_two_small_steps_tell_the_peak_of_a_larger_one(model: Refiner) -> None:
     image, probe = torch.zeros(1, 3, *model.backbone.image_size), probe_of(model.train())
     step = probe_memory(probe, image)
     assert peak_of(probe, image.expand(12, -1, -1, -1)) == pytest.approx(step.peak(12), rel=0.05)
+
+
+def allocated(step: Callable[[], object]) -> int:
+    """Peak bytes that PyTorch's own allocator hands out during a step, kernels' own buffers included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize(("batch", "pieces", "recompute"), [(8, 1, "off"), (12, 1, "on"), (16, 4, "on")])
+def test_the_plan_is_what_the_allocator_hands_out(
+    monkeypatch: pytest.MonkeyPatch, model: Refiner, batch: int, pieces: int, recompute: str
+) -> None:
+    found = plan(
+        monkeypatch, model, 2**40,
+        batch_size=batch, micro_batch=batch // pieces, gradient_checkpointing=recompute,
+    )  # fmt: skip
+    step = plain_step(model, SPACE.training(), TrainConfig(), torch.float32, lambda line: None)
+    step.micro_batch = found.micro_batch
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values())
+
+    def train() -> None:
+        images = torch.zeros(batch, 3, *model.backbone.image_size)
+        for _ in range(2):
+            step.backward(images, torch.zeros(batch, dtype=torch.int64), 0)
+            optimizer.step()
+
+    assert found.peak == pytest.approx(allocated(train), rel=0.1)
+
+
+def test_where_kept_memory_would_not_fit_it_is_asked_back(
+    monkeypatch: pytest.MonkeyPatch, model: Refiner, asked_back: list[bool]
+) -> None:
+    ample = plan(monkeypatch, model, 2**40)
+    assert not asked_back
+    scarce = plan(monkeypatch, model, round(2 * ample.peak))
+    assert asked_back
+    assert (scarce.micro_batch, scarce.gradient_checkpointing) == (32, False)
+    assert scarce.reason.endswith("; freed memory goes back to the system at once")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_tensors_leave_the_process_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(128, abs=16)
+
+
+def test_memory_may_be_planned_for_another_device(monkeypatch: pytest.MonkeyPatch, model: Refiner) -> None:
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    ample = plan(monkeypatch, model, 0, memory_gb=64)
+    assert (ample.micro_batch, ample.gradient_checkpointing) == (32, False)
+    tight = plan(monkeypatch, model, 2**40, memory_gb=(weights + 0.6 * ample.peak) / 1e9)
+    assert tight.micro_batch < 32
+    assert plan(monkeypatch, model, 2**40, memory_gb=1e-6).micro_batch == 1
 
 
 def test_less_memory_first_makes_pieces_then_recomputes(
@@ -79,6 +169,16 @@ def test_the_plan_is_logged_and_followed(monkeypatch: pytest.MonkeyPatch, model:
     assert found.micro_batch == 1
     assert model.memory.gradient_checkpointing
     assert said[-1].startswith("memory: 1 of 64 images at once, activations recomputed: a step takes about")
+
+
+def test_a_process_plans_for_its_share_of_a_batch(monkeypatch: pytest.MonkeyPatch, model: Refiner) -> None:
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 2**40)
+    image, said = torch.zeros(1, 3, *model.backbone.image_size), []
+    found = fit_step(
+        model, SPACE.training(), TrainConfig(), torch.float32, image, said.append, DistributedContext(1, 6)
+    )
+    assert found.micro_batch == 11  # rows 1, 7, .. 61 of 64
+    assert "all 11 images at once" in said[-1]
 
 
 @pytest.mark.parametrize("method", [m for m in BUILT_IN_METHODS if m != "clip"])

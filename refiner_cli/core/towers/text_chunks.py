@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from refiner_cli.core.runtime.device import GIB, free_memory
+from refiner_cli.core.runtime.device import GIB
 from refiner_cli.core.towers.text import TextTower
 
 MEMORY_DIVISOR = 4  # a chunk may take this fraction (1/N) of the free memory
@@ -25,13 +25,14 @@ def prompt_bytes(text: TextTower, tokens: int, precision: torch.dtype) -> int:
 
 
 def pick_chunk_size(
-    requested: int, text: TextTower, prompts: int, device: torch.device, precision: torch.dtype, context: int
+    requested: int, text: TextTower, prompts: int, precision: torch.dtype, context: int, free: int
 ) -> tuple[int, str]:
     """Prompts per chunk, and why; with ``requested`` 0 they are chosen from the free memory.
 
     Args:
         prompts: their number, one per pair of the label space.
         context: tokens of the learned context.
+        free: bytes of memory that are free.
     """
     if requested:
         return requested, "requested"
@@ -39,7 +40,6 @@ def pick_chunk_size(
     if text.reads_padding:
         tokens = text.context_length
     each = prompt_bytes(text, tokens, precision)
-    free = free_memory(device)
     fit = min(free // MEMORY_DIVISOR, MAX_BYTES) // each
     estimate = f"{prompts} prompts keep about {prompts * each / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
     if fit >= prompts:

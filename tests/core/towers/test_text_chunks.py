@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from refiner_cli.core.runtime.device import GIB, attention_kernels
-from refiner_cli.core.towers import text_chunks as chunk
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.core.towers.text import TextTower
 from refiner_cli.core.towers.text_chunks import MIN_PROMPTS, pick_chunk_size, prompt_bytes
@@ -19,29 +18,26 @@ def text() -> TextTower:
     return load_backbone("tiny", "none").text
 
 
-def pick(
-    monkeypatch: pytest.MonkeyPatch, text: TextTower, free: int, *, requested: int = 0, prompts: int = 5592
-) -> tuple[int, str]:
-    monkeypatch.setattr(chunk, "free_memory", lambda device: free)
-    return pick_chunk_size(requested, text, prompts, CPU, torch.float32, 3)
+def pick(text: TextTower, free: int, *, requested: int = 0, prompts: int = 5592) -> tuple[int, str]:
+    return pick_chunk_size(requested, text, prompts, torch.float32, 3, free)
 
 
-def test_all_prompts_at_once_where_they_fit(monkeypatch: pytest.MonkeyPatch, text: TextTower) -> None:
-    size, why = pick(monkeypatch, text, 64 * GIB, prompts=100)
+def test_all_prompts_at_once_where_they_fit(text: TextTower) -> None:
+    size, why = pick(text, 64 * GIB, prompts=100)
     assert size == 100
     assert "all at once" in why
     assert "64.0 GiB are free" in why
 
 
-def test_less_memory_makes_smaller_chunks_that_fit(monkeypatch: pytest.MonkeyPatch, text: TextTower) -> None:
+def test_less_memory_makes_smaller_chunks_that_fit(text: TextTower) -> None:
     each = prompt_bytes(text, 7, torch.float32)
-    sizes = [pick(monkeypatch, text, free * each)[0] for free in (8000, 4000, 1000)]
+    sizes = [pick(text, free * each)[0] for free in (8000, 4000, 1000)]
     assert sizes == [2000, 1000, 250]
-    assert pick(monkeypatch, text, 0)[0] == MIN_PROMPTS
+    assert pick(text, 0)[0] == MIN_PROMPTS
 
 
-def test_a_given_chunk_is_taken(monkeypatch: pytest.MonkeyPatch, text: TextTower) -> None:
-    assert pick(monkeypatch, text, 0, requested=77) == (77, "requested")
+def test_a_given_chunk_is_taken(text: TextTower) -> None:
+    assert pick(text, 0, requested=77) == (77, "requested")
 
 
 @pytest.mark.parametrize("shares", [True, False])
