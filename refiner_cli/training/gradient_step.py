@@ -48,6 +48,7 @@ class GradientStep:
         self.model, self.space, self.config, self.precision = model, space, config, precision
         self.encode, self.scale, self.log = encode, scale, log
         self.micro_batch = config.batch_size
+        self.between: Callable[[], object] = lambda: None  # called between text and images, and after them
 
     def backward(
         self, images: Tensor, truth: Tensor, seed: int, *, weight: float = 1.0
@@ -71,9 +72,11 @@ class GradientStep:
         with attention_kernels(self.model.device):
             with text_memory_errors(), autocast(self.model.device, self.precision):
                 bank = self.encode()
+            self.between()
             while (done := self.accumulate(images, truth, bank, seed, weight)) is None:
                 self.halve_micro_batch(len(images))
             loss, scores, leaves = done
+            self.between()
             reached = [(whole, leaf.grad) for whole, leaf in leaves if leaf.grad is not None]
             if reached:
                 with text_memory_errors():

@@ -1,7 +1,8 @@
 """How a training step fits into memory: what a step takes is measured, on two and on four images.
 
-A step's peak grows in a straight line with the images computed at once. So two small steps tell the peak
-of every larger one, on any device and for any method, tower and precision: no formula has to be kept true.
+The peak of a step's images grows in a straight line with the images computed at once, the peak of its text
+stays. So two small steps tell the peak of every larger one, on any device and for any method, tower and
+precision: no formula has to be kept true.
 What is counted are the bytes of tensors. On a CPU a process takes up to :data:`KEPT` times as much, because
 the C library keeps freed memory for later, most of it where activations are recomputed. Where that would not
 fit, freed memory goes back at once.
@@ -14,9 +15,9 @@ micro-batch down to :data:`LEAST_BUSY`, then recomputes, then halves on.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,12 +34,11 @@ from refiner_cli.data.labels import LabelSpace
 from refiner_cli.training.gradient_step import GradientStep, copy_buffers, restore_buffers
 
 BUDGET = 0.9  # share of the free memory that a plan may use
-PROBED = (2, 4)  # images of the two steps that are measured; with one, the text may make the peak
+PROBED = (2, 4)  # images of the two steps that are measured
 KEPT = (
     2.5  # main memory that a process takes at most per byte of tensors while it keeps what is freed, measured
 )
 LEAST_BUSY = 8  # images at once that still keep a device busy
-Probe = Callable[[Tensor], object]  # one step on images ``B x 3 x H x W``, which leaves its gradients
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,17 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Peak bytes of a step of ``b`` images: ``base + b * per_image``."""
+    """Peak bytes of a step of ``b`` images: ``text``, or ``base + b * per_image`` where that is more."""
 
+    text: int
     base: int
     per_image: int
 
     def peak(self, images: int) -> int:
-        return self.base + images * self.per_image
+        return max(self.text, self.base + images * self.per_image)
 
     def largest(self, budget: float) -> int:
-        """The largest number of images whose peak is within the budget; it may be below 1."""
+        """The largest number of images that are within the budget; it may be below 1."""
         return int((budget - self.base) // self.per_image)
 
 
@@ -92,9 +93,41 @@ class LivePeak(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self.drop, identity, size)
 
+    def restart(self) -> None:
+        """From now on, the peak is that of what follows."""
+        self.peak = self.live
+
     def drop(self, identity: int, size: int) -> None:
         self.known.discard(identity)
         self.live -= size
+
+
+class CudaPeak:
+    """The same from the GPU's own allocator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, 0
+
+    def __enter__(self) -> Self:
+        release_memory(self.device)
+        self.before = torch.cuda.memory_allocated(self.device)
+        self.restart()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) - self.before
+
+    def restart(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+
+def peak_meter(device: torch.device) -> LivePeak | CudaPeak:
+    """Counts the bytes of the tensors that are made within it."""
+    return CudaPeak(device) if device.type == "cuda" else LivePeak()
 
 
 def storages(values: Any) -> list[torch.UntypedStorage]:
@@ -102,28 +135,32 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def probe_memory(probe: Probe, image: Tensor) -> StepMemory:
+def probe_memory(step: GradientStep, image: Tensor) -> StepMemory:
     """The memory of a step, from one of each of :data:`PROBED`.
 
     Args:
         image: ``1 x 3 x H x W`` on the device.
     """
-    few, more = (peak_of(probe, image.expand(count, *image.shape[1:])) for count in PROBED)
+    (text, few), (_, more) = (peaks_of(step, image.expand(count, *image.shape[1:])) for count in PROBED)
     per_image = max(1, (more - few) // (PROBED[1] - PROBED[0]))
-    return StepMemory(few - PROBED[0] * per_image, per_image)
+    return StepMemory(text, few - PROBED[0] * per_image, per_image)
 
 
-def peak_of(probe: Probe, images: Tensor) -> int:
-    """Peak bytes of the tensors of one step beyond what is held before it."""
-    if images.device.type == "cuda":
-        release_memory(images.device)
-        before = torch.cuda.memory_allocated(images.device)
-        torch.cuda.reset_peak_memory_stats(images.device)
-        probe(images)
-        return torch.cuda.max_memory_allocated(images.device) - before
-    with LivePeak() as counted:
-        probe(images)
-    return counted.peak
+def peaks_of(step: GradientStep, images: Tensor) -> tuple[int, int]:
+    """Peak bytes of tensors beyond what is held before a step: of its text, and of its images."""
+    found: list[int] = []
+    truth = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    with peak_meter(images.device) as meter:
+
+        def note() -> None:
+            found.append(meter.peak)
+            meter.restart()
+
+        step.between = note
+        step.backward(images, truth, 0)
+        note()
+    encoded, of_images, carried_back = found
+    return max(encoded, carried_back), of_images
 
 
 def memory_left(model: Model, config: TrainConfig) -> int:
@@ -169,17 +206,14 @@ def fit_step(
         The plan. The model's memory options say whether activations are recomputed.
     """
     step = plain_step(model, space, config, precision, log)
-
-    def probe(images: Tensor) -> None:
-        step.backward(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), 0)
-
-    plan = plan_memory(model, probe, image, config, len(ranks.shard_rows(range(config.batch_size))))
+    plan = plan_memory(step, image, len(ranks.shard_rows(range(config.batch_size))))
     log(f"memory: {plan.reason}")
     return plan
 
 
-def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig, batch: int) -> MemoryPlan:
-    """The plan for a step of ``batch`` images; ``probe`` is one step on images, ``image`` one of them."""
+def plan_memory(step: GradientStep, image: Tensor, batch: int) -> MemoryPlan:
+    """The plan for steps of ``batch`` images such as ``image``."""
+    model, config = step.model, step.config
     model.train()
     before = copy_buffers(model)  # the steps that are measured are no training
     parameters = list(model.trainable_parameters().values())
@@ -191,13 +225,13 @@ def plan_memory(model: Model, probe: Probe, image: Tensor, config: TrainConfig, 
     plan = None
     for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]:
         model.memory = replace(model.memory, gradient_checkpointing=recompute)
-        step = probe_memory(probe, image)
+        measured = probe_memory(step, image)
         fit = config.micro_batch or batch
-        if fit < batch or step.peak(batch) + beside > BUDGET * free:  # in pieces
+        if fit < batch or measured.peak(batch) + beside > BUDGET * free:  # in pieces
             # The gradients of the first pieces are held while the next are computed.
-            fit = config.micro_batch or max(1, step.largest(BUDGET * free - beside - learned))
+            fit = config.micro_batch or max(1, measured.largest(BUDGET * free - beside - learned))
         fit = min(batch, fit)
-        plan = describe_plan(step, batch, fit, free, beside, learned, recompute=recompute)
+        plan = describe_plan(measured, batch, fit, free, beside, learned, recompute=recompute)
         if fit >= wanted and plan.peak <= BUDGET * free:
             break
     assert plan is not None  # noqa: S101 - the loop runs at least once

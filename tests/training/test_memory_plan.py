@@ -12,18 +12,21 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from refiner_cli.bench.spaces import SpaceSize, made_up_space
 from refiner_cli.config import TrainConfig, method_section
-from refiner_cli.core.models.base import Model
+from refiner_cli.core.models.base import MemoryOptions, Model
 from refiner_cli.core.models.refiner import Refiner, RefinerConfig
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.distributed import DistributedContext
 from refiner_cli.core.towers.backbone import Backbone
+from refiner_cli.data.labels import LabelSpace
 from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.training import memory_plan
+from refiner_cli.training.gradient_step import GradientStep
 from refiner_cli.training.memory_plan import (
     MemoryPlan,
     fit_step,
-    peak_of,
+    peaks_of,
     plain_step,
     plan_memory,
     probe_memory,
@@ -64,22 +67,36 @@ def model(tiny: Backbone) -> Refiner:
     return Refiner.build(tiny, RefinerConfig(), SPACE)
 
 
-def probe_of(model: Model) -> memory_plan.Probe:
-    step = plain_step(model, SPACE.training(), TrainConfig(), torch.float32, lambda line: None)
-    return lambda images: step.backward(images, torch.zeros(len(images), dtype=torch.int64), 0)
+def step_of(model: Model, config: TrainConfig, space: LabelSpace = SPACE) -> GradientStep:
+    return plain_step(model.train(), space.training(), config, torch.float32, lambda line: None)
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, model: Model, free: int, **settings: object) -> MemoryPlan:
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: free)
     image = torch.zeros(1, 3, *model.backbone.image_size)
     config = TrainConfig.model_validate({"batch_size": 32, **settings})
-    return plan_memory(model, probe_of(model), image, config, config.batch_size)
+    return plan_memory(step_of(model, config), image, config.batch_size)
 
 
 def test_two_small_steps_tell_the_peak_of_a_larger_one(model: Refiner) -> None:
-    image, probe = torch.zeros(1, 3, *model.backbone.image_size), probe_of(model.train())
-    step = probe_memory(probe, image)
-    assert peak_of(probe, image.expand(12, -1, -1, -1)) == pytest.approx(step.peak(12), rel=0.05)
+    image, step = torch.zeros(1, 3, *model.backbone.image_size), step_of(model, TrainConfig())
+    memory = probe_memory(step, image)
+    assert max(peaks_of(step, image.expand(12, -1, -1, -1))) == pytest.approx(memory.peak(12), rel=0.05)
+
+
+def test_much_text_does_not_hide_the_images(tiny: Backbone) -> None:
+    space = made_up_space(SpaceSize(30, 30, 800))
+    model = Refiner.build(tiny, RefinerConfig(), space)
+    # A chunk's activations come and go before the images' and again after them.
+    model.memory = MemoryOptions(text_chunk_size=400)
+    image, step = torch.zeros(1, 3, *tiny.image_size), step_of(model, TrainConfig(), space)
+    few, many = (image.expand(count, -1, -1, -1) for count in (4, 16))
+    text, of_images = peaks_of(step, few)
+    assert text > of_images
+    memory = probe_memory(step, image)
+    assert memory.peak(4) == pytest.approx(text, rel=0.05)
+    assert max(peaks_of(step, many)) == pytest.approx(memory.peak(16), rel=0.05)
+    assert memory.peak(16) > 1.2 * text
 
 
 def allocated(step: Callable[[], object]) -> int:
