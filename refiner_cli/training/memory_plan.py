@@ -3,7 +3,7 @@
 The peak of a step's images grows in a straight line with the images computed at once, the peak of its text
 stays. So two small steps tell the peak of every larger one, on any device and for any method, tower and
 precision: no formula has to be kept true.
-What is counted are the bytes of tensors. On a CPU a process takes up to :data:`KEPT` times as much, because
+What is counted are the bytes of tensors. On a CPU a process takes up to :data:`HELD_PER_BYTE` times as much, because
 the C library keeps freed memory for later, most of it where activations are recomputed. Where that would not
 fit, freed memory goes back at once.
 
@@ -35,7 +35,7 @@ from refiner_cli.training.gradient_step import GradientStep, copy_buffers, resto
 
 BUDGET = 0.9  # share of the free memory that a plan may use
 PROBED = (2, 4)  # images of the two steps that are measured
-KEPT = (
+HELD_PER_BYTE = (
     2.5  # main memory that a process takes at most per byte of tensors while it keeps what is freed, measured
 )
 LEAST_BUSY = 8  # images at once that still keep a device busy
@@ -238,7 +238,7 @@ def plan_memory(step: GradientStep, image: Tensor, batch: int) -> MemoryPlan:
     for parameter in parameters:
         parameter.grad = None
     restore_buffers(before)
-    if model.device.type == "cpu" and KEPT * plan.peak > BUDGET * free and return_freed_memory():
+    if model.device.type == "cpu" and HELD_PER_BYTE * plan.peak > BUDGET * free and return_freed_memory():
         plan = replace(plan, reason=f"{plan.reason}; freed memory goes back to the system at once")
     release_memory(model.device)
     return plan
