@@ -3,9 +3,9 @@
 The peak of a step's images grows in a straight line with the images computed at once, the peak of its text
 stays. So two small steps tell the peak of every larger one, on any device and for any method, tower and
 precision: no formula has to be kept true.
-What is counted are the bytes of tensors. On a CPU a process takes up to :data:`HELD_PER_BYTE` times as much, because
-the C library keeps freed memory for later, most of it where activations are recomputed. Where that would not
-fit, freed memory goes back at once.
+What is counted are the bytes of tensors. On a CPU a process takes up to :data:`HELD_PER_BYTE` times as much,
+because the C library keeps freed memory for later, most of it where activations are recomputed. Where that
+would not fit, freed memory goes back at once.
 
 Smaller micro-batches cost next to nothing as long as they keep the device busy, because the text is
 encoded once a step; recomputing activations costs about a third more time. The plan therefore halves the
@@ -35,9 +35,7 @@ from refiner_cli.training.gradient_step import GradientStep, copy_buffers, resto
 
 BUDGET = 0.9  # share of the free memory that a plan may use
 PROBED = (2, 4)  # images of the two steps that are measured
-HELD_PER_BYTE = (
-    2.5  # main memory that a process takes at most per byte of tensors while it keeps what is freed, measured
-)
+HELD_PER_BYTE = 2.5  # main memory per byte of tensors, at most, of a process that keeps what is freed
 LEAST_BUSY = 8  # images at once that still keep a device busy
 
 
