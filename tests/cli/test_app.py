@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,17 @@ def test_help_does_not_import_torch(arguments: list[str]) -> None:
 
 def test_the_package_itself_does_not_import_torch() -> None:
     assert fresh("import refiner_cli, sys; print('torch' in sys.modules)") == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")]
+)
+def test_threads_sleep_while_they_wait(set_by_user: dict[str, str], used: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-m", "refiner_cli", "info", "tiny"]
+    environment |= set_by_user | {"OMP_DISPLAY_ENV": "true"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    assert re.search(rf"OMP_WAIT_POLICY *= *'{used}'", done.stderr)
 
 
 def test_completion_does_not_import_torch() -> None:
