@@ -112,7 +112,7 @@ class Trial:
 def train_trial(trial: Trial, benchmark: Benchmark, log: Callable[[str], None]) -> Trainer:
     """The finished training of a trial; an interrupted one is resumed."""
     config, folder = trial.config(), trial.folder / "run"
-    if is_run(folder) and Run.open(folder).config != config:
+    if is_run(folder) and not same_training(Run.open(folder).config, config):
         shutil.rmtree(folder)  # the variant had other settings then
     if is_run(folder):
         training = resume_trainer(Run.open(folder), benchmark, log)
@@ -122,6 +122,11 @@ def train_trial(trial: Trial, benchmark: Benchmark, log: Callable[[str], None]) 
     for _ in training.fit():
         pass
     return training
+
+
+def same_training(one: Config, other: Config) -> bool:
+    """Whether two configurations train alike: they may differ in what calibration tries afterwards."""
+    return one.model_copy(update={"calibration": other.calibration}) == other
 
 
 def run_trial(trial: Trial, log: Callable[[str], None] = lambda _: None) -> Found:
@@ -136,7 +141,7 @@ def run_trial(trial: Trial, log: Callable[[str], None] = lambda _: None) -> Foun
     setting, best = training.options, training.run.read_best()
     model, _ = read_model(model_folder(trained.folder / "run"))
     val = best["val"] if best else None
-    if trained is not trial:
+    if trained is not trial or trial.config().calibration != training.run.config.calibration:
         val = calibrate(model, benchmark, trial.config().calibration, setting).metrics.to_json()
     wide = benchmark.label_space("test", "open")
     spaces = {"closed": benchmark.label_space("test"), "open": wide}
