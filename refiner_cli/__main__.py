@@ -11,8 +11,8 @@ import sys
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves through SystemExit."""
-    # Before torch is imported: its threads sleep while they wait for each other. By default they spin, and beside
-    # other programs a step of the tiny backbone then takes four times as long.
+    # Before torch is imported: its threads sleep while they wait for each other. By default they spin, and
+    # beside other programs a step of the tiny backbone then takes four times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from refiner_cli.cli.app import app
     from refiner_cli.cli.console import terminal

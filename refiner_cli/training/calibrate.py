@@ -68,7 +68,7 @@ class Calibrated:
     metrics: Metrics  # on the images that it was chosen on
     plain: Metrics  # of the plainest settings
     criterion: str
-    candidates: tuple[tuple[Calibration, float], ...]  # with the value of the metric
+    candidates: tuple[tuple[Calibration, dict[World, float | None]], ...]  # with the criterion by world
 
     @property
     def validation(self) -> Metrics:
@@ -85,8 +85,8 @@ class Calibrated:
             "val": dict.fromkeys(measured, self.validation.to_json()) if crossed else measured,
             **({"cross_validation": measured} if crossed else {}),
             "candidates": [
-                {name: tried.to_json()[name] for name in TRIED} | {"value": value}
-                for tried, value in self.candidates
+                {name: tried.to_json()[name] for name in TRIED} | {"values": values}
+                for tried, values in self.candidates
             ],
         }
 
@@ -137,7 +137,7 @@ def calibrate(
         if config.temperature:
             calibration = fit_confidence(calibration, parts)
     use_calibration(HeldOut(model, benchmark), calibration, options, progress, fitted=own)
-    tried = tuple((one.calibration, one.value) for one in found)
+    tried = tuple((one.calibration, dict(zip(WORLDS, one.values, strict=False))) for one in found)
     return Calibrated(calibration, chosen.metrics, found[0].metrics, chosen.criterion, tried)
 
 

@@ -46,10 +46,14 @@ class Candidate:
         return self.metrics.selection_metric()[0]
 
     @property
+    def values(self) -> list[float | None]:
+        """The criterion in each world."""
+        return [getattr(metrics, self.criterion) for _, metrics in self.worlds]
+
+    @property
     def value(self) -> float:
         """The mean of the criterion over the worlds."""
-        values = [getattr(metrics, self.criterion) for _, metrics in self.worlds]
-        return statistics.fmean(value for value in values if value is not None)
+        return statistics.fmean(value for value in self.values if value is not None)
 
     def samples(self) -> FloatArray:
         """The same mean on resampled images."""

@@ -70,6 +70,18 @@ def test_what_was_measured_of_something_else_is_not_taken(trial: Trial) -> None:
     assert dataclasses.replace(trial, seed=4).found() is None
 
 
+def test_another_calibration_trains_nothing_anew(trial: Trial) -> None:
+    plain = run_trial(trial)
+    files = {path: path.stat().st_mtime_ns for path in (trial.folder / "run").rglob("*.safetensors")}
+    settings = {**SHORT, "calibration.hubness_strength": (0.5,)}
+    other = dataclasses.replace(trial, variant=dataclasses.replace(trial.variant, settings=settings))
+    assert other.found() is None
+    found = run_trial(other)
+    assert found != plain
+    assert found == run_trial(dataclasses.replace(other, folder=trial.folder.with_name("afresh")))
+    assert files == {path: path.stat().st_mtime_ns for path in (trial.folder / "run").rglob("*.safetensors")}
+
+
 @pytest.mark.parametrize(
     ("reads", "changes"),
     [
