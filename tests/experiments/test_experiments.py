@@ -73,7 +73,7 @@ def test_what_was_measured_of_something_else_is_not_taken(trial: Trial) -> None:
 def test_another_calibration_trains_nothing_anew(trial: Trial) -> None:
     plain = run_trial(trial)
     files = {path: path.stat().st_mtime_ns for path in (trial.folder / "run").rglob("*.safetensors")}
-    settings = {**SHORT, "calibration.hubness_strength": (0.5,)}
+    settings = {**SHORT, "calibration.hubness_strength": (1.0,)}
     other = dataclasses.replace(trial, variant=dataclasses.replace(trial.variant, settings=settings))
     assert other.found() is None
     found = run_trial(other)
@@ -86,7 +86,7 @@ def test_another_calibration_trains_nothing_anew(trial: Trial) -> None:
     ("reads", "changes"),
     [
         ({"calibration.tta_shifts": (2,)}, True),
-        ({"calibration.hubness_strength": (0.5,)}, True),
+        ({"calibration.hubness_strength": (1.0,)}, True),
         ({"calibration.wise_ft_alpha": (0.5,)}, False),  # the best step is the first: no word is learned
     ],
 )
