@@ -144,7 +144,6 @@ def test_weights_that_cannot_be_fetched_exit_4_and_say_how_to_pass_a_file(
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    monkeypatch.setattr("refiner_cli.core.towers.hub_access.unresolved_host", lambda: None)
     outcome = cli("train", small_demo, "--backbone", "ViT-B-32", "--out", tmp_path / "run")
     assert outcome.code == 4
     assert "no route to host" in outcome.err

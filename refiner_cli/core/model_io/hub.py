@@ -32,7 +32,7 @@ from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checksums import CHECKSUMS, verify_checksums
 from refiner_cli.core.model_io.schema import CONFIG
 from refiner_cli.core.towers.architectures import HF_HUB
-from refiner_cli.core.towers.hub_access import hub_access, unresolved_host
+from refiner_cli.core.towers.hub_access import hub_access
 from refiner_cli.core.towers.library_messages import first_line
 from refiner_cli.errors import FetchError, ModelFileError, UsageError
 
@@ -143,21 +143,24 @@ def push_folder(folder: Path, name: HubName) -> str:
 def hub_errors(what: str) -> Iterator[None]:
     """Let what goes wrong between this machine and the Hub be one FetchError, without the token."""
     disable_progress_bars()
-    try:
-        with hub_access():
+    with hub_access() as host:
+        try:
             yield
-    except Exception as error:
-        found = fetch_error(what, error)
-        if found is None:
-            raise
-        raise found from None
+        except Exception as error:
+            found = fetch_error(what, error, host)
+            if found is None:
+                raise
+            raise found from None
 
 
-def fetch_error(what: str, error: Exception) -> FetchError | None:
-    """The sentence for an error of the Hub's client; None for a fault of the program."""
+def fetch_error(what: str, error: Exception, host: str | None) -> FetchError | None:
+    """The sentence for an error of the Hub's client; None for a fault of the program.
+
+    Args:
+        host: the Hub's name if it does not resolve.
+    """
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     in_transit = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
-    host = unresolved_host()
     unresolved = f" ({host} does not resolve)" if host else ""
     known = (  # the first that holds
         (status == 401, f"The Hub refuses access to {what}: the token is wrong, or missing.", LOG_IN),

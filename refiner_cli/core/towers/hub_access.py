@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub.constants as hub
 import open_clip
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
 from refiner_cli.errors import FetchError
@@ -31,29 +32,35 @@ def unresolved_host() -> str | None:
 
 
 @contextlib.contextmanager
-def hub_access() -> Iterator[None]:
-    """Let the client use its cache alone where the Hub's name does not resolve: it would try for a minute."""
+def hub_access() -> Iterator[str | None]:
+    """Let the client use its cache alone where the Hub's name does not resolve: it would try for a minute.
+
+    Gives the name that does not resolve, else None. Where the user set HF_HUB_OFFLINE no name is looked up.
+    """
     before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = before or unresolved_host() is not None
+    host = None if before else unresolved_host()
+    hub.HF_HUB_OFFLINE = before or host is not None
     try:
         with quiet_libraries():
-            yield
+            yield host
     finally:
         hub.HF_HUB_OFFLINE = before
 
 
-def failure(error: BaseException) -> str:
-    """Why the Hub did not answer, on one line."""
-    host = unresolved_host()
-    return f"no host name resolves: {host}" if host else first_line(error)
+def failure(error: BaseException, host: str | None) -> str:
+    """Why the Hub did not answer, on one line; ``host`` is what ``hub_access`` gave."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        cause = cause.__cause__ or cause.__context__
+    return f"no host name resolves: {host}" if host and cause else first_line(error)
 
 
 def download_hub_file(repository: str, file: str) -> Path:
     """A file of a Hugging Face repository, downloaded once into the usual cache. Raises FetchError."""
-    with hub_access():
+    with hub_access() as host:
         try:
             return Path(str(open_clip.pretrained.download_pretrained_from_hf(repository, file)))
         except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
             raise FetchError(
-                f"The file {file} of hf-hub:{repository} cannot be downloaded ({failure(error)})."
+                f"The file {file} of hf-hub:{repository} cannot be downloaded ({failure(error, host)})."
             ) from None

@@ -80,8 +80,8 @@ def transformers_tokenizer(
         raise ModelFileError(f"{source} holds no tokenizer, and the model needs one of its own.")
     stated = text_config.get("tokenizer_kwargs") or {}
     options = {key: value for key, value in stated.items() if key in OPTIONS}
-    try:
-        with hub_access():
+    with hub_access() as host:
+        try:
             tokenizer = open_clip.tokenizer.HFTokenizer(
                 str(source),
                 context_length=context_length,
@@ -89,14 +89,15 @@ def transformers_tokenizer(
                 local_files_only=is_folder,
                 **options,
             )
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            f"The model's tokenizer needs the package transformers ({first_line(error)}).", hint=INSTALL
-        ) from None
-    except Exception as error:  # noqa: BLE001 - the hub's client and damaged files raise dozens of kinds
-        if is_folder:
-            raise ModelFileError(f"The tokenizer {source} cannot be read ({first_line(error)}).") from None
-        raise FetchError(f"The tokenizer {source} cannot be downloaded ({failure(error)}).") from None
+        except ImportError as error:
+            raise EnvironmentLacksError(
+                f"The model's tokenizer needs the package transformers ({first_line(error)}).", hint=INSTALL
+            ) from None
+        except Exception as error:  # noqa: BLE001 - the hub's client and damaged files raise dozens of kinds
+            why = first_line(error) if is_folder else failure(error, host)
+            if is_folder:
+                raise ModelFileError(f"The tokenizer {source} cannot be read ({why}).") from None
+            raise FetchError(f"The tokenizer {source} cannot be downloaded ({why}).") from None
     if stated.get("language"):
         set_language(tokenizer.tokenizer, stated["language"])
     return take_apart(tokenizer, context_length)

@@ -136,14 +136,14 @@ def find_weights_file(folder: Path) -> Path:
 
 def download_weights(tag: dict[str, Any] | None, repository: str, what: str) -> Path:
     """The weights of a tag or a repository, downloaded once into the usual cache. Raises FetchError."""
-    with hub_access():
+    with hub_access() as host:
         try:
             if tag is None:
                 return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
             return Path(open_clip.download_pretrained(tag))
         except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
             raise FetchError(
-                f"The weights {what} cannot be downloaded ({failure(error)}).",
+                f"The weights {what} cannot be downloaded ({failure(error, host)}).",
                 hint="Check the network, or download the file elsewhere and name it: --pretrained TAG=FILE "
                 "of 'refiner train', or NAME:TAG=FILE as a MODEL.",
             ) from None

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from refiner_cli.core.model_io.hub import hub_model
-from refiner_cli.core.towers.hub_access import hub_access, unresolved_host
+from refiner_cli.core.towers.hub_access import failure, hub_access, unresolved_host
 from tests.conftest import Cli
 
 HOST = "hub.invalid"
@@ -71,3 +71,17 @@ def test_a_proxy_resolves_names(offline: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     assert unresolved_host() is None
     assert offline == []
+
+
+def test_where_the_user_is_offline_no_name_is_looked_up(
+    offline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with hub_access() as host:
+        assert host is None
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert offline == []
+
+
+def test_a_failure_of_another_kind_keeps_its_reason() -> None:
+    assert failure(OSError("No space left on device"), HOST) == "No space left on device"

@@ -27,7 +27,7 @@ from refiner_cli.evaluation.metrics.confidence import (
     widest_threshold,
     wilson_interval,
 )
-from refiner_cli.inference.verdicts import VerdictRule
+from refiner_cli.inference.verdicts import Guess, VerdictRule
 from tests.evaluation.cases import make_case
 
 
@@ -137,7 +137,7 @@ def test_every_threshold_counts_for_what_those_before_it_leave_over() -> None:
         verdict = verdicts(found, promise)
         rule = VerdictRule(promise.pair.probability, promise.object.probability, promise.state.probability)
         for i in range(len(found)):  # as prediction decides it
-            said = rule.decide({level: found.probability[level][i] for level in LEVELS})
+            said = rule.decide({level: Guess(found.probability[level][i]) for level in LEVELS})
             assert said.level == ([*LEVELS, "unknown"][verdict[i]])
         for place, level in enumerate(LEVELS):
             given = verdict == place
