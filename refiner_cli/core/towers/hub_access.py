@@ -18,17 +18,22 @@ from refiner_cli.core.towers.library_messages import first_line, quiet_libraries
 from refiner_cli.errors import FetchError
 
 
-@cache
 def unresolved_host() -> str | None:
     """The Hub's host name if it does not resolve; None if it does, or if a proxy resolves it."""
     host = urlsplit(hub.ENDPOINT).hostname
     if not host or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return None
+    return None if resolves(host) else host
+
+
+@cache
+def resolves(host: str) -> bool:
+    """Whether a name has an address; looked up once."""
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):
-        return host
-    return None
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from refiner_cli.core.model_io.hub import hub_model
-from refiner_cli.core.towers.hub_access import failure, hub_access, unresolved_host
+from refiner_cli.core.towers.hub_access import failure, hub_access, resolves, unresolved_host
 from tests.conftest import Cli
 
 HOST = "hub.invalid"
@@ -31,10 +31,10 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[st
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"https://{HOST}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    for cached in (unresolved_host, hub_model):
+    for cached in (resolves, hub_model):
         cached.cache_clear()
     yield asked
-    for cached in (unresolved_host, hub_model):
+    for cached in (resolves, hub_model):
         cached.cache_clear()
 
 
@@ -85,3 +85,12 @@ def test_where_the_user_is_offline_no_name_is_looked_up(
 
 def test_a_failure_of_another_kind_keeps_its_reason() -> None:
     assert failure(OSError("No space left on device"), HOST) == "No space left on device"
+
+
+def test_what_is_found_of_one_host_says_nothing_of_another(
+    offline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert unresolved_host() == HOST
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://other.test")
+    assert unresolved_host() == "other.test"
+    assert offline == [HOST, "other.test"]
