@@ -12,6 +12,7 @@ from typing import Any
 
 from refiner_cli.data.benchmark import SPLITS
 from refiner_cli.data.create.photos import Photo, PhotoCollection, labelled_pair
+from refiner_cli.data.delimiter import delimiter_of
 from refiner_cli.data.labels import name_key
 from refiner_cli.data.lists import read_text
 from refiner_cli.errors import DatasetError
@@ -20,7 +21,6 @@ TABLE_COLUMNS = ("path", "state", "object", "split")
 TABLE_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".tsv")
 _REQUIRED = TABLE_COLUMNS[:3]
 _OPEN_VERDICTS = {"state", "object", "unknown"}
-_DELIMITERS = (",", ";", "\t")
 
 Record = tuple[int, dict[str, Any]]  # line number, values by column
 
@@ -84,12 +84,7 @@ def _photo(source: Path, number: int, record: dict[str, Any], images: Path) -> P
 
 def _csv_records(source: Path, text: str) -> Iterator[Record]:
     header = text.lstrip("\n").partition("\n")[0]
-
-    def known_columns(delimiter: str) -> int:
-        cells = next(csv.reader([header], delimiter=delimiter), [])
-        return sum(_column(cell) in TABLE_COLUMNS for cell in cells)
-
-    delimiter = max(_DELIMITERS, key=known_columns)  # of equals the first, the comma
+    delimiter = delimiter_of(header, lambda cell: _column(cell) in TABLE_COLUMNS)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     columns: list[str] = []
     try:

@@ -17,6 +17,7 @@ from urllib.parse import urljoin
 
 import pyarrow.parquet as pq
 
+from refiner_cli.data.delimiter import delimiter_of
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.inference.scan import ImageFile, row_name
 from refiner_cli.inference.sources.bucket import bucket_image
@@ -26,7 +27,6 @@ from refiner_cli.inference.sources.stored import StoredSource
 from refiner_cli.inference.sources.web import is_web, web_image
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-DELIMITERS = (",", ";", "\t")
 PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path",
     "url", "image_url",
@@ -66,19 +66,14 @@ def table_rows(store: Store, name: str) -> Iterator[Mapping[str, Any]]:
     with store.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
         if suffix in {".csv", ".tsv"}:
             header = text.readline()
-            yield from csv.DictReader(chain([header], text), delimiter=delimiter_of(header))
+            yield from csv.DictReader(chain([header], text), delimiter=delimiter_of(header, is_path_column))
         else:
             yield from json_rows(text)
 
 
-def delimiter_of(header: str) -> str:
-    """Comma, semicolon or tab: what makes most columns of the first line, a column of paths before all."""
-
-    def columns(delimiter: str) -> tuple[bool, int]:
-        cells = next(csv.reader([header], delimiter=delimiter), [])
-        return any(cell.strip().lower() in PATH_COLUMNS for cell in cells), len(cells)
-
-    return max(DELIMITERS, key=columns)
+def is_path_column(cell: str) -> bool:
+    """Whether a column of this name holds the images."""
+    return cell.strip().lower() in PATH_COLUMNS
 
 
 def json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:

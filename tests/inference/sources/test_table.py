@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from refiner_cli.inference.sources.table import delimiter_of
+from refiner_cli.data.delimiter import delimiter_of
+from refiner_cli.inference.sources.table import is_path_column
 from tests.conftest import Cli
 
 
@@ -18,7 +19,7 @@ from tests.conftest import Cli
     ],
 )  # fmt: skip
 def test_the_header_tells_the_separator(header: str, delimiter: str) -> None:
-    assert delimiter_of(header) == delimiter
+    assert delimiter_of(header, is_path_column) == delimiter
 
 
 def test_a_table_with_semicolons_is_predicted(
