@@ -42,14 +42,21 @@ def test_the_package_itself_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("set_by_user", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")]
+    ("set_by_user", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "ACTIVE", r"\d{6,}"),
+    ],
 )
-def test_threads_sleep_while_they_wait(set_by_user: dict[str, str], used: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+def test_threads_spin_shortly_and_sleep(set_by_user: dict[str, str], policy: str, spins: str) -> None:
+    own = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     command = [sys.executable, "-m", "refiner_cli", "info", "tiny"]
-    environment |= set_by_user | {"OMP_DISPLAY_ENV": "true"}
+    environment |= set_by_user | {"OMP_DISPLAY_ENV": "verbose"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
-    assert re.search(rf"OMP_WAIT_POLICY *= *'{used}'", done.stderr)
+    assert re.search(rf"OMP_WAIT_POLICY *= *'{policy}'", done.stderr)
+    assert re.search(rf"GOMP_SPINCOUNT *= *'{spins}'", done.stderr)
 
 
 def test_completion_does_not_import_torch() -> None:
