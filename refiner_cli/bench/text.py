@@ -127,7 +127,7 @@ def bench_text(
 
 
 def extrapolation(few: int, every: int) -> str:
-    return "" if few == every else f" (measured with {few}, extrapolated)"
+    return "" if few == every else f" (extrapolated from {few})"
 
 
 def compared(what: str, own: str, seconds_own: float, others: dict[str, float]) -> Iterator[BenchResult]:

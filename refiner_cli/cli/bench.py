@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ from refiner_cli.cli.common import Device, Precision
 from refiner_cli.cli.console import Json, new_table, terminal
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from refiner_cli.bench.measure import BenchResult
 
 
@@ -82,10 +85,22 @@ def bench(
         terminal.json({"schema": "refiner.bench/1", "machine": describe_machine(config),
                        "results": [result.to_json() for result in results]})  # fmt: skip
         return
-    table = new_table(f"{backbone}, random weights", "", "value", "unit", "ratio", "times better than")
-    for r in results:
-        table.add_row(r.name, f"{r.value:.4g}", r.unit, f"{r.ratio:.2f}" if r.ratio else "", r.baseline or "")
-    terminal.table(table)
+    terminal.data(f"{backbone}, random weights")
+    for work, ways in groupby(results, lambda result: result.name.partition(": ")[0]):
+        terminal.table(compared(work, list(ways)))
+
+
+def compared(work: str, results: Sequence[BenchResult]) -> Table:
+    """The ways of doing one piece of work, side by side."""
+    ratios = any(result.ratio for result in results)
+    table = new_table(work, "", "value", *(["ratio", "times better than"] if ratios else []))
+    for result in results:
+        row = [result.name.partition(": ")[2] or "all of it", f"{result.value:.4g} {result.unit}"]
+        if ratios:
+            baseline = (result.baseline or "").partition(" (")[0]  # what is in brackets stands in its own row
+            row += [f"{result.ratio:.2f}" if result.ratio else "", baseline]
+        table.add_row(*row)
+    return table
 
 
 def show_results(results: Iterator[BenchResult]) -> Iterator[BenchResult]:
