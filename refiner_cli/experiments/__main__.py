@@ -1,8 +1,9 @@
 """``python -m refiner_cli.experiments --out DIR``: train and measure every variant, print the tables.
 
-``--folds`` measures on held-out training pairs instead, which is where settings are chosen: the test split
-chooses nothing. ``--holdouts`` measures on other unseen pairs than the demo's, each hold-out with a tiny
-backbone that was pre-trained without them, so that a result does not depend on one list of pairs.
+Measured is the demo's test split with several seeds; folds of held-out training pairs, which is where
+settings are chosen, because the test split chooses nothing; and other hold-outs of unseen pairs, each with a
+tiny backbone that was pre-trained without them, so that a result does not depend on one list of pairs.
+``--seeds``, ``--folds`` and ``--holdouts`` ask for some of these.
 
 Trials run in parallel, one CPU thread each, so that the figures do not depend on the number of cores. An
 interrupted study resumes; trials that have a result are not repeated.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.errors import RefinerError
 from refiner_cli.experiments import few_shot, regions, warm_starts
 from refiner_cli.experiments.plan import by_fold, by_holdout, by_seed, processes
-from refiner_cli.experiments.tables import tables
+from refiner_cli.experiments.tables import FOLD, HOLDOUT, TEST, Results, study_text
 from refiner_cli.experiments.trial import Found, Trial, run_trials
 from refiner_cli.experiments.variants import ABLATIONS, METHODS
 from refiner_cli.files import atomic_file
 
 VARIANTS = (*METHODS, *ABLATIONS)
+SEEDS, FOLDS, HOLDOUTS = 5, 4, 3  # of a study of which no part is named
 
 
 def by_training(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -37,24 +39,24 @@ def by_training(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def study(out: Path, trials: Sequence[Trial], workers: int) -> str:
-    """Run all trials and return the tables."""
-    results: dict[str, dict[int, Found]] = {trial.variant.name: {} for trial in trials}
+def measure(parts: Mapping[str, Sequence[Trial]], workers: int) -> dict[str, Results]:
+    """Run the trials of every part of the study; their metrics by part and variant, in the trials' order."""
+    every = [trial for trials in parts.values() for trial in trials]
+    found: dict[Path, Found] = {}
     with processes(workers) as pool:
-        waiting = {pool.submit(run_trials, group): group for group in by_training(trials)}
-        done = 0
+        waiting = {pool.submit(run_trials, group): group for group in by_training(every)}
         for future in as_completed(waiting):
-            for trial, found in zip(waiting[future], future.result(), strict=True):
-                done += 1
-                results[trial.variant.name][trial.seed] = found
-                worlds = ", ".join(f"{world} AUC {found[world]['AUC']:.1f}" for world in ("closed", "open"))
-                print(
-                    f"{done}/{len(trials)} {trial.variant.name} seed {trial.seed}: {worlds}", file=sys.stderr
-                )
-    text = tables({name: [found[seed] for seed in sorted(found)] for name, found in results.items()})
-    with atomic_file(out / "study.md") as part:
-        part.write_text(text, "utf-8")
-    return text
+            for trial, result in zip(waiting[future], future.result(), strict=True):
+                found[trial.folder] = result
+                worlds = ", ".join(f"{world} AUC {result[world]['AUC']:.1f}" for world in ("closed", "open"))
+                done = f"{len(found)}/{len(every)} {trial.variant.name} seed {trial.seed}"
+                print(f"{done}: {worlds}", file=sys.stderr)
+    results: dict[str, Results] = {}
+    for part, trials in parts.items():
+        results[part] = {trial.variant.name: [] for trial in trials}
+        for trial in trials:
+            results[part][trial.variant.name].append(found[trial.folder])
+    return results
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -62,10 +64,9 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="python -m refiner_cli.experiments", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="output folder; an existing study resumes")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings per variant")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--folds", type=int, default=0, help="measure on N folds of the training split")
-    instead.add_argument("--holdouts", type=int, default=0, help="measure on N other lists of unseen pairs")
+    parser.add_argument("--seeds", type=int, default=0, help="measure on test with N seeds")
+    parser.add_argument("--folds", type=int, default=0, help="measure on N folds of the training split")
+    parser.add_argument("--holdouts", type=int, default=0, help="measure on N other lists of unseen pairs")
     parser.add_argument(
         "--variants", nargs="+", choices=[variant.name for variant in VARIANTS], help="measure these only"
     )
@@ -74,27 +75,36 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def planned(options: argparse.Namespace) -> dict[str, list[Trial]]:
+    """The trials of each part of the study that is asked for; of all parts unless one is named."""
+    variants = [
+        variant for variant in VARIANTS if options.variants is None or variant.name in options.variants
+    ]
+    seeds, folds, holdouts = options.seeds, options.folds, options.holdouts
+    if not (seeds or folds or holdouts):
+        seeds, folds, holdouts = SEEDS, FOLDS, HOLDOUTS if options.dataset is None else 0
+    out, parts = options.out, dict[str, list[Trial]]()
+    if seeds:
+        parts[TEST] = by_seed(out, variants, seeds, options.dataset)
+    if folds:
+        parts[FOLD] = by_fold(out / "folds", variants, folds, options.dataset)
+    if holdouts:
+        parts[HOLDOUT] = by_holdout(out / "holdouts", variants, holdouts, options.workers)
+    return parts
+
+
 def main() -> None:
     parser = argument_parser()
     options = parser.parse_args()
     if options.holdouts and options.dataset is not None:
         parser.error("--holdouts are lists of the demo benchmark; use --folds or --seeds with --dataset")
-    variants = [
-        variant for variant in VARIANTS if options.variants is None or variant.name in options.variants
-    ]
     try:
         if options.dataset is not None:
             load_benchmark(options.dataset)  # report a fault before anything is trained
-        if options.folds:
-            out = options.out / "folds"
-            trials = by_fold(out, variants, options.folds, options.dataset)
-        elif options.holdouts:
-            out = options.out / "holdouts"
-            trials = by_holdout(out, variants, options.holdouts, options.workers)
-        else:
-            out = options.out
-            trials = by_seed(out, variants, options.seeds, options.dataset)
-        print(study(out, trials, options.workers))
+        text = study_text(measure(planned(options), options.workers))
+        with atomic_file(options.out / "study.md") as part:
+            part.write_text(text, "utf-8")
+        print(text)
     except RefinerError as error:
         sys.exit(f"{error}")
 

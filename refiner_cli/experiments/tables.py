@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from refiner_cli.demo.scenes import CLUTTER
 from refiner_cli.experiments.trial import FEASIBILITY_MODES, Found, with_clutter
 from refiner_cli.experiments.variants import ABLATIONS, AMOUNTS, METHODS, NO_QUERIES, REFINER, Variant
 from refiner_cli.metric_names import HEADLINE_METRICS
 
-Results = Mapping[str, Sequence[Found]]  # by variant; one entry per seed, in one order
+Results = dict[str, list[Found]]  # by variant; one entry per seed, in one order
+# The parts of the study, by the heading of their tables.
+TEST, FOLD, HOLDOUT = "The demo's test split", "Folds of held-out training pairs", "Other hold-outs"
 SHOWN_METRICS = (
     ("closed", "S"),
     ("closed", "U"),
@@ -26,6 +29,12 @@ def format_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def format_mean(values: Sequence[float]) -> str:
+    """Mean and its standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {error:.1f}"
 
 
 def values(found: Sequence[Found], world: str, metric: str) -> list[float]:
@@ -53,18 +62,22 @@ def variants_table(results: Results, variants: Sequence[Variant]) -> list[str]:
     if REFINER not in variants:
         return lines
     lines += ["", "Refiner's margin, mean and deviation of the differences by seed:", ""]
-    lines += table_head("over", *(f"{metric}, {world}" for world, metric in COMPARED_METRICS))
+    return lines + margins_table(results, variants, format_spread)
+
+
+def margins_table(
+    results: Results, variants: Sequence[Variant], summarise: Callable[[Sequence[float]], str]
+) -> list[str]:
+    """One row per other variant: Refiner's metrics minus its own, paired by seed."""
+    lines = table_head("over", *(f"{metric}, {world}" for world, metric in COMPARED_METRICS))
     for variant in variants:
         if variant is not REFINER:
             pairs = [
                 zip(values(results["refiner"], w, m), values(results[variant.name], w, m), strict=True)
                 for w, m in COMPARED_METRICS
             ]
-            lines.append(
-                table_row(
-                    variant.title, *(format_spread([ours - theirs for ours, theirs in p]) for p in pairs)
-                )
-            )
+            margins = [[ours - theirs for ours, theirs in pair] for pair in pairs]
+            lines.append(table_row(variant.title, *map(summarise, margins)))
     return lines
 
 
@@ -104,3 +117,19 @@ def tables(results: Results) -> str:
     if ours and all(kind in found for kind in FEASIBILITY_MODES for found in ours):
         made.append(["### Feasibility in the open world", "", *feasibility_table(results)])
     return "\n\n".join("\n".join(part) for part in made) + "\n"
+
+
+def study_text(parts: Mapping[str, Results]) -> str:
+    """The tables of every part, and Refiner's margins over folds and other hold-outs together."""
+    texts = [f"## {part}\n\n{tables(results)}" for part, results in parts.items()]
+    judging = [parts[part] for part in (FOLD, HOLDOUT) if part in parts]
+    if len(judging) > 1 and REFINER.name in judging[0]:
+        together = {name: [seed for results in judging for seed in results[name]] for name in judging[0]}
+        measured = [variant for variant in (*METHODS, *ABLATIONS) if variant.name in together]
+        lines = margins_table(together, measured, format_mean)
+        texts.append(
+            "## Folds and other hold-outs together\n\nRefiner's margin, mean and its standard error:\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
+    return "\n".join(texts)

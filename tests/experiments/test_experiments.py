@@ -16,11 +16,11 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo.dataset import DemoSize, make_demo
 from refiner_cli.demo.vocabulary import demo_split
 from refiner_cli.errors import DatasetError
-from refiner_cli.experiments.__main__ import by_training
+from refiner_cli.experiments.__main__ import argument_parser, by_training, planned
 from refiner_cli.experiments.folds import FOLD_PAIRS, MIN_LEFT, fold
 from refiner_cli.experiments.plan import by_fold, by_holdout, make_backbone
 from refiner_cli.experiments.pretrain_tiny import Recipe
-from refiner_cli.experiments.tables import tables
+from refiner_cli.experiments.tables import FOLD, HOLDOUT, TEST, study_text, tables
 from refiner_cli.experiments.trial import FEASIBILITY_MODES, RESULT, Trial, run_trial, with_clutter
 from refiner_cli.experiments.variants import ABLATIONS, AMOUNTS, METHODS, REFINER, Variant
 from refiner_cli.training.run_dir import model_folder
@@ -124,6 +124,9 @@ def test_every_variant_differs_from_every_other() -> None:
     assert len(set(made)) == len(variants)
 
 
+COMMAND = planned.__module__
+
+
 def results(worse: float, priors: float = 0.0) -> dict[str, list[dict[str, dict[str, float]]]]:
     """Two seeds: Refiner at 50 and 60, everything else lower by ``worse`` and by twice as much."""
     found = {}
@@ -166,6 +169,37 @@ def test_without_the_trials_of_a_table_the_table_is_left_out() -> None:
     assert "margin" not in of("troika", "no-queries")
     plain = {"refiner": [{"closed": found["closed"], "open": found["open"]} for found in every["refiner"]]}
     assert "### Feasibility" not in tables(plain)
+
+
+def test_folds_and_holdouts_are_judged_together() -> None:
+    parts = {TEST: results(5.0), FOLD: results(1.0), HOLDOUT: results(3.0)}
+    text = study_text(parts)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        *(f"## {part}" for part in parts),
+        "## Folds and other hold-outs together",
+    ]
+    # Refiner leads by 1 and 2 on folds and by 3 and 6 on hold-outs: mean 3, its error sqrt(14 / 3) / 2.
+    together = text.rpartition("together")[2]
+    assert f"| Troika, equal terms | {' | '.join(['3.0 ± 1.1'] * 4)} |" in together
+    assert "without queries" in together
+    for left_out in (TEST, FOLD, HOLDOUT):
+        some = study_text({part: found for part, found in parts.items() if part != left_out})
+        assert ("together" in some) is (left_out == TEST)
+
+
+def test_a_study_of_which_no_part_is_named_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    for name in ("by_seed", "by_fold", "by_holdout"):
+        part = Trial(Path(name), REFINER, 0, Path())
+        monkeypatch.setattr(
+            f"{COMMAND}.{name}", lambda *a, p=part: asked.update({str(p.folder): a[2]}) or [p]
+        )
+    parse = argument_parser().parse_args
+    assert set(planned(parse(["--out", "x"]))) == {TEST, FOLD, HOLDOUT}
+    assert asked == {"by_seed": 5, "by_fold": 4, "by_holdout": 3}
+    assert set(planned(parse(["--out", "x", "--dataset", "y"]))) == {TEST, FOLD}
+    assert set(planned(parse(["--out", "x", "--folds", "2", "--holdouts", "1"]))) == {FOLD, HOLDOUT}
+    assert asked == {"by_seed": 5, "by_fold": 2, "by_holdout": 1}
 
 
 def test_a_fold_holds_out_training_pairs_and_touches_nothing_else(trial: Trial) -> None:
