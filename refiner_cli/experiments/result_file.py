@@ -25,7 +25,7 @@ def determinants_of(benchmark: Benchmark, backbone: Model, **others: Any) -> dic
     return {
         "refiner": __version__,
         "data": benchmark.fingerprint(),
-        "backbone": backbone.backbone.fingerprint(),
+        "backbone": backbone.backbone.use_fingerprint(),
         **others,
     }
 

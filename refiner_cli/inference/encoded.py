@@ -28,7 +28,7 @@ class EncodedBenchmark(Benchmark):
                 f"The method {method} learns inside the image tower, below the vectors that an index keeps.",
                 hint="Use --method csp or coop, or train on the photos.",
             )
-        if self.backbone and self.backbone != model.backbone.fingerprint():
+        if self.backbone and self.backbone != model.backbone.use_fingerprint():
             raise UsageError(f"The vectors in {self.root} were made with another backbone, or other weights.")
 
     def batches(

@@ -16,7 +16,7 @@ DIGEST_LENGTH = 16  # of a digest
 
 def score_fingerprint(model: Model) -> str:
     """Of everything that the scores depend on besides candidates and preprocessing."""
-    digest = hashlib.sha256(model.backbone.fingerprint().encode())
+    digest = hashlib.sha256(model.backbone.use_fingerprint().encode())
     digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())
     digest.update(json.dumps(model.calibration.to_json()).encode())
     return add_tensors(digest, model.saved_tensors())
@@ -32,7 +32,7 @@ def vector_fingerprint(model: Model, shifts: int = 0) -> str:
         shifts: another number of shifted views; 0: that of the calibration.
     """
     views = shifts or model.calibration.tta_shifts
-    digest = hashlib.sha256(f"{model.backbone.fingerprint()} {views}".encode())
+    digest = hashlib.sha256(f"{model.backbone.use_fingerprint()} {views}".encode())
     if model.frozen_image_side:
         return digest.hexdigest()[:DIGEST_LENGTH]
     digest.update(json.dumps([type(model).__name__, model.config.model_dump()]).encode())

@@ -121,7 +121,7 @@ def backbone_facts(model: Model) -> dict[str, str]:
     """Which backbone a model has, for a training that starts from the index (see ``labelled_index``)."""
     spec = model.backbone.spec
     return {"backbone": spec.name, "pretrained": spec.pretrained, "views": str(model.calibration.tta_shifts),
-            "backbone_fingerprint": model.backbone.fingerprint()}  # fmt: skip
+            "backbone_fingerprint": model.backbone.use_fingerprint()}  # fmt: skip
 
 
 def index_images(

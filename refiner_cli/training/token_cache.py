@@ -66,7 +66,7 @@ class TokenCache:
 
     def __post_init__(self) -> None:
         backbone = self.model.backbone
-        parts = (self.key, backbone.fingerprint(), str(backbone.spec.preprocess),
+        parts = (self.key, backbone.use_fingerprint(), str(backbone.spec.preprocess),
                  self.model.first_trainable_block, self.seed, str(self.precision), self.augment,
                  IMAGES_PER_FILE)  # fmt: skip
         self.place = self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

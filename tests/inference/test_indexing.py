@@ -19,6 +19,7 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.decoding import want_all
+from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.inference.fingerprints import score_fingerprint, vector_fingerprint
 from refiner_cli.inference.index import Index
 from refiner_cli.inference.indexing import check_made_by, index_images, open_for_writing, predict_index
@@ -114,6 +115,23 @@ def test_a_method_that_reads_patches_has_no_index(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="scores against the patches"):
         open_for_writing(tmp_path / "index", Recogniser(model), "m", "troika", ["photos"])
     assert not (tmp_path / "index").exists()
+
+
+def test_the_same_weights_with_another_activation_are_another_model() -> None:
+    clip, _ = zero_shot_model("tiny", SPACE)
+    spec = clip.backbone.spec
+    other = dataclasses.replace(spec, model={**spec.model, "quick_gelu": not spec.model.get("quick_gelu")})
+    before = score_fingerprint(clip), vector_fingerprint(clip)
+    clip.backbone = dataclasses.replace(clip.backbone, spec=other)
+    after = score_fingerprint(clip), vector_fingerprint(clip)
+    assert all(one != two for one, two in zip(before, after, strict=True))
+    benchmark = EncodedBenchmark(
+        "", Path(), {}, {}, backbone=Recogniser(clip).model.backbone.use_fingerprint()
+    )
+    benchmark.check_usable_by(clip, "clip")
+    clip.backbone = dataclasses.replace(clip.backbone, spec=spec)
+    with pytest.raises(UsageError, match="another backbone"):
+        benchmark.check_usable_by(clip, "clip")
 
 
 def test_methods_above_the_frozen_backbone_share_an_index() -> None:

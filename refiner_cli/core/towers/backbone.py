@@ -7,6 +7,7 @@ one from a stored description and tensors (an exported model). Nothing of a back
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +96,11 @@ class Backbone:
             sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
             digest.update(f"{name}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def use_fingerprint(self) -> str:
+        """16 hex digits over the weights and how they are used: activation, heads, the prompts' language."""
+        how = json.dumps(self.spec.model, sort_keys=True)
+        return hashlib.sha256(f"{self.fingerprint()} {how}".encode()).hexdigest()[:16]
 
 
 def load_backbone(name: str, pretrained: str, seed: int = 0) -> Backbone:

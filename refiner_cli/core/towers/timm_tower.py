@@ -40,7 +40,9 @@ class TimmTrunk:
         return self.visual.head(self.trunk.forward_head(x)), x
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
-        return self.visual.head(self.trunk.head(tokens))
+        # As if an image consisted of one token: pooling then reads it alone, by attention as well.
+        alone = tokens.flatten(0, 1)[:, None].expand(-1, 1 + self.num_prefix_tokens, -1)
+        return self.visual.head(self.trunk.forward_head(alone)).unflatten(0, tokens.shape[:2])
 
 
 class TimmTower(TimmTrunk):

@@ -102,10 +102,10 @@ def source_from_tag(architecture: Architecture, pretrained: str) -> WeightsSourc
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ConfigError(f"{tag!r} {problem} of {name}.", hint=f"Its tags: {tags}.")
     if not equals:
-        return WeightsSource(pretrained, tag_profile(entry), tag=entry)
+        return WeightsSource(pretrained, tag_profile(name, tag), tag=entry)
     if not Path(file).is_file():
         raise ConfigError(f"The weights file {file} does not exist, or is not a file.")
-    return WeightsSource(pretrained, tag_profile(entry), Path(file))
+    return WeightsSource(pretrained, tag_profile(name, tag), Path(file))
 
 
 def source_from_file(architecture: Architecture, file: Path, known: WeightsProfile) -> WeightsSource:

@@ -48,9 +48,14 @@ class WeightsProfile:
         return {"activation": "QuickGELU" if self.quick_gelu else "GELU", **plain}
 
 
-def tag_profile(entry: dict[str, Any]) -> WeightsProfile:
-    """What open_clip's entry for a tag says; an entry without a word on the activation means GELU."""
-    return WeightsProfile(bool(entry.get("quick_gelu", False)), entry)
+def tag_profile(name: str, tag: str) -> WeightsProfile:
+    """What open_clip's entry for a tag of a model says.
+
+    Where the entry has no word on the activation, the model's configuration has: roberta-ViT-B-32 is
+    QuickGELU by its configuration alone. Neither saying a word means GELU.
+    """
+    entry, model = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name) or {}
+    return WeightsProfile(bool(entry.get("quick_gelu", model.get("quick_gelu", False))), entry)
 
 
 def file_profile(
@@ -69,10 +74,7 @@ def file_profile(
     if from_openai:
         openai = WeightsProfile(quick_gelu=True, preprocess={})  # open_clip's defaults are OpenAI's
         return known.completed_by(openai), f"{file.name} is in OpenAI's format, which means QuickGELU"
-    entries = {
-        tag: tag_profile(open_clip.get_pretrained_cfg(name, tag))
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-    }
+    entries = {tag: tag_profile(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
     possible = {
         tag: known.completed_by(profile)
         for tag, profile in entries.items()

@@ -102,7 +102,7 @@ def describe(name: str) -> Row:
         text = {**config["text_cfg"], SIZES: SIZES_OF[tower_name]}
         config = {**config, "custom_text": True, "text_cfg": text}
     tags = open_clip.list_pretrained_tags_by_model(name)
-    profiles = [tag_profile(open_clip.get_pretrained_cfg(name, tag)).comparable() for tag in tags]
+    profiles = [tag_profile(name, tag).comparable() for tag in tags]
     size = config["vision_cfg"].get("image_size", 224)
     reason, parts, patch = "", "", ""
     try:

@@ -62,6 +62,7 @@ def eva(**options: Any) -> nn.Module:
 TOWERS: dict[str, Any] = {
     "siglip": lambda: vit(class_token=False, global_pool="map"),
     "layer scale": lambda: vit(init_values=0.1, pre_norm=True, global_pool="token"),
+    "vitamin": lambda: vit(class_token=False, global_pool="avg", fc_norm=True),
     "average": lambda: vit(class_token=False, global_pool="avg", reg_tokens=2),
     "eva01": lambda: eva(init_values=0.1, global_pool="avg"),
     "eva02": lambda: eva(
@@ -121,6 +122,15 @@ def test_tokens_in_front_that_are_masked_change_nothing(visual: Any) -> None:
     longer = torch.cat([torch.randn(2, extra, WIDTH), x], 1)
     got = run_blocks(tower, longer, range(DEPTH), [], mask=mask)[:, extra:]
     assert torch.allclose(got, run_blocks(tower, x, range(DEPTH), []), atol=1e-5)
+
+
+def test_a_token_goes_the_way_of_the_image_vector_into_the_joint_space(visual: Any) -> None:
+    """An image whose tokens are all one token has that token's vector, however it is pooled."""
+    tower = open_image_tower(visual)
+    N = tower.embed(torch.randn(1, 3, SIZE, SIZE)).shape[1]
+    pooled, tokens = tower.pool_and_project(torch.randn(3, 1, WIDTH).expand(3, N, WIDTH))
+    values = tower.project_tokens(tokens[:, tower.num_prefix_tokens :])
+    assert torch.allclose(values, pooled[:, None].expand_as(values), atol=1e-4)
 
 
 def test_attention_weights_are_those_of_the_block(visual: Any) -> None:

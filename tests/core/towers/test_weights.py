@@ -57,18 +57,28 @@ def test_a_file_given_with_its_tag_is_the_tag_for_all_published_weights(tmp_path
     assert len(PUBLISHED) > 130
 
 
+def test_a_tag_without_a_word_on_the_activation_has_that_of_its_model() -> None:
+    silent = [
+        (name, tag) for name, tag in PUBLISHED if "quick_gelu" not in open_clip.get_pretrained_cfg(name, tag)
+    ]
+    by_model = {(name, tag): bool(open_clip.get_model_config(name).get("quick_gelu")) for name, tag in silent}
+    assert {pair: tag_profile(*pair).quick_gelu for pair in silent} == by_model
+    assert by_model["roberta-ViT-B-32", "laion2b_s12b_b32k"]
+    assert not by_model["ViT-L-14", "laion2b_s32b_b82k"]
+
+
 def test_a_file_alone_is_never_run_otherwise_than_one_of_its_models_tags(tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"
     file.write_bytes(b"weights")
     asked = 0
     for name in sorted({name for name, _ in PUBLISHED}):
-        entries = {tag: open_clip.get_pretrained_cfg(name, tag) for n, tag in PUBLISHED if n == name}
-        each = [settings(tag_profile(entry)) for entry in entries.values()]
+        tags = [tag for n, tag in PUBLISHED if n == name]
+        each = [settings(tag_profile(name, tag)) for tag in tags]
         if any(one != each[0] for one in each):
             asked += 1
             with pytest.raises(ConfigError) as caught:
                 file_profile(name, file, WeightsProfile(), from_openai=False)
-            assert f"--pretrained {next(iter(entries))}={file} (" in caught.value.hint
+            assert f"--pretrained {tags[0]}={file} (" in caught.value.hint
         else:
             profile, _ = file_profile(name, file, WeightsProfile(), from_openai=False)
             assert settings(profile) == each[0]
@@ -167,7 +177,7 @@ def test_a_file_is_recognised_by_its_published_sha256(
 
     monkeypatch.setattr(open_clip, "get_pretrained_url", url)
     loaded = load_backbone("ViT-B-32", str(tmp_path / "w.safetensors"))
-    expected = tag_profile(open_clip.get_pretrained_cfg("ViT-B-32", "laion400m_e32"))
+    expected = tag_profile("ViT-B-32", "laion400m_e32")
     assert (activation(loaded) == "QuickGELU") == expected.quick_gelu
     assert any("laion400m_e32, by its sha256" in note for note in loaded.notes)
 
