@@ -124,11 +124,15 @@ def calibrate(
                 fit_hubness(one.model, one.benchmark, options, progress)
         found = measure_candidates(parts, composition, WORLDS)
         chosen = choose(found)
-        weighted = evidence_candidates(model, chosen.calibration, config)
-        if len(weighted) > 1:
-            others = measure_candidates(parts, weighted, WORLDS[:1])
-            chosen = choose(others)
-            found += others[1:]
+        plain = plainest_settings(model, config)
+        weighted = dict(evidence_candidates(model, chosen.calibration, config))
+        if list(weighted) != [chosen.calibration]:
+            known = {one.calibration for one in found}
+            beside = {} if plain in known else {plain: 0}  # measured, but no candidate of this step
+            others = measure_candidates(parts, list((beside | weighted).items()), WORLDS[:1])
+            chosen = choose([one for one in others if one.calibration in weighted])
+            found += [one for one in others if one.calibration not in known]
+        before = next(one.metrics for one in found if one.calibration == plain)
         calibration = replace(
             chosen.calibration,
             bias=chosen.metrics.bias or 0.0,
@@ -138,7 +142,14 @@ def calibrate(
             calibration = fit_confidence(calibration, parts)
     use_calibration(HeldOut(model, benchmark), calibration, options, progress, fitted=own)
     tried = tuple((one.calibration, dict(zip(WORLDS, one.values, strict=False))) for one in found)
-    return Calibrated(calibration, chosen.metrics, found[0].metrics, chosen.criterion, tried)
+    return Calibrated(calibration, chosen.metrics, before, chosen.criterion, tried)
+
+
+def plainest_settings(model: Model, config: CalibrationConfig) -> Calibration:
+    """The first candidate of every step: what stands where the images show nothing."""
+    (calibration, _), *_ = composition_candidates(model, config)
+    (calibration, _), *_ = evidence_candidates(model, calibration, config)
+    return calibration
 
 
 def plainest(
@@ -148,10 +159,8 @@ def plainest(
     options: RuntimeOptions,
     progress: ProgressFn,
 ) -> Calibrated:
-    """The first of all candidates: nothing can be chosen."""
-    (calibration, _), *_ = composition_candidates(model, config)
-    (calibration, _), *_ = evidence_candidates(model, calibration, config)
-    calibration = replace(calibration, chosen_on="nothing")
+    """The plainest settings: nothing can be chosen."""
+    calibration = replace(plainest_settings(model, config), chosen_on="nothing")
     use_calibration(HeldOut(model, benchmark), calibration, options, progress, fitted=False)
     return Calibrated(calibration, Metrics.of_no_images(), Metrics.of_no_images(), "none", ())
 

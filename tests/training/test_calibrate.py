@@ -182,6 +182,37 @@ def test_the_model_is_left_with_the_choice(
     assert (plain.closed, plain.open) == (Calibration().closed, Calibration().open)
 
 
+WEIGHTS = (0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("weights", [WEIGHTS, 0.5, 0.0])
+def test_the_record_has_every_candidate_once_and_begins_at_the_first_of_each_setting(
+    place: int, weights: Any, tiny: Backbone, demo: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "choose", lambda found: found[place])
+    few = dataclasses.replace(demo, samples={split: rows[::4] for split, rows in demo.samples.items()})
+    model = model_of("refiner", tiny, few)
+    config = CalibrationConfig(
+        tta_shifts=1, wise_ft_alpha=(0.5, 1.0), hubness_strength=0, state_weight=weights,
+        object_weight=weights, temperature=False,
+    )  # fmt: skip
+    found = calibrate(model, few, config, OPTIONS)
+    listed = weights if isinstance(weights, tuple) else (weights,)
+    rows = [(one.wise_ft_alpha, one.state_weight, one.object_weight) for one, _ in found.candidates]
+    assert len(rows) == len(set(rows))
+    chosen = (0.5, 1.0)[place]
+    wanted = {(alpha, 0.0, 0.0) for alpha in (0.5, 1.0)} | {(0.5, listed[0], listed[0])}
+    assert set(rows) == wanted | {(chosen, b_s, b_o) for b_s in listed for b_o in listed}
+    own = found.calibration
+    assert (own.wise_ft_alpha, own.state_weight, own.object_weight) == (chosen, *[listed[place]] * 2)
+    plain = Calibration(wise_ft_alpha=0.5, state_weight=listed[0], object_weight=listed[0])
+    for metrics, calibration in ((found.plain, plain), (found.metrics, own)):
+        model.calibration = calibration
+        used = evaluate_worlds(model, few, "val", {"closed": few.label_space("val")}, OPTIONS)["closed"]
+        assert pytest.approx(used.AUC, abs=1e-6) == metrics.AUC
+
+
 def test_the_temperature_has_the_lowest_negative_log_likelihood() -> None:
     chance = torch.Generator().manual_seed(0)
     truth = torch.randint(5, (400,), generator=chance)

@@ -175,7 +175,7 @@ def format_cell(value: float | None, interval: Interval | None) -> tuple[str, st
 
 
 def operating_points(world: WorldResult, result: Result) -> list[charts.OperatingPoint]:
-    """Best harmonic mean, validation's bias, and no bias; nothing where the curve is undefined."""
+    """Best harmonic mean, the bias of predictions, and no bias; nothing where the curve is undefined."""
     summary, seen = world.measured.summary, world.measured.summary.truth_seen
     curve = seen_unseen_curve(summary, result.protocol)
     if world.metrics.bias is None:
@@ -191,7 +191,7 @@ def operating_points(world: WorldResult, result: Result) -> list[charts.Operatin
     ]
     biases: dict[str, tuple[charts.Marker, float]] = {"no bias": ("square", 0.0)}
     if result.calibration:  # a score file has none
-        biases = {"validation's bias": ("ring", world.bias), **biases}
+        biases = {"bias of predictions": ("ring", world.bias), **biases}
     for text, (marker, bias) in biases.items():
         right = summary.correct(bias)
         unseen_accuracy, seen_accuracy = (100 * float(right[group].mean()) for group in (~seen, seen))

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from refiner_cli.core.models.calibration import ChosenOn
+from refiner_cli.core.models.calibration import Calibration, ChosenOn, Temperatures
 from refiner_cli.evaluation.metrics.breakdown import reliability
 from refiner_cli.evaluation.result import Result
 
 SOURCES: dict[ChosenOn, str] = {
-    "": "the best closed-world AUC on validation, selected in training",
-    "validation": "the best closed-world AUC on validation, selected in training",
-    "cross-validation": "the best closed-world AUC in a cross-validation of the training images",
-    "nothing": "as the training's settings say, which had no validation images",
+    "validation": "on validation",
+    "cross-validation": "in a cross-validation of the training images",
+}
+NOT_CHOSEN: dict[ChosenOn, str] = {
+    "": "stored with the model, which does not say on which images they were chosen",
+    "nothing": "the first values that the training's settings name and no bias, as there were no images to "
+    "choose on",
 }
 
 
 def choice_sentences(result: Result) -> Iterator[str]:
     """A sentence for everything that was chosen or could be suspected to be."""
-    if result.calibration is None:
+    chosen = result.calibration
+    if chosen is None:
         yield "Nothing was chosen: the scores are taken as they are."
-    elif result.split == "val":
-        yield "These are numbers of the validation split, on which the choices below were made."
+    elif result.split != "val":
+        yield f"Nothing was chosen on the {result.split} split."
+    elif chosen.chosen_on == "validation" or any(world.feasibility for world in result.worlds.values()):
+        yield "These are numbers of the validation split, on which choices below were made."
     else:
-        yield "Nothing was chosen on the test split."
-    if weights := result.calibration:
-        yield (
-            f"Weights of the state and object evidence ({weights.state_weight:g} and "
-            f"{weights.object_weight:g}) and the bias {weights.bias:.3g}: {SOURCES[weights.chosen_on]}, and "
-            "stored with the model."
-        )
+        yield "These are numbers of the validation split."
+    if chosen:
+        yield from calibration_sentences(chosen)
     for name, world in result.worlds.items():
         if choice := world.feasibility:
             value = "threshold" if choice.mode == "mask" else "lambda"
             yield (
                 f"Feasibility in the {name} world ({choice.mode}, {value} {choice.value:.4g}): the best of "
                 f"{len(choice.candidates)} values on validation, AUC {choice.val_auc:.1f} there; words "
-                f"compared by {choice.source}."
+                f"compared by {choice.source}. The bias of unseen pairs ({choice.bias:.3g}): that of the "
+                "best harmonic mean there."
             )
     yield (
         "Exact protocol: every bias that changes a prediction is visited; a tie never counts as right."
@@ -44,6 +47,35 @@ def choice_sentences(result: Result) -> Iterator[str]:
         else "Legacy protocol: the published sweep of about 20 biases, for comparison with printed numbers."
     )
     yield f"Intervals: {result.bootstrap_samples} bootstrap samples of the images, seed {result.seed}."
+
+
+def calibration_sentences(chosen: Calibration) -> Iterator[str]:
+    """How the stored settings of a model were chosen, as :mod:`~refiner_cli.training.calibrate` does it."""
+    composition = (
+        f"shifted views ({chosen.tta_shifts}), weight of the learned words ({chosen.wise_ft_alpha:g}) and "
+        f"strength of the hubness correction ({chosen.hubness_strength:g})"
+    )
+    weights = (
+        f"weights of the state and object evidence in the closed world ({chosen.state_weight:g} and "
+        f"{chosen.object_weight:g})"
+    )
+    bias = f"bias of unseen pairs ({chosen.bias:.3g})"
+    where = SOURCES.get(chosen.chosen_on)
+    if where is None:
+        yield capital(f"{composition}, {weights}, {bias}: {NOT_CHOSEN[chosen.chosen_on]}.")
+        return
+    yield capital(
+        f"{composition}: of the values that were tried, the plainest that the best do not surpass beyond "
+        f"chance {where}, by the mean of closed-world and open-world AUC (accuracy where that is undefined)."
+    )
+    yield capital(f"{weights}: by the same rule {where}, by the closed-world AUC.")
+    yield capital(f"{bias}: that of the best closed-world harmonic mean {where}.")
+    if (chosen.closed.temperatures, chosen.open.temperatures) != (Temperatures(), Temperatures()):
+        yield f"Temperatures of the probabilities: by maximum likelihood {where}."
+
+
+def capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def undefined_sentences(result: Result) -> Iterator[str]:

@@ -4,13 +4,19 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
+from refiner_cli.core.model_io.checkpoint import read_stored
+from refiner_cli.core.models.calibration import Calibration, ChosenOn, Confidence, Temperatures
 from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_score_file
 from refiner_cli.evaluation.report.page import write_report
+from refiner_cli.evaluation.report.sentences import calibration_sentences
+from refiner_cli.training.run_dir import model_folder
 from tests.conftest import Cli
 from tests.evaluation.test_score_files import saved
 
@@ -62,6 +68,41 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert "validation" not in text
+
+
+def test_the_page_says_how_the_run_was_calibrated(small_run: Path, page: Path) -> None:
+    text = page.read_text("utf-8")
+    stored = read_stored(model_folder(small_run))[1].calibration.value()
+    assert stored.chosen_on == "validation"
+    for sentence in calibration_sentences(stored):
+        assert f"<li>{escape(sentence)}</li>" in text
+    assert "best closed-world AUC" not in text
+
+
+@pytest.mark.parametrize("chosen_on", get_args(ChosenOn))
+def test_every_setting_of_a_calibration_is_named_with_the_images_it_was_chosen_on(
+    chosen_on: ChosenOn,
+) -> None:
+    values = {
+        "state_weight": 0.125, "object_weight": 0.375, "bias": 2.5, "hubness_strength": 0.625,
+        "wise_ft_alpha": 0.75, "tta_shifts": 4,
+    }  # fmt: skip
+    chosen = Calibration(**values, chosen_on=chosen_on, closed=Confidence(Temperatures(2.0)))  # type: ignore[arg-type]
+    sentences = list(calibration_sentences(chosen))
+    assert not [value for value in values.values() if f"{value:g}" not in " ".join(sentences)]
+    where = {
+        "validation": "on validation", "cross-validation": "in a cross-validation of the training images",
+        "nothing": "there were no images to choose on", "": "does not say on which images",
+    }[chosen_on]  # fmt: skip
+    assert all(where in sentence for sentence in sentences)
+    assert chosen_on == "validation" or "on validation" not in " ".join(sentences)
+    if chosen_on in {"validation", "cross-validation"}:
+        rules = dict(zip(("views", "evidence", "Bias", "Temperatures"), sentences, strict=True))
+        assert all(name in sentence for name, sentence in rules.items())
+        assert "mean of closed-world and open-world AUC" in rules["views"]
+        assert "plainest" in rules["views"]
+        assert "same rule" in rules["evidence"]
+        assert "closed-world harmonic mean" in rules["Bias"]
 
 
 def test_it_looks_right_in_a_browser(page: Path, tmp_path: Path) -> None:
