@@ -87,10 +87,10 @@ def bench(
         return
     terminal.data(f"{backbone}, random weights")
     for work, ways in groupby(results, lambda result: result.name.partition(": ")[0]):
-        terminal.table(compared(work, list(ways)))
+        terminal.table(ways_table(work, list(ways)))
 
 
-def compared(work: str, results: Sequence[BenchResult]) -> Table:
+def ways_table(work: str, results: Sequence[BenchResult]) -> Table:
     """The ways of doing one piece of work, side by side."""
     ratios = any(result.ratio for result in results)
     table = new_table(work, "", "value", *(["ratio", "times better than"] if ratios else []))

@@ -39,7 +39,7 @@ def by_training(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def measure(parts: Mapping[str, Sequence[Trial]], workers: int) -> dict[str, Results]:
+def measure_parts(parts: Mapping[str, Sequence[Trial]], workers: int) -> dict[str, Results]:
     """Run the trials of every part of the study; their metrics by part and variant, in the trials' order."""
     every = [trial for trials in parts.values() for trial in trials]
     found: dict[Path, Found] = {}
@@ -101,7 +101,7 @@ def main() -> None:
     try:
         if options.dataset is not None:
             load_benchmark(options.dataset)  # report a fault before anything is trained
-        text = study_text(measure(planned(options), options.workers))
+        text = study_text(measure_parts(planned(options), options.workers))
         with atomic_file(options.out / "study.md") as part:
             part.write_text(text, "utf-8")
         print(text)
