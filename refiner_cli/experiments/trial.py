@@ -22,10 +22,11 @@ from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.scoring import measure_split
 from refiner_cli.experiments.folds import fold
 from refiner_cli.experiments.variants import Variant
-from refiner_cli.files import sha256, write_json
+from refiner_cli.files import write_json
 from refiner_cli.recipes import recipe_for
 from refiner_cli.settings import resolve
 from refiner_cli.training.calibrate import calibrate
+from refiner_cli.training.provenance import provenance, run_provenance
 from refiner_cli.training.run_dir import DatasetRef, Run, is_run, model_folder
 from refiner_cli.training.setup import build_trainer, environment, resume_trainer
 from refiner_cli.training.trainer import Trainer
@@ -92,10 +93,10 @@ class Trial:
         prints = {
             with_clutter(n): load_benchmark(place).fingerprint() for n, place in self.clutter_tests.items()
         }
-        if self.backbone is not None:
-            prints["backbone"] = sha256(self.backbone)[:16]
+        config = self.config()
         return {
-            "config": self.config().model_dump(mode="json"),
+            **provenance(config),
+            "config": config.model_dump(mode="json"),
             "data": self.benchmark().fingerprint(),
             **prints,
         }
@@ -110,23 +111,26 @@ class Trial:
 
 
 def train_trial(trial: Trial, benchmark: Benchmark, log: Callable[[str], None]) -> Trainer:
-    """The finished training of a trial; an interrupted one is resumed."""
+    """The finished training of a trial; an interrupted one is resumed, one of anything else discarded."""
     config, folder = trial.config(), trial.folder / "run"
-    if is_run(folder) and not same_training(Run.open(folder).config, config):
-        shutil.rmtree(folder)  # the variant had other settings then
+    if is_run(folder) and not same_training(Run.open(folder), config):
+        shutil.rmtree(folder)
     if is_run(folder):
         training = resume_trainer(Run.open(folder), benchmark, log)
     else:
         ref = DatasetRef(benchmark.name, str(trial.data), benchmark.fingerprint())
-        training = build_trainer(Run.create(folder, config, ref, environment()), benchmark, log)
+        training = build_trainer(
+            Run.create(folder, config, ref, environment() | provenance(config)), benchmark, log
+        )
     for _ in training.fit():
         pass
     return training
 
 
-def same_training(one: Config, other: Config) -> bool:
-    """Whether two configurations train alike: they may differ in what calibration tries afterwards."""
-    return one.model_copy(update={"calibration": other.calibration}) == other
+def same_training(run: Run, config: Config) -> bool:
+    """Whether a run is the training of a configuration: what calibration tries afterwards may differ."""
+    alike = run.config.model_copy(update={"calibration": config.calibration}) == config
+    return alike and run_provenance(run) == provenance(config)
 
 
 def run_trial(trial: Trial, log: Callable[[str], None] = lambda _: None) -> Found:

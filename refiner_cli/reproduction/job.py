@@ -5,7 +5,7 @@
     <method>/seed-0/run/           the training
     <method>/seed-0/result.json    what was measured on test, and what determines it
 
-A result is complete or absent; one of other settings or data is measured again.
+A result is complete or absent; one of other settings, data, weights or another version is measured again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from refiner_cli.bench.measure import Peak
-from refiner_cli.config import Config
+from refiner_cli.config import Config, flatten
 from refiner_cli.core.model_io.checkpoint import WEIGHTS_FILE, read_model
 from refiner_cli.core.runtime.device import RuntimeOptions, pick_device, pick_precision
 from refiner_cli.core.runtime.loader import pick_num_workers
@@ -33,10 +33,11 @@ from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.metrics.seen_unseen import SweepProtocol
 from refiner_cli.evaluation.scoring import ProgressFn, measure_split, no_progress
 from refiner_cli.files import sha256, write_json
+from refiner_cli.training.provenance import provenance, run_provenance
 from refiner_cli.training.recover import open_or_recover
 from refiner_cli.training.run_dir import DatasetRef, Run, is_run, model_folder
 from refiner_cli.training.setup import build_trainer, environment, resume_trainer
-from refiner_cli.training.state import result_settings
+from refiner_cli.training.state import is_free, result_settings
 from refiner_cli.training.trainer import Trainer
 
 RESULT_FILE, RUN_FOLDER = "result.json", "run"
@@ -60,10 +61,12 @@ class ReproductionJob:
 
     @cached_property
     def determinants(self) -> dict[str, Any]:
-        """What a stored result must have been made of."""
+        """What a stored result must have been made of. Raises what :func:`provenance` raises."""
         return {
             "settings": json.loads(json.dumps(result_settings(self.config.model_dump()))),
+            "calibration": self.config.calibration.model_dump(mode="json"),
             "dataset": self.benchmark.fingerprint(),
+            **provenance(self.config),
             "feasibility": self.feasibility,
             "vectors": self.vectors.name if self.vectors else "text tower",
         }
@@ -79,23 +82,29 @@ class ReproductionJob:
     def trainer(self, log: LogFn, arguments: list[str]) -> Trainer:
         """The training, new or at its last checkpoint.
 
-        Raises UsageError if the folder holds a run with other settings.
+        A finished one whose settings of calibration are other ones is calibrated again, not trained.
+
+        Raises UsageError if the folder holds a run of other settings, another version or other weights.
         """
         if not is_run(self.run):
             benchmark = self.benchmark
             ref = DatasetRef(benchmark.name, str(benchmark.root.resolve()), benchmark.fingerprint())
             self.folder.mkdir(parents=True, exist_ok=True)
-            made = Run.create(self.run, self.config, ref, environment() | {"arguments": arguments})
+            made = Run.create(
+                self.run, self.config, ref, environment() | provenance(self.config) | {"arguments": arguments}
+            )
             return build_trainer(made, self.benchmark, log)
         run = open_or_recover(self.run, log)
-        then, now = (result_settings(config.model_dump()) for config in (run.config, self.config))
+        then = result_settings(run.config.model_dump()) | run_provenance(run)
+        now = result_settings(self.config.model_dump()) | provenance(self.config)
         other = next((key for key in now if now[key] != then.get(key)), None)
         if other is not None:
             raise UsageError(
                 f"The run {self.run} was started with {other} = {then.get(other)!r}, not {now[other]!r}.",
-                hint="Repeat the command with the settings it was started with, or give another --out.",
+                hint="Repeat the command with what it was started with, or give another --out.",
             )
-        return resume_trainer(run, self.benchmark, log)
+        asked = {key: (value, key) for key, value in flatten(self.config.model_dump()) if is_free(key)}
+        return resume_trainer(run, self.benchmark, log, asked=asked)
 
     def evaluate(self, made: Mapping[str, str], log: LogFn, progress: ProgressFn = no_progress) -> None:
         """Measure the best checkpoint on test, in every world and by both protocols, and keep the result.

@@ -129,8 +129,14 @@ class TrainerState:
                     f"{key} in {self.run.folder} is {value!r} now and was {then[key]!r} in {folder.name}.",
                     hint="Start another run, or put the old value back into run.json.",
                 )
+        stored, spec = read_stored(folder)[1], self.model.backbone.spec
+        if stored.backbone.fingerprint != self.model.backbone.fingerprint():
+            raise ModelFileError(
+                f"The backbone {spec.name} ({spec.pretrained}) is not the one that {folder} was trained on.",
+                hint="Put its weights back, or start another run.",
+            )
         load_saved_tensors(self.model, learned_tensors(read_tensors(folder)), folder)
-        self.model.calibration = read_stored(folder)[1].calibration.value()
+        self.model.calibration = stored.calibration.value()
         if self.scaler.is_enabled() and scaler:
             self.scaler.load_state_dict(scaler)
         self._put(tensors, folder)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from refiner_cli.core.model_io.checkpoint import read_model
+from refiner_cli.core.towers import tiny
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo.dataset import DemoSize, make_demo
@@ -23,6 +25,7 @@ from refiner_cli.experiments.pretrain_tiny import Recipe
 from refiner_cli.experiments.tables import FOLD, HOLDOUT, TEST, study_text, tables
 from refiner_cli.experiments.trial import FEASIBILITY_MODES, RESULT, Trial, run_trial, with_clutter
 from refiner_cli.experiments.variants import ABLATIONS, AMOUNTS, METHODS, REFINER, Variant
+from refiner_cli.training import provenance
 from refiner_cli.training.run_dir import model_folder
 
 SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch_size": 8}
@@ -68,6 +71,33 @@ def test_what_was_measured_of_something_else_is_not_taken(trial: Trial) -> None:
     assert other.found() is not None
     run_trial(trial)
     assert dataclasses.replace(trial, seed=4).found() is None
+
+
+def test_what_another_version_or_other_weights_made_is_made_again(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"method": "clip", "calibration.tta_shifts": (1,), "calibration.hubness_strength": (0.0,)}
+    small = dataclasses.replace(
+        trial, variant=Variant("clip", "", settings), folder=tmp_path / "clip" / "3", clutter_tests={}
+    )
+    run_trial(small)
+
+    def is_made_again() -> bool:
+        mark = small.folder / "run" / "mark"  # goes with the training
+        mark.touch()
+        missing = small.found() is None
+        run_trial(small)
+        assert mark.exists() is not missing
+        return missing and small.found() is not None
+
+    assert not is_made_again()
+    weights = tmp_path / "weights.safetensors"
+    state = load_file(tiny.weights_path())
+    save_file({name: v * 1.5 if v.is_floating_point() else v for name, v in state.items()}, weights)
+    monkeypatch.setattr(tiny, "weights_path", lambda: weights)
+    assert is_made_again()
+    monkeypatch.setattr(provenance, "__version__", "99.0")
+    assert is_made_again()
 
 
 def test_another_calibration_trains_nothing_anew(trial: Trial) -> None:

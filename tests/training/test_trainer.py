@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refiner_cli.core.model_io.checkpoint import read_model, read_tensors
+from refiner_cli.core.towers import tiny
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
-from refiner_cli.errors import ConfigError, DatasetError
+from refiner_cli.errors import ConfigError, DatasetError, ModelFileError
 from refiner_cli.settings import resolve
 from refiner_cli.training.events import CalibrationDone, StepDone, Stopped, Validated
 from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
@@ -60,6 +62,21 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
     ours, theirs = (read_tensors(run.run.checkpoints()[-1]) for run in (whole, second))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_training_does_not_go_on_with_other_weights_of_its_backbone(
+    tmp_path: Path, benchmark: Benchmark
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(tiny.weights_path(), weights)
+    training = begin(tmp_path / "run", benchmark, pretrained=str(weights))
+    list(training.fit(stop=lambda: training.step == 1))
+    state = load_file(weights)
+    save_file({name: v * 1.5 if v.is_floating_point() else v for name, v in state.items()}, weights)
+    with pytest.raises(ModelFileError, match="is not the one that"):
+        resume_trainer(training.run, benchmark, lambda line: None)
+    shutil.copy(tiny.weights_path(), weights)
+    assert resume_trainer(training.run, benchmark, lambda line: None).step == training.step
 
 
 def test_what_an_interruption_left_behind_is_dropped(tmp_path: Path, benchmark: Benchmark) -> None:

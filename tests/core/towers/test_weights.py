@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from refiner_cli.core.towers import weights_profile
+from refiner_cli.core.towers import tiny, weights_profile
 from refiner_cli.core.towers.architectures import find_architecture
 from refiner_cli.core.towers.backbone import load_backbone, reload_backbone
+from refiner_cli.core.towers.local_weights import local_digest, local_weights
 from refiner_cli.core.towers.weights import find_weights
 from refiner_cli.core.towers.weights_profile import (
     WeightsProfile,
@@ -357,3 +359,47 @@ def test_a_configuration_cannot_name_a_timm_model_of_the_hub(
     (tmp_path / "model.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="installed timm does not have"):
         load_backbone(str(tmp_path / "model.json"), "none")
+
+
+def test_the_files_that_a_digest_is_made_of_are_those_that_are_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("open_clip_model.safetensors", "own.safetensors"):
+        shutil.copy(tiny.weights_path(), folder / name)
+    (folder / "open_clip_config.json").write_text(json.dumps(tiny.tiny_config()))
+    own = str(folder / "own.safetensors")
+    for name, pretrained in [
+        ("tiny", ""), ("tiny", "built-in"), ("tiny", "openai"), ("tiny", own), ("tiny", "none"),
+        (f"local-dir:{folder}", ""), (f"local-dir:{folder}", "openai"), (f"local-dir:{folder}", "none"),
+        ("ViT-B-32", "openai"), ("ViT-B-32", f"{GELU_TAG}={own}"),
+    ]:  # fmt: skip
+        found = find_weights(find_architecture(name), pretrained)
+        assert local_weights(name, pretrained) == found.file, (name, pretrained)
+
+
+def test_a_digest_changes_with_the_content_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    config = folder / "open_clip_config.json"
+    config.write_text(json.dumps(CONFIG))
+    names = [
+        (f"local-dir:{folder}", "own"),
+        ("ViT-B-32", str(folder / "model.safetensors")),
+        (str(config), "none"),
+    ]
+
+    def digests() -> list[str]:
+        return [local_digest(*name) for name in names]
+
+    first = digests()
+    assert len(set(first)) == 2  # of the same files the same
+    config.write_text(json.dumps(CONFIG | {"quick_gelu": True}))
+    second = digests()
+    assert all(one != other for one, other in zip(first, second, strict=True))
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS")
+    third = digests()
+    assert [one == other for one, other in zip(second, third, strict=True)] == [False, False, True]
+    moved = folder.rename(tmp_path / "moved")
+    assert local_digest(f"local-dir:{moved}", "own") == third[0]
+    assert local_digest("ViT-B-32", "openai") == local_digest("ViT-L-14", "openai")  # the tag says which
