@@ -10,6 +10,7 @@ import typer
 
 from refiner_cli.cli.console import terminal
 from refiner_cli.errors import UsageError
+from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
     from refiner_cli.core.model_io.checkpoint import ModelInfo
@@ -65,7 +66,7 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
     from refiner_cli.core.model_io.onnx_model import read_onnx
     from refiner_cli.core.model_io.zero_shot import NO_LABELS, zero_shot_model
     from refiner_cli.core.runtime.device import pick_device
-    from refiner_cli.training.run_dir import model_folder
+    from refiner_cli.training.run_dir import is_run, model_folder
 
     path = one_run(path)
     folder = None if is_zero_shot(path) else model_folder(path)
@@ -79,6 +80,8 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
         model, info = zero_shot_model(str(path), benchmark.vocabulary if benchmark else NO_LABELS)
     else:
         model, info = read_model(folder)
+        if is_run(path):
+            note_unfinished(path, calibrated=bool(model.calibration.chosen_on))
     terminal.note(f"device {chosen} ({reason})")
     model.to(chosen)
     return model, info
@@ -91,9 +94,42 @@ def one_run(path: Path) -> Path:
     if not is_seeds(path):
         return path
     several = SeedRuns.open(path)
-    best = several.best()
-    terminal.note(f"seed {best} of {path}, the best of {len(several.trained())} on validation")
+    trained, best = trained_seeds(path), several.best()
+    terminal.note(f"seed {best} of {path}, the best of {len(trained)} on validation")
     return several.run(best)
+
+
+def trained_seeds(folder: Path) -> dict[int, Path]:
+    """The finished runs of a folder of seeds, by seed; those that are not are named.
+
+    Raises ModelFileError if none is finished.
+    """
+    from refiner_cli.training.seeds import SeedRuns
+
+    several = SeedRuns.open(folder)
+    trained = several.trained()
+    if others := several.unfinished():
+        named = ", ".join(f"seed {seed} ({state})" for seed, state in others.items())
+        terminal.note(
+            f"left out of {folder}: {named}; finish with: refiner train --resume --out {quoted(folder)}"
+        )
+    return trained
+
+
+def note_unfinished(run: Path, *, calibrated: bool) -> None:
+    """Say so if a run is used before its training and its calibration are finished.
+
+    Args:
+        calibrated: whether its best checkpoint is; a finished run that got more epochs may have one.
+    """
+    from refiner_cli.training.run_list import FINISHED, TRAINING, summarise_run
+
+    state = summarise_run(run).state
+    if state == FINISHED:
+        return
+    used = "so far is used" if calibrated else "so far, which is not calibrated, is used"
+    finish = "" if state == TRAINING else f"; finish with: refiner train --resume --out {quoted(run)}"
+    terminal.note(f"{run} is not finished ({state}): its best checkpoint {used}{finish}")
 
 
 def is_zero_shot(path: Path) -> bool:

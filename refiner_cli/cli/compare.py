@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from refiner_cli.cli.common import Device, Precision, Workers, is_zero_shot
+from refiner_cli.cli.common import Device, Precision, Workers, is_zero_shot, trained_seeds
 from refiner_cli.cli.console import Json, new_table, terminal
 from refiner_cli.cli.eval_request import EvalRequest
 from refiner_cli.cli.metrics import (
@@ -95,10 +95,10 @@ def compare(
 
 
 def runs_of(given: Path) -> list[Path]:
-    """What one argument stands for: the trained runs of a folder of seeds, or itself."""
-    from refiner_cli.training.seeds import SeedRuns, is_seeds
+    """What one argument stands for: the finished runs of a folder of seeds, or itself."""
+    from refiner_cli.training.seeds import is_seeds
 
-    return list(SeedRuns.open(given).trained().values()) if is_seeds(given) else [given]
+    return list(trained_seeds(given).values()) if is_seeds(given) else [given]
 
 
 def check_score_files(files: Sequence[Path]) -> None:

@@ -9,7 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refiner_cli.cli.common import is_zero_shot, open_dataset, open_model, runtime_options
+from refiner_cli.cli.common import (
+    is_zero_shot,
+    open_dataset,
+    open_model,
+    runtime_options,
+    trained_seeds,
+)
 from refiner_cli.cli.console import new_table, terminal
 from refiner_cli.cli.eval_request import EvalRequest
 from refiner_cli.cli.metrics import (
@@ -105,7 +111,7 @@ def evaluate_seeds(request: EvalRequest, folder: Path, *, as_json: bool) -> None
             hint=f"Evaluate one of them: refiner eval {quoted(one)}",
         )
     results: dict[int, Result] = {}
-    for seed, run in SeedRuns.open(folder).trained().items():
+    for seed, run in trained_seeds(folder).items():
         terminal.note(f"seed {seed}")
         with ExitStack() as stack:
             results[seed], _, _, benchmark = evaluate_path(request, run, stack)

@@ -139,6 +139,7 @@ def describe_seeds(folder: Path) -> dict[str, Any]:
         "seeds": list(several.seeds),
         **{f"seed {seed}": {name: val[name] for name in HEADLINE_METRICS} for seed, val in records.items()},
         **mean_and_deviation(list(records.values())),
+        "unfinished": {f"seed {seed}": state for seed, state in several.unfinished().items()},
         "taken by predict, index and export": str(several.run(best)),
     }
 

@@ -21,7 +21,7 @@ def runs(
     """List trainings and their state. Their best metrics on validation are shown, too."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", hint="Name the folder that holds your runs.")
-    from refiner_cli.training.run_list import find_runs
+    from refiner_cli.training.run_list import FINISHED, NOT_BEGUN, find_runs
 
     found = list(find_runs(folder))
     if as_json:
@@ -38,6 +38,6 @@ def runs(
     for run in found:
         values = [format_metric(run.val.get(name)) if run.val else UNDEFINED for name in HEADLINE_METRICS]
         seed = UNDEFINED if run.seed is None else str(run.seed)
-        state = run.state if run.state in {"finished", "not begun"} else f"{run.state}, step {run.step}"
+        state = run.state if run.state in {FINISHED, NOT_BEGUN} else f"{run.state}, step {run.step}"
         table.add_row(run.folder, run.method, run.backbone, run.dataset, seed, *values, state)
     terminal.table(table)

@@ -64,13 +64,8 @@ class CalibrationStage:
 
     def is_done(self) -> bool:
         """Whether the best checkpoint has the calibration that the run's settings ask for."""
-        record, best = read_record(self.run), self.run.read_best()
-        return bool(
-            record
-            and best
-            and record["checkpoint"] == best["checkpoint"]
-            and record["settings"] == settings_json(self.run.config.calibration)
-        )
+        record = record_of_best(self.run)
+        return record is not None and record["settings"] == settings_json(self.run.config.calibration)
 
     def repeat(self) -> dict[str, Any]:
         """What the finished stage found, with best.json as it left it."""
@@ -138,6 +133,15 @@ class CalibrationStage:
 
 def settings_json(settings: CalibrationConfig) -> dict[str, Any]:
     return settings.model_dump(mode="json")
+
+
+def record_of_best(run: Run) -> dict[str, Any] | None:
+    """calibration.json of a run; None unless it is that of the best checkpoint.
+
+    Raises ModelFileError if best.json is damaged.
+    """
+    record, best = read_record(run), run.read_best()
+    return record if record and best and record["checkpoint"] == best["checkpoint"] else None
 
 
 def read_record(run: Run) -> dict[str, Any] | None:

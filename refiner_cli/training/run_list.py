@@ -13,9 +13,11 @@ from filelock import FileLock, Timeout
 
 from refiner_cli.core.model_io.zero_shot import backbone_text
 from refiner_cli.errors import RefinerError
+from refiner_cli.training.calibration_stage import record_of_best
 from refiner_cli.training.folder_lock import LOCK
 from refiner_cli.training.run_dir import METRICS, Run, is_run, read_best
 
+FINISHED, NOT_BEGUN, TRAINING = "finished", "not begun", "training"  # states of a run
 DEPTH = 4  # folders below the given one
 TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
 
@@ -25,7 +27,7 @@ class RunSummary:
     """One run as a list shows it."""
 
     folder: str
-    state: str  # finished, training, interrupted, not begun, or damaged and why
+    state: str  # finished, training, interrupted, not calibrated, not begun, or damaged and why
     method: str = ""
     backbone: str = ""
     dataset: str = ""
@@ -57,16 +59,19 @@ def summarise_run(folder: Path) -> RunSummary:
     """What a run's files say."""
     try:
         run, best = Run.open(folder), read_best(folder)
+        calibrated = record_of_best(run) is not None  # the last that a training does
     except RefinerError as error:
         return RunSummary(str(folder), f"damaged ({error.message})")
     last = last_row(folder / METRICS)
     step = last.get("step", 0)
-    finished = last.get("kind") == "val" and last.get("total") == step
-    state = "finished" if finished else "interrupted" if last else "not begun"
+    if last.get("kind") == "val" and last.get("total") == step:
+        state = FINISHED if calibrated else "not calibrated"
+    else:
+        state = "interrupted" if last else NOT_BEGUN
     config = run.config
     return RunSummary(
         str(folder),
-        "training" if is_held(folder) else state,
+        TRAINING if is_held(folder) else state,
         config.method,
         backbone_text(config.backbone, config.pretrained),
         run.dataset.name,

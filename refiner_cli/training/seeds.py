@@ -19,8 +19,10 @@ from typing import Any
 from refiner_cli.errors import ModelFileError
 from refiner_cli.files import write_json
 from refiner_cli.metric_names import HEADLINE_METRICS
+from refiner_cli.printable import quoted
 from refiner_cli.training.folder_lock import LOCK, new_folder
 from refiner_cli.training.run_dir import is_run, read_best
+from refiner_cli.training.run_list import FINISHED, NOT_BEGUN, summarise_run
 from refiner_cli.training.selection import is_better
 
 SEEDS_FORMAT, SEEDS_FILE = "refiner.seeds/1", "seeds.json"
@@ -59,17 +61,29 @@ class SeedRuns:
         return self.folder / f"seed-{seed}"
 
     def trained(self) -> dict[int, Path]:
-        """The runs that have a validated checkpoint, by seed. Raises ModelFileError if none has."""
-        found = {seed: self.run(seed) for seed in self.seeds if is_run(self.run(seed))}
-        found = {seed: run for seed, run in found.items() if read_best(run)}
+        """The runs whose training and calibration are finished, by seed.
+
+        A mean over others would be one of models of different stages. Raises ModelFileError if none is.
+        """
+        found = {seed: self.run(seed) for seed, state in self.states().items() if state == FINISHED}
         if not found:
             raise ModelFileError(
-                f"No run in {self.folder} has a validated checkpoint yet.", hint="Use --resume."
+                f"No training in {self.folder} is finished yet.",
+                hint=f"Finish them: refiner train --resume --out {quoted(self.folder)}",
             )
         return found
 
+    def states(self) -> dict[int, str]:
+        """What every run is, by seed, as ``RunSummary.state`` says it."""
+        runs = {seed: self.run(seed) for seed in self.seeds}
+        return {seed: summarise_run(run).state if is_run(run) else NOT_BEGUN for seed, run in runs.items()}
+
+    def unfinished(self) -> dict[int, str]:
+        """The states of those that are not finished."""
+        return {seed: state for seed, state in self.states().items() if state != FINISHED}
+
     def best(self) -> int:
-        """The seed that did best on validation. Raises ModelFileError if none was validated."""
+        """The finished seed that did best on validation. Raises ModelFileError if none is finished."""
         chosen, record = -1, None
         for seed, run in self.trained().items():
             found = read_best(run)

@@ -14,8 +14,10 @@ import pytest
 from filelock import FileLock
 
 from refiner_cli.files import write_json
+from refiner_cli.training.run_dir import CALIBRATION
 from refiner_cli.training.seeds import SEEDS_FILE, SEEDS_FORMAT
-from tests.conftest import Cli
+from refiner_cli.training.trainer import StopRequestedError
+from tests.conftest import SMALL_RUN_SETTINGS, Cli
 
 FEW = ("--bootstrap-samples", 2)
 
@@ -42,8 +44,9 @@ def test_every_seed_is_evaluated_with_mean_and_deviation(cli: Cli, seeds: Path) 
     assert [run["seed"] for run in found["runs"]] == [0, 1]
     auc = found["runs"][0]["worlds"]["closed"]["AUC"]
     assert found["seeds"]["closed"]["AUC"] == {"mean": auc, "sd": 0.0}
-    text = cli("eval", seeds, "--world", "closed", *FEW).out
-    assert [line.split()[0] for line in text.splitlines()[2:]] == ["0", "1", "mean", "sd"]
+    shown = cli("eval", seeds, "--world", "closed", *FEW)
+    assert [line.split()[0] for line in shown.out.splitlines()[2:]] == ["0", "1", "mean", "sd"]
+    assert f"left out of {seeds}: seed 2 (not begun); finish" in shown.err
     assert "is a folder of seeds" in cli("info", seeds, "--html", seeds.parent / "r.html").err
     refused = cli("eval", seeds, "--report", seeds.parent / "r.html")
     assert refused.code == 2
@@ -68,7 +71,76 @@ def test_the_best_seed_is_taken_where_one_is_needed_and_said(
     for command in (["predict", seeds, photo], ["eval", seeds], ["info", seeds]):
         empty = cli(*command)
         assert empty.code == 3
-        assert "no validated checkpoint" in empty.err.lower().replace("has a validated", "no validated")
+        assert f"No training in {seeds} is finished yet." in empty.err
+
+
+def interrupt(run: Path) -> None:
+    """Leave a finished run as a training that was killed before its last validation."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    (run / CALIBRATION).unlink()
+
+
+def test_no_mean_or_choice_takes_in_an_unfinished_seed(
+    cli: Cli, seeds: Path, small_run: Path, small_demo: Path
+) -> None:
+    photo = next((small_demo / "images").rglob("*.jpg"))
+    interrupt(seeds / "seed-1")  # better on validation than seed 0
+    left_out = f"left out of {seeds}: seed 1 (interrupted), seed 2 (not begun)"
+    found = cli("eval", seeds, "--world", "closed", "--json", *FEW)
+    assert [run["seed"] for run in found.json["runs"]] == [0]
+    assert left_out in found.err
+    compared = cli("compare", small_run, seeds, "--world", "closed", "--json", *FEW)
+    assert [run["run"] for run in compared.json["runs"]] == [str(small_run), str(seeds / "seed-0")]
+    assert left_out in compared.err
+    assert f"seed 0 of {seeds}, the best of 1 on validation" in cli("predict", seeds, photo).err
+    facts = cli("info", seeds, "--json").json
+    assert facts["unfinished"] == {"seed 1": "interrupted", "seed 2": "not begun"}
+    assert facts["mean"]["AUC"] == facts["seed 0"]["AUC"]
+    interrupt(seeds / "seed-0")
+    assert cli("eval", seeds).code == 3
+    run = seeds / "seed-1"
+    with FileLock(run / ".lock"):
+        said = cli("predict", run, photo).err
+    assert f"{run} is not finished (training): its best checkpoint so far is used\n" in said
+
+
+def test_a_training_without_its_calibration_is_not_finished(
+    cli: Cli, small_run: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise StopRequestedError
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as during:
+        during.setattr("refiner_cli.training.calibration_stage.calibrate", stop)
+        cli("-q", "train", small_demo, "--backbone", "tiny", "--out", run, *SMALL_RUN_SETTINGS)
+    assert cli("info", run, "--json").json["state"] == "not calibrated"
+    assert "not calibrated, step 3" in cli("runs", run).out
+    note = f"{run} is not finished (not calibrated): its best checkpoint so far, which is not calibrated, is"
+    hint = f"refiner train --resume --out {run}"
+    photo = next((small_demo / "images").rglob("*.jpg"))
+    closed = ("--world", "closed", *FEW)
+    for command in (["eval", run, *closed], ["compare", small_run, run, *closed], ["predict", run, photo]):
+        said = cli(*command).err
+        assert note in said
+        assert hint in said
+    cli("-q", "train", "--resume", "--out", run)
+    assert cli("info", run, "--json").json["state"] == "finished"
+    assert "not finished" not in cli("predict", run, photo).err
+    whole, resumed = (json.loads((one / CALIBRATION).read_text()) for one in (small_run, run))
+    assert whole["calibration"] == resumed["calibration"]
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": "refiner.calibration/1"}', None])
+def test_a_calibration_counts_only_if_it_is_that_of_the_best_checkpoint(
+    cli: Cli, small_run: Path, tmp_path: Path, content: str | None
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    record = json.loads((run / CALIBRATION).read_text())
+    (run / CALIBRATION).write_text(content or json.dumps(record | {"checkpoint": "step-00000099"}))
+    assert [one["state"] for one in cli("runs", run, "--json").json["runs"]] == ["not calibrated"]
 
 
 def test_saved_scores_give_the_same_metrics_and_are_compared(
