@@ -73,7 +73,7 @@ class TrainConfig(Section):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto",
         description="recompute activations inside visual blocks instead of keeping them; "
-        "auto: where few images fit otherwise",
+        "auto: where few images fit otherwise, or not all with batch normalisation",
     )
     cached_views: int = Field(
         0, ge=0, description="augmented views per image whose frozen activations are kept on disk; 0: none"

@@ -2,8 +2,9 @@
 
 The text vectors depend on no image: they are computed once, every micro-batch leaves its gradients at
 them, and one backward pass carries those through the text tower. So micro-batches cost no second text
-pass, and the gradients are those of the whole batch. When memory runs out, the micro-batch is halved
-and the images are done again.
+pass, and the gradients are those of the whole batch, but for batch normalisation: it takes mean and
+variance of the images that are computed at once, and a log says so. When memory runs out, the micro-batch
+is halved and the images are done again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from refiner_cli.config import TrainConfig
 from refiner_cli.core.models.base import Model, Scores, TextBank
@@ -126,6 +128,28 @@ class GradientStep:
             f"out of memory with {now} images at a time; from now on {self.micro_batch}, "
             f"accumulated to the same batch of {self.config.batch_size}"
         )
+        if note := batch_norm_note(self.model, self.micro_batch, self.config.batch_size):
+            self.log(note)
+
+
+def batch_norms(model: Model) -> list[str]:
+    """The names of the layers that normalise over a batch in training; the frozen towers do not."""
+    frozen = set(model.clip.modules())
+    return [
+        name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm) and layer not in frozen
+    ]
+
+
+def batch_norm_note(model: Model, at_once: int, batch: int) -> str | None:
+    """What it means that a model computes ``at_once`` images of a ``batch``; None: nothing."""
+    layers = batch_norms(model)
+    if at_once >= batch or not layers:
+        return None
+    return (
+        f"batch normalisation ({', '.join(layers)}) takes mean and variance of {at_once} images, not of the "
+        f"batch of {batch}: the model learns something else than with all {batch} at once. For that use one "
+        f"process, no train.micro_batch, and where memory is short --set train.gradient_checkpointing=on"
+    )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ would not fit, freed memory goes back at once.
 
 Smaller micro-batches cost next to nothing as long as they keep the device busy, because the text is
 encoded once a step; recomputing activations costs about a third more time. The plan therefore halves the
-micro-batch down to :data:`LEAST_BUSY`, then recomputes, then halves on.
+micro-batch down to :data:`LEAST_BUSY`, then recomputes, then halves on. Where a model normalises over the
+images computed at once it recomputes first: smaller micro-batches change what such a model learns.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from refiner_cli.core.runtime.distributed import SINGLE_PROCESS, DistributedCont
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.core.runtime.memory import release_memory, return_freed_memory
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.training.gradient_step import GradientStep, copy_buffers, restore_buffers
+from refiner_cli.training.gradient_step import (
+    GradientStep,
+    batch_norm_note,
+    batch_norms,
+    copy_buffers,
+    restore_buffers,
+)
 
 BUDGET = 0.9  # share of the free memory that a plan may use
 PROBED = (2, 4)  # images of the two steps that are measured
@@ -197,7 +204,7 @@ def fit_step(
     Args:
         space: the pairs of the loss.
         image: ``1 x 3 x H x W``, or its tokens, on the model's device.
-        log: receives a line with the plan.
+        log: receives a line with the plan, and one where it changes what the model learns.
         ranks: the processes that share a batch.
 
     Returns:
@@ -206,6 +213,8 @@ def fit_step(
     step = plain_step(model, space, config, precision, log)
     plan = plan_memory(step, image, len(ranks.shard_rows(range(config.batch_size))))
     log(f"memory: {plan.reason}")
+    if note := batch_norm_note(model, plan.micro_batch, config.batch_size):
+        log(note)
     return plan
 
 
@@ -219,7 +228,7 @@ def plan_memory(step: GradientStep, image: Tensor, batch: int) -> MemoryPlan:
     # Beside a step's own peak: the images of the batch, and Adam's moments, which come with a first step.
     beside = batch * bytes_of([image]) + 2 * learned
     free = memory_left(model, config)
-    wanted = min(batch, config.micro_batch or LEAST_BUSY)
+    wanted = min(batch, config.micro_batch or (batch if batch_norms(model) else LEAST_BUSY))
     plan = None
     for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]:
         model.memory = replace(model.memory, gradient_checkpointing=recompute)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refiner_cli.config import TrainConfig, method_section
 from refiner_cli.core.models.base import ImageVectors, MemoryOptions, Model, Scores, TextBank
@@ -17,7 +17,8 @@ from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import RefinerError
-from refiner_cli.training.gradient_step import GradientStep
+from refiner_cli.plugins import BUILT_IN_METHODS
+from refiner_cli.training.gradient_step import GradientStep, batch_norm_note
 from refiner_cli.training.memory_plan import plain_step
 from tests.core.towers import check_paths
 
@@ -127,6 +128,33 @@ def test_running_statistics_are_those_of_the_pieces_that_fit(monkeypatch: pytest
     retried, at_once = statistics(4), statistics(2)
     assert retried
     assert all(torch.equal(value, at_once[name]) for name, value in retried.items())
+
+
+@pytest.mark.parametrize("method", [method for method in BUILT_IN_METHODS if method != "clip"])
+def test_a_method_whose_gradients_follow_the_pieces_is_noted(method: str) -> None:
+    kind = method_section(method)
+    plain = kind(**{name: 0.0 for name in kind.model_fields if name.endswith("dropout")})
+    torch.manual_seed(0)
+    model = build_model(method, load_backbone("tiny", "none"), plain, SPACE).train()
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    machine = pieces(model)
+    machine.backward(*batch(), 7)
+    whole = [grad.clone() for grad in gradients(model)]
+    machine.micro_batch = 3
+    machine.backward(*batch(), 7)
+    assert same(gradients(model), whole) == (batch_norm_note(model, 3, 6) is None)
+    assert batch_norm_note(model, 6, 6) is None
+
+
+def test_halving_says_what_it_changes_with_batch_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("troika", load_backbone("tiny", "none"), method_section("troika")(), SPACE).train()
+    out_of_memory_above(model, monkeypatch, 3, torch.OutOfMemoryError("CUDA out of memory."))
+    said: list[str] = []
+    pieces(model, said.append).backward(*batch(), 7)
+    assert said[0].startswith("out of memory with 6 images")
+    assert "mean and variance of 3 images, not of the batch of 6" in said[1]
 
 
 def test_one_image_that_does_not_fit_is_an_error_with_advice(

@@ -198,6 +198,40 @@ def test_a_process_plans_for_its_share_of_a_batch(monkeypatch: pytest.MonkeyPatc
     assert "all 11 images at once" in said[-1]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "settings", "images"),
+    [
+        (DistributedContext(), {}, None),
+        (DistributedContext(1, 2), {}, 3),
+        (DistributedContext(), {"micro_batch": 2}, 2),
+    ],
+)
+def test_a_plan_that_changes_what_batch_normalisation_sees_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: Backbone,
+    ranks: DistributedContext,
+    settings: dict[str, int],
+    images: int | None,
+) -> None:
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 2**40)
+    image, config = torch.zeros(1, 3, *tiny.image_size), TrainConfig(batch_size=6, **settings)
+    for method, noted in {"troika": images, "refiner": None}.items():
+        model, said = build_model(method, tiny, method_section(method)(), SPACE), []
+        fit_step(model, SPACE.training(), config, torch.float32, image, said.append, ranks)
+        assert said[0].startswith("memory:")
+        wanted = [f"mean and variance of {noted} images, not of the batch of 6"] if noted else []
+        assert [text in line for text, line in zip(wanted, said[1:], strict=True)] == [True] * len(wanted)
+
+
+def test_batch_normalisation_recomputes_before_it_takes_fewer_images(
+    monkeypatch: pytest.MonkeyPatch, tiny: Backbone
+) -> None:
+    model = build_model("troika", tiny, method_section("troika")(), SPACE)
+    kept = plan(monkeypatch, model, 2**40)
+    found = plan(monkeypatch, model, round(0.95 * kept.peak / memory_plan.BUDGET))
+    assert (found.micro_batch, found.gradient_checkpointing) == (32, True)
+
+
 @pytest.mark.parametrize("method", [m for m in BUILT_IN_METHODS if m != "clip"])
 def test_measuring_changes_no_state_of_a_model(
     monkeypatch: pytest.MonkeyPatch, tiny: Backbone, method: str
