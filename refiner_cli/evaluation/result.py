@@ -144,7 +144,9 @@ class Result:
         """One object per image and world, for a JSON lines file."""
         for name, world in self.worlds.items():
             summary, space = world.measured.summary, world.measured.space
-            for row in per_image(summary, space, self.images, world.bias):
+            found = world.measured.confidence
+            sure = found.after.probability["pair"] if found else None
+            for row in per_image(summary, space, self.images, world.bias, sure):
                 yield {"world": name, **row}
 
 

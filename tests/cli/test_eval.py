@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
-from refiner_cli.data.benchmark import load_benchmark
+import refiner_cli
+from refiner_cli.core.models.calibration import Confidence, Temperatures
+from refiner_cli.core.runtime.device import RuntimeOptions
+from refiner_cli.data.benchmark import World, load_benchmark
+from refiner_cli.evaluation.evaluate import EvalOptions, evaluate_model
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
+from refiner_cli.evaluation.report.sentences import calibration_text
+from refiner_cli.inference.recogniser import Recogniser
 from tests.conftest import Cli, parse_rows
 from tests.evaluation.cases import make_case
 from tests.evaluation.test_score_files import BAD, CASE, saved
@@ -96,6 +104,32 @@ def test_a_model_has_intervals_choices_and_a_line_per_image(
     ]
     right = 100 * np.mean([r["rank"] == 1 for r in rows if r["world"] == "closed" and r["seen"]])
     assert right == pytest.approx(result["worlds"]["closed"]["top_k"]["1"]["seen"])
+
+
+def test_a_line_has_the_probability_that_predict_gives(small_run: Path, small_demo: Path) -> None:
+    model, benchmark = refiner_cli.load(small_run).model, load_benchmark(small_demo)
+    closed, opened = (Confidence(Temperatures(pair=value)) for value in (2.0, 0.5))
+    model.calibration = replace(model.calibration, closed=closed, open=opened)
+    runtime, options = RuntimeOptions(torch.float32, 16, 0), EvalOptions(bootstrap_samples=2)
+    result = evaluate_model(model, benchmark, "test", ("closed", "open"), runtime, options)
+    rows = list(result.rows())
+    for world in get_args(World):
+        found = Recogniser(model, benchmark.label_space("test", world)).predict(
+            benchmark.paths("test"), top_k=1
+        )
+        best = [one.compositions[0] for one in found]
+        lines = [row for row in rows if row["world"] == world]
+        assert [tuple(line["predicted"]) for line in lines] == [(one.state, one.object) for one in best]
+        assert [line["probability"] for line in lines] == pytest.approx(
+            [one.probability for one in best], rel=1e-4
+        )
+    text = calibration_text(result)
+    for name, one in result.to_json()["worlds"].items():
+        error = one["confidence"]["ece"]["pair"]
+        assert (
+            f"{error['before']:.1f} points before temperature and {error['after']:.1f} after it in the {name}"
+            in text
+        )
 
 
 def test_similarity_can_come_from_word_vectors(

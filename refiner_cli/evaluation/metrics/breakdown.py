@@ -181,14 +181,20 @@ def confidences(summary: ScoreSummary, bias: float = 0.0) -> FloatArray:
 
 
 def per_image(
-    summary: ScoreSummary, space: LabelSpace, images: Sequence[str], bias: float = 0.0
+    summary: ScoreSummary,
+    space: LabelSpace,
+    images: Sequence[str],
+    bias: float = 0.0,
+    probability: FloatArray | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One JSON object per image: truth, prediction, scores, rank; ``images`` names them."""
-    predicted, right, confidence = (
-        summary.predictions(bias),
-        summary.correct(bias),
-        confidences(summary, bias),
-    )
+    """One JSON object per image: truth, prediction, scores, rank.
+
+    Args:
+        images: the names of the ``N`` images.
+        probability: ``N``, of the predictions, where temperatures were fitted; None: softmax of the scores.
+    """
+    predicted, right = summary.predictions(bias), summary.correct(bias)
+    confidence = confidences(summary, bias) if probability is None else probability
     competes = np.isfinite(summary.truth_score)
     for i, name in enumerate(images):
         yield {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from refiner_cli.core.models.calibration import Calibration, ChosenOn, Temperatures
 from refiner_cli.evaluation.metrics.breakdown import reliability
-from refiner_cli.evaluation.result import Result
+from refiner_cli.evaluation.result import Result, WorldResult
 
 SOURCES: dict[ChosenOn, str] = {
     "validation": "on validation",
@@ -86,12 +86,17 @@ def undefined_sentences(result: Result) -> Iterator[str]:
 
 
 def calibration_text(result: Result) -> str:
-    errors = (
-        f"{reliability(world.measured.summary, world.bias).error:.1f} points in the {name} world"
-        for name, world in result.worlds.items()
-    )
+    errors = (f"{distance_text(world)} in the {name} world" for name, world in result.worlds.items())
     bias = "at the model's bias" if result.calibration else "without a bias"
     return (
         "A model that is 70 % confident should be right 7 times in 10: the dashed line. The softmax runs "
-        f"over all candidates {bias}. Mean distance from the line: {' and '.join(errors)}."
+        f"over all candidates {bias}. Mean distance from the line: {'; '.join(errors)}."
     )
+
+
+def distance_text(world: WorldResult) -> str:
+    """The mean distance from the line, of each of a world's lines in the charts."""
+    if not world.measured.confidence:
+        return f"{reliability(world.measured.summary, world.bias).error:.1f} points"
+    before, after = world.measured.confidence.errors["pair"]
+    return f"{before:.1f} points before temperature and {after:.1f} after it"

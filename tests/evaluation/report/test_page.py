@@ -52,6 +52,8 @@ def test_the_page_shows_what_eval_prints(cli: Cli, small_run: Path, page: Path) 
         assert f"<td>{world['AUC']:.1f}<small>{low:.1f} to {high:.1f}</small></td>" in text
         for row in world["hardest_unseen"]:
             assert f"<b>{row['name']}</b>" in text
+        error = world["confidence"]["ece"]["pair"]
+        assert f"{error['before']:.1f} points before temperature and {error['after']:.1f} after it" in text
     assert "Nothing was chosen on the test split." in text
     for name, value in {"model": str(small_run), "method": "refiner", "backbone": "tiny"}.items():
         assert f"<dt>{name}</dt><dd>{value}</dd>" in text
