@@ -12,9 +12,10 @@ from refiner_cli.bench.images import per_second
 from refiner_cli.bench.measure import BenchResult
 from refiner_cli.bench.train import BenchMachine, random_images
 from refiner_cli.config import Config
-from refiner_cli.core.model_io.onnx_export import fixed_scale, quantize, trace_image_side
+from refiner_cli.core.model_io.onnx_export import fixed_scale, trace_image_side
 from refiner_cli.core.model_io.onnx_files import require_package
 from refiner_cli.core.model_io.onnx_model import open_session
+from refiner_cli.core.model_io.onnx_quantize import graph_files, quantize
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.labels import LabelSpace
@@ -45,6 +46,8 @@ def bench_onnx(
     ways: dict[str, Callable[[], object]] = {"PyTorch": lambda: model.encode_images_tta(images)}
     ways |= {f"ONNX, {name}": run(file) for name, file in files.items()}
     yield from per_second("encode on the CPU", ways, BATCH, machine)
-    sizes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
+    sizes = {
+        name: sum(part.stat().st_size for part in graph_files(file)) / 1e6 for name, file in files.items()
+    }
     yield BenchResult("ONNX image tower: fp32", sizes["fp32"], "MB")
     yield BenchResult("ONNX image tower: int8", sizes["int8"], "MB", "fp32", sizes["fp32"] / sizes["int8"])

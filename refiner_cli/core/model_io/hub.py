@@ -37,7 +37,8 @@ from refiner_cli.core.towers.library_messages import first_line
 from refiner_cli.errors import FetchError, ModelFileError, UsageError
 
 OWN_FORMATS = "refiner."  # what the "format" in config.json of refiner's models begins with
-FILES = ("*.json", "*.safetensors", "*.npz", "*.onnx", "README.md", "tokenizer/*")  # of a model
+# of a model
+FILES = ("*.json", "*.safetensors", "*.npz", "*.onnx", "*.onnx.data", "README.md", "tokenizer/*")
 HTTP_LIBRARIES = {"httpx", "httpx2", "requests"}  # that versions of huggingface_hub use
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 LOG_IN = "Set HF_TOKEN, or run 'hf auth login'."

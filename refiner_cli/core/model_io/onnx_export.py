@@ -35,6 +35,7 @@ from refiner_cli.core.model_io.onnx_files import (
     require_package,
 )
 from refiner_cli.core.model_io.onnx_model import OnnxModel
+from refiner_cli.core.model_io.onnx_quantize import graph_files, quantize
 from refiner_cli.core.model_io.schema import CONFIG, ONNX_FORMAT
 from refiner_cli.core.models.base import ImageVectors, Model, TextBank
 from refiner_cli.core.models.shifted_views import SHIFTS, shifted_view
@@ -108,7 +109,11 @@ def export_onnx(
             facts,
             kind="onnx",
             weights=f"{agreement_sentence(agreement)}\nThe weights of the image tower are {precision}.",
-            hashes={name: sha256(part / name) for name in (IMAGE_FILE, SCORES_FILE, TEXT_FILE)},
+            hashes={
+                file.name: sha256(file)
+                for name in (IMAGE_FILE, SCORES_FILE, TEXT_FILE)
+                for file in graph_files(part / name)
+            },
         )
         write_card(part, model, info, facts)
     return size_of(folder), agreement
@@ -231,18 +236,6 @@ def trace(
             program.save(str(file))
     except Exception as error:  # the exporter raises a dozen unrelated kinds
         raise RefinerError(f"The model cannot be exported to ONNX ({first_line(error)}).") from error
-
-
-def quantize(file: Path) -> None:
-    """Store the weights of a graph in eight bits, in place."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    whole = file.with_suffix(".fp32.onnx")
-    file.rename(whole)
-    with quiet_libraries():
-        quantize_dynamic(str(whole), str(file), weight_type=QuantType.QInt8)
-    for left in file.parent.glob(f"{whole.name}*"):
-        left.unlink()
 
 
 def onnx_config(model: Model, info: ModelInfo, bank: TextBank, precision: OnnxPrecision) -> dict[str, object]:

@@ -4,6 +4,7 @@
 
     image.onnx    preprocessed images, B x 3 x H x W float32 -> a unit vector per role, B x D
     scores.onnx   these vectors and the text vectors -> scores of all pairs, B x P
+    *.onnx.data   the weights of a graph that is too large for one file
     text.npz      the text vectors: pairs P x D, and states, objects, offsets where the method has them
     config.json   labels, preprocessing, calibration, precision, and how well the export agrees with the model
     README.md     the model card

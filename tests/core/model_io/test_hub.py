@@ -98,6 +98,14 @@ def test_a_backbone_of_that_name_is_not_taken_for_a_model(hub: LoopbackHub) -> N
     assert hub_model("hf-hub:bob/other") is None
 
 
+def test_the_weights_of_a_large_graph_are_fetched_with_it(hub: LoopbackHub) -> None:
+    files = {"image.onnx": b"graph", "image.onnx.data": b"weights", "photo.jpg": b"another file"}
+    hub.commit("bob/large", {"config.json": b'{"format": "refiner.onnx/1"}', **files})
+    folder = hub_model("hf-hub:bob/large")
+    assert folder is not None
+    assert {file.name for file in folder.iterdir()} == {"config.json", "image.onnx", "image.onnx.data"}
+
+
 @pytest.fixture
 def pushed(cli: Cli, hub: LoopbackHub, small_run: Path) -> LoopbackHub:
     assert cli("export", small_run, "--push", NAME, "--no-backbone").code == 0

@@ -23,6 +23,7 @@ from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.model_io.onnx_export import CheckImages, export_onnx
 from refiner_cli.core.model_io.onnx_files import Agreement
 from refiner_cli.core.model_io.onnx_model import OnnxModel, read_onnx
+from refiner_cli.core.model_io.onnx_quantize import quantize
 from refiner_cli.core.models.base import Scores
 from refiner_cli.errors import EnvironmentLacksError, ModelFileError, RefinerError, UsageError
 from refiner_cli.inference.recogniser import Recogniser
@@ -83,13 +84,54 @@ def test_the_rows_of_predict_are_the_models(cli: Cli, exported: Path, source: Pa
 def test_eight_bits_are_smaller_and_near(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "model")
     graph = tmp_path / "model" / "image.onnx"
-    onnx_export.quantize(graph)
+    quantize(graph)
     assert graph.stat().st_size < (exported / "image.onnx").stat().st_size / 2.5
     assert {file.name for file in graph.parent.iterdir()} == {file.name for file in exported.iterdir()}
     images = torch.randn(4, 3, 96, 96)
     ours, theirs = (read_onnx(folder)[0].encode_images(images) for folder in (exported, tmp_path / "model"))
     assert ((ours.composition * theirs.composition).sum(-1) > 0.99).all()
     assert not torch.equal(ours.composition, theirs.composition)
+
+
+def test_a_large_graph_in_eight_bits_keeps_no_weights_of_the_first(exported: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(exported, tmp_path / "model")
+    graph = tmp_path / "model" / "image.onnx"
+    graph.unlink()
+    onnx.save_model(
+        onnx.load(exported / "image.onnx"), graph, save_as_external_data=True, location="image.onnx.data"
+    )
+    images = torch.randn(4, 3, 96, 96)
+    ours = read_onnx(tmp_path / "model")[0].encode_images(images)
+    weights = graph.with_name("image.onnx.data")
+    before = weights.stat().st_size
+    quantize(graph)
+    assert weights.stat().st_size < before / 2.5
+    names = {file.name for file in exported.iterdir()} | {weights.name}
+    assert {file.name for file in graph.parent.iterdir()} == names
+    theirs = read_onnx(tmp_path / "model")[0].encode_images(images)
+    assert ((ours.composition * theirs.composition).sum(-1) > 0.99).all()
+    assert not torch.equal(ours.composition, theirs.composition)
+
+
+def test_a_graph_in_one_file_leaves_no_weights_beside_it(exported: Path, tmp_path: Path) -> None:
+    shutil.copy(exported / "image.onnx", tmp_path)
+    (tmp_path / "image.onnx.data").write_bytes(b"of an earlier graph")
+    quantize(tmp_path / "image.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["image.onnx"]
+
+
+def test_a_large_graph_is_written_and_named_with_its_weights(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, info = read_model(source)
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 2**20)
+    check = CheckImages(torch.randn(4, 3, 96, 96), "noise")
+    folder = tmp_path / "model"
+    export_onnx(folder, model, info, model.space, precision="int8", check=check, facts=CardFacts())
+    sums = json.loads((folder / "checksums.json").read_text())["sha256"]
+    card = (folder / "README.md").read_text()
+    assert all(f"SHA-256 of {name} | {sums[name]} |" in card for name in ("image.onnx", "image.onnx.data"))
 
 
 def test_a_backbone_with_own_words_is_exported_and_kept_to_them(
