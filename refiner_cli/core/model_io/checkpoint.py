@@ -76,19 +76,27 @@ def stored_config(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict
 def write_model(
     folder: Path, model: Model, info: ModelInfo, *, with_backbone: bool, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write config.json and model.safetensors into an existing folder."""
+    """Write config.json and model.safetensors into an existing folder.
+
+    Args:
+        dtype: of the weights; a tensor of one number (a logit scale, a gate) stays float32.
+    """
     tensors = {TRAINED + name: p.detach() for name, p in model.saved_tensors().items()}
     if with_backbone:
         tensors |= {CLIP + name: value for name, value in model.clip.state_dict().items()}
-    tensors = {
-        name: value.to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous().clone()
-        for name, value in tensors.items()
-    }
+    tensors = {name: stored_form(value, dtype) for name, value in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
     text = json.dumps(stored_config(model, info, with_backbone=with_backbone), indent=2, ensure_ascii=False)
     # A path that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
     (folder / CONFIG).write_text(text + "\n", "utf-8", "backslashreplace")
     usual_permissions(folder / WEIGHTS_FILE)
+
+
+def stored_form(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy on the CPU as it is stored: rounding the logit scale to bf16 would change scores by up to 1.6 %."""
+    if value.is_floating_point():
+        value = value.to(torch.float32 if value.numel() == 1 else dtype)
+    return value.cpu().contiguous().clone()
 
 
 def usual_permissions(file: Path) -> None:

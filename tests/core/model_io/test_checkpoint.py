@@ -15,6 +15,7 @@ from refiner_cli.config import method_section
 from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model
 from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.runtime.device import PRECISIONS
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import model_folder
@@ -29,6 +30,21 @@ def test_an_export_and_its_run_hold_the_same_model(small_run: Path, small_export
     assert ours.saved_tensors()["hubness.centres"].any(1).all()  # measured for every seen pair
     assert ours.backbone.fingerprint() == theirs.backbone.fingerprint()
     assert (ours.space, ours.calibration) == (theirs.space, theirs.calibration)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_rounds_no_single_number(tmp_path: Path, dtype: str) -> None:
+    backbone = load_backbone("tiny", "built-in")
+    model = build_model("csp", backbone, method_section("csp")(), SPACE).eval()
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(4.5966)  # in bf16 4.59375: a scale of 98.9 instead of 99.1
+    export_model(tmp_path / "model", model, ModelInfo("csp", "none", "", "", 1, {}), dtype=dtype,
+                 with_backbone=True)  # fmt: skip
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    kinds = {value.dtype for value in stored.values() if value.is_floating_point() and value.numel() > 1}
+    assert kinds == {PRECISIONS[dtype]}
+    again, _ = read_model(tmp_path / "model")
+    assert again.backbone.logit_scale == backbone.logit_scale
 
 
 def cut_weights(folder: Path) -> None:
