@@ -133,7 +133,7 @@ class CalibrationConfig(Section):
         min_length=1,
         description="share of a pair's typical similarity to training images that is subtracted",
     )
-    hubness_softness: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Candidates] = Field(
+    hubness_softness: Annotated[tuple[Annotated[float, Field(ge=1e-3, le=100)], ...], Candidates] = Field(
         (0.25, 1.0), min_length=1, description="how much the most similar images count in that typical value"
     )
     state_weight: Annotated[tuple[Weight, ...], Candidates] = Field(

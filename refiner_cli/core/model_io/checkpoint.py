@@ -13,7 +13,6 @@ Nothing in it can run code. A directory appears in one rename, so it is complete
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import stat
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMATS, migrate_config, migrate_tensors
 from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
-from refiner_cli.core.model_io.stored_json import read_json
+from refiner_cli.core.model_io.stored_json import read_json, write_json
 from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
@@ -39,6 +38,7 @@ from refiner_cli.errors import ConfigError, DatasetError, ModelFileError, Refine
 MODEL_FORMAT = "refiner.model/3"
 WEIGHTS_FILE = "model.safetensors"
 TRAINED = "trained."
+CAPPED = {"adapter_blocks"}  # settings above the backbone's size mean all of it
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INDEX_TENSORS = ("index", "position_ids", "num_batches_tracked")  # integers that some towers keep
 
@@ -86,14 +86,12 @@ def write_model(
         tensors |= {CLIP + name: value for name, value in model.clip.state_dict().items()}
     tensors = {name: stored_form(value, dtype) for name, value in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
-    text = json.dumps(stored_config(model, info, with_backbone=with_backbone), indent=2, ensure_ascii=False)
-    # A path that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
-    (folder / CONFIG).write_text(text + "\n", "utf-8", "backslashreplace")
+    write_json(folder / CONFIG, stored_config(model, info, with_backbone=with_backbone))
     usual_permissions(folder / WEIGHTS_FILE)
 
 
 def stored_form(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy on the CPU as it is stored: rounding the logit scale to bf16 would change scores by up to 1.6 %."""
+    """A copy on the CPU as it is stored: a logit scale rounded to bf16 is off by up to 1.6 %."""
     if value.is_floating_point():
         value = value.to(torch.float32 if value.numel() == 1 else dtype)
     return value.cpu().contiguous().clone()
@@ -179,7 +177,7 @@ def require_numbers(tensors: dict[str, torch.Tensor], file: Path) -> None:
 def require_sizes(settings: MethodConfig, tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Raise ModelFileError for a size in the settings that no stored tensor has: it would be allocated."""
     largest = max((size for value in tensors.values() for size in value.shape), default=0)
-    for key, value in settings.model_dump().items():
+    for key, value in settings.model_dump(exclude=CAPPED).items():
         if isinstance(value, int) and value > max(largest, 256):
             raise ModelFileError(f"{file} does not fit its weights: model.{key} is {value}.")
 

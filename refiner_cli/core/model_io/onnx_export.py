@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from refiner_cli.core.model_io.onnx_files import (
 from refiner_cli.core.model_io.onnx_model import OnnxModel
 from refiner_cli.core.model_io.onnx_quantize import graph_files, quantize
 from refiner_cli.core.model_io.schema import CONFIG, ONNX_FORMAT
+from refiner_cli.core.model_io.stored_json import write_json
 from refiner_cli.core.models.base import ImageVectors, Model, TextBank
 from refiner_cli.core.models.shifted_views import SHIFTS, shifted_view
 from refiner_cli.core.towers.backbone import Backbone
@@ -103,8 +103,7 @@ def export_onnx(
         np.savez(part / TEXT_FILE, **arrays)
         config = onnx_config(model, info, bank, precision)
         agreement = require_agreement(model, bank, OnnxModel.from_config(part, config), precision, check)
-        text = json.dumps({**config, "agreement": agreement.model_dump()}, indent=2, ensure_ascii=False)
-        (part / CONFIG).write_text(text + "\n", "utf-8", "backslashreplace")
+        write_json(part / CONFIG, {**config, "agreement": agreement.model_dump()})
         facts = dataclasses.replace(
             facts,
             kind="onnx",

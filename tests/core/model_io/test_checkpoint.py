@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from refiner_cli.config import method_section
-from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model
+from refiner_cli.config import CalibrationConfig, method_section
+from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model, write_model
 from refiner_cli.core.model_io.export import export_model
+from refiner_cli.core.model_io.stored_json import read_json, write_json
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import PRECISIONS
 from refiner_cli.core.towers.backbone import load_backbone
@@ -45,6 +48,31 @@ def test_half_precision_rounds_no_single_number(tmp_path: Path, dtype: str) -> N
     assert kinds == {PRECISIONS[dtype]}
     again, _ = read_model(tmp_path / "model")
     assert again.backbone.logit_scale == backbone.logit_scale
+
+
+def test_settings_that_training_takes_are_read_back(tmp_path: Path) -> None:
+    settings = method_section("refiner").model_validate({"adapter_blocks": 999, "queries_per_role": 1})
+    model = build_model("refiner", load_backbone("tiny", "built-in"), settings, SPACE).eval()
+    softness = 1e-3
+    with pytest.raises(ValidationError):
+        CalibrationConfig(hubness_softness=(softness * 0.99,))
+    (lowest,) = CalibrationConfig(hubness_softness=(softness,)).hubness_softness
+    model.calibration = Calibration(hubness_softness=lowest)
+    write_model(tmp_path, model, ModelInfo("refiner", "none", "", "", 1, {}), with_backbone=False)
+    again, _ = read_model(tmp_path)
+    assert (again.config, again.calibration) == (model.config, model.calibration)
+
+
+def test_labels_take_little_room_and_the_rest_a_line_each(tmp_path: Path) -> None:
+    pairs = [[f"state {number}", "grün \n apple"] for number in range(1000)]
+    content = {"format": "x", "empty": {}, "path": "\udcff", "model": {"a": [1, {"b": None}]},
+               "labels": {"pairs": pairs}}  # fmt: skip
+    file = tmp_path / "config.json"
+    write_json(file, content)
+    assert read_json(file) == content
+    lines = file.read_text("utf-8").splitlines()
+    assert len(lines) == len(json.dumps({**content, "labels": 0}, indent=2).splitlines())
+    assert file.stat().st_size < len(json.dumps(pairs).encode()) + 500
 
 
 def cut_weights(folder: Path) -> None:
