@@ -62,6 +62,7 @@ def stored_config(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict
         "format": MODEL_FORMAT,
         "refiner": __version__,
         **dataclasses.asdict(info),
+        "metrics": defined_metrics(info),
         "model": model.config.model_dump(),
         "backbone": {
             **dataclasses.asdict(spec),
@@ -70,6 +71,14 @@ def stored_config(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict
         },
         "labels": model.space.to_json(),
         "calibration": model.calibration.to_json(),
+    }
+
+
+def defined_metrics(info: ModelInfo) -> dict[str, Any]:
+    """The metrics as JSON has them: None for what is no number or infinite, as for what is undefined."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in info.metrics.items()
     }
 
 

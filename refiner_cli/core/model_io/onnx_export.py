@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.card import CardFacts
-from refiner_cli.core.model_io.checkpoint import ModelInfo
+from refiner_cli.core.model_io.checkpoint import ModelInfo, defined_metrics
 from refiner_cli.core.model_io.export import require_absent, size_of, write_card
 from refiner_cli.core.model_io.onnx_files import (
     BANK_TENSORS,
@@ -242,7 +242,7 @@ def onnx_config(model: Model, info: ModelInfo, bank: TextBank, precision: OnnxPr
     spec = model.backbone.spec
     return {
         "format": ONNX_FORMAT, "refiner": __version__, "method": info.method, "dataset": info.dataset,
-        "dataset_fingerprint": info.dataset_fingerprint, "step": info.step, "metrics": info.metrics,
+        "dataset_fingerprint": info.dataset_fingerprint, "step": info.step, "metrics": defined_metrics(info),
         "precision": precision, "width": bank.pairs.shape[1], "outputs": list(ROLES_OF_VECTORS),
         "tensors": list(bank_tensors(bank)),
         "backbone": {

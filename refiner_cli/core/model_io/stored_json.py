@@ -29,7 +29,7 @@ def read_json(file: Path) -> Any:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object with a line for each value, but each list of labels on one: there may be a million.
+    """Write a JSON object with a line for each value, but all labels on one: there may be a million.
 
     A path that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
     """

@@ -63,6 +63,13 @@ def test_settings_that_training_takes_are_read_back(tmp_path: Path) -> None:
     assert (again.config, again.calibration) == (model.config, model.calibration)
 
 
+def test_a_metric_that_is_no_number_is_read_back_as_undefined(tmp_path: Path) -> None:
+    model = build_model("clip", load_backbone("tiny", "built-in"), method_section("clip")(), SPACE).eval()
+    metrics = {"AUC": float("nan"), "HM": float("inf"), "S": 1.5, "U": None}
+    write_model(tmp_path, model, ModelInfo("clip", "none", "", "", 1, metrics), with_backbone=False)
+    assert read_model(tmp_path)[1].metrics == {"AUC": None, "HM": None, "S": 1.5, "U": None}
+
+
 def test_labels_take_little_room_and_the_rest_a_line_each(tmp_path: Path) -> None:
     pairs = [[f"state {number}", "grün \n apple"] for number in range(1000)]
     content = {"format": "x", "empty": {}, "path": "\udcff", "model": {"a": [1, {"b": None}]},
