@@ -32,6 +32,7 @@ from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
 from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.towers.weight_files import FLOATS
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError, DatasetError, ModelFileError, RefinerError
 
@@ -39,7 +40,6 @@ MODEL_FORMAT = "refiner.model/3"
 WEIGHTS_FILE = "model.safetensors"
 TRAINED = "trained."
 CAPPED = {"adapter_blocks"}  # settings above the backbone's size mean all of it
-FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INDEX_TENSORS = ("index", "position_ids", "num_batches_tracked")  # integers that some towers keep
 
 

@@ -20,6 +20,8 @@ from refiner_cli.core.towers.torchscript import is_torchscript, read_torchscript
 from refiner_cli.core.towers.transformers_names import has_transformers_names, to_open_clip_names
 from refiner_cli.errors import ModelFileError
 
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # what weights may be stored as
+INTEGERS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}  # and indices
 StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -159,7 +161,7 @@ def first_mismatch(wanted: StateDict, found: StateDict) -> str:
             return (
                 f"the tensor {key!r} has the shape {list(value.shape)} instead of {list(wanted[key].shape)}"
             )
-        if value.is_floating_point() != wanted[key].is_floating_point() or value.is_complex():
+        if value.dtype not in (FLOATS if wanted[key].is_floating_point() else INTEGERS):
             return f"the tensor {key!r} holds {str(value.dtype).removeprefix('torch.')} numbers"
         if value.is_floating_point() and not value.isfinite().all():
             return f"the tensor {key!r} holds numbers that are not finite"

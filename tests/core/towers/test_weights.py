@@ -294,6 +294,10 @@ def changed(name: str, value: torch.Tensor) -> Callable[[StateDict], StateDict]:
         (changed("visual.proj", torch.zeros(3, 4)), r"'visual.proj' has the shape \[3, 4\] instead"),
         (changed("visual.proj", torch.zeros(64, 48).int()), "'visual.proj' holds int32 numbers"),
         (changed("visual.proj", torch.zeros(64, 48).cfloat()), "'visual.proj' holds complex64 numbers"),
+        (
+            changed("visual.proj", torch.zeros(64, 48).to(torch.float8_e4m3fn)),
+            "'visual.proj' holds float8_e4m3fn numbers",
+        ),
         (changed("visual.proj", torch.full((64, 48), torch.inf)), "'visual.proj' holds numbers that are not"),
         (lambda state: {}, "holds no tensors"),
         (lambda state: [1, 2], "holds no tensors"),
