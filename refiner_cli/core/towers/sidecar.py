@@ -10,6 +10,7 @@ from refiner_cli.core.towers.architectures import CONFIG_FILE, check_preprocess
 from refiner_cli.core.towers.weights_profile import WeightsProfile
 
 MODEL_CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"  # of transformers
+TOWER_SIZES = {"hidden_size": "width", "num_hidden_layers": "layers", "patch_size": "patch_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -36,7 +37,7 @@ def read_sidecar(file: Path, model: dict[str, Any]) -> tuple[WeightsProfile, str
             return WeightsProfile(activation, preprocess), f"activation and preprocessing from {beside}"
         if own is None and preprocess is not None:
             return WeightsProfile(None, preprocess), f"preprocessing from {beside}"
-        if content.get("model_type") == "clip":
+        if content.get("model_type") == "clip" and is_same_tower(content.get("vision_config"), model):
             profile = WeightsProfile(has_quick_gelu(content), transformers_preprocess(file))
             return profile, f"activation from {beside}"
     return WeightsProfile(), ""
@@ -57,7 +58,20 @@ def is_same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return (
         isinstance(first, dict)
         and one.get("embed_dim") == other["embed_dim"]
-        and all(first.get(key) == second.get(key) for key in ("width", "layers", "timm_model_name"))
+        and all(
+            first.get(key) == second.get(key) for key in ("width", "layers", "patch_size", "timm_model_name")
+        )
+    )
+
+
+def is_same_tower(vision: Any, model: dict[str, Any]) -> bool:
+    """Whether transformers' image tower has the sizes of open_clip's, as far as both configurations say.
+
+    The image size may differ: position embeddings of another one are interpolated.
+    """
+    theirs, ours = vision if isinstance(vision, dict) else {}, model["vision_cfg"]
+    return all(
+        theirs[key] == ours[name] for key, name in TOWER_SIZES.items() if key in theirs and name in ours
     )
 
 

@@ -20,6 +20,7 @@ from refiner_cli.core.towers import tiny, weights_profile
 from refiner_cli.core.towers.architectures import find_architecture
 from refiner_cli.core.towers.backbone import load_backbone, reload_backbone
 from refiner_cli.core.towers.local_weights import local_digest, local_weights
+from refiner_cli.core.towers.sidecar import read_sidecar
 from refiner_cli.core.towers.weights import find_weights
 from refiner_cli.core.towers.weights_profile import (
     WeightsProfile,
@@ -211,6 +212,26 @@ def test_a_configuration_beside_the_file_is_believed(
         assert loaded.spec.preprocess["resize_mode"] == "squash"
         assert loaded.spec.preprocess["size"] == 32
         assert reload_backbone(loaded.spec).fingerprint() == loaded.fingerprint()
+
+
+OTHERS = {  # what another model's configuration may lie beside the file
+    "open_clip": {"model_cfg": {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "patch_size": 16}}},
+    "transformers": {"model_type": "clip", "vision_config": {"hidden_size": 64, "patch_size": 16}},
+    "deeper": {"model_type": "clip", "vision_config": {"hidden_size": 64, "num_hidden_layers": 3}},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_configuration_of_another_model_beside_the_file_is_ignored(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OTHERS[kind]))
+    assert read_sidecar(tmp_path / "w.safetensors", CONFIG) == (WeightsProfile(), "")
+
+
+def test_transformers_may_leave_sizes_open_or_name_another_image_size(tmp_path: Path) -> None:
+    for vision in ({}, {"hidden_size": 64, "patch_size": 8, "image_size": 48}):
+        content = {"model_type": "clip", "vision_config": {**vision, "hidden_act": "gelu"}}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert read_sidecar(tmp_path / "w.safetensors", CONFIG)[0] == WeightsProfile(False)
 
 
 @pytest.mark.parametrize(
