@@ -69,7 +69,9 @@ def pick_precision(requested: str, device: torch.device) -> tuple[torch.dtype, s
             )
         return PRECISIONS[requested], "requested"
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        with torch.cuda.device(device):
+            supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if supported:
             return torch.bfloat16, "auto: the GPU computes bf16"
         return torch.float16, "auto: the GPU has no bf16"
     return torch.float32, f"auto: {device.type} results stay comparable in fp32"

@@ -14,8 +14,13 @@ from torch import Tensor
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import RefinerError
 
-# PyTorch raises OutOfMemoryError on CUDA alone; elsewhere it is a RuntimeError with one of these texts.
-OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+# PyTorch's allocator raises OutOfMemoryError on CUDA; all else is a RuntimeError with one of these texts.
+OOM_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",  # cuBLAS on CUDA, beside PyTorch's allocator
+)
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 MAPPED = 2**20  # bytes from which on an allocation is mapped, and unmapped as soon as it is freed
 T = TypeVar("T")
