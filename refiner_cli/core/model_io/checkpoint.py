@@ -27,7 +27,7 @@ from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMATS, migrate_config, migrate_tensors
 from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
-from refiner_cli.core.model_io.stored_json import read_json, write_json
+from refiner_cli.core.model_io.stored_json import read_json, write_stored
 from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
@@ -95,7 +95,7 @@ def write_model(
         tensors |= {CLIP + name: value for name, value in model.clip.state_dict().items()}
     tensors = {name: stored_form(value, dtype) for name, value in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
-    write_json(folder / CONFIG, stored_config(model, info, with_backbone=with_backbone))
+    write_stored(folder / CONFIG, stored_config(model, info, with_backbone=with_backbone))
     usual_permissions(folder / WEIGHTS_FILE)
 
 

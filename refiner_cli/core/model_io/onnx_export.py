@@ -36,7 +36,7 @@ from refiner_cli.core.model_io.onnx_files import (
 from refiner_cli.core.model_io.onnx_model import OnnxModel
 from refiner_cli.core.model_io.onnx_quantize import graph_files, quantize
 from refiner_cli.core.model_io.schema import CONFIG, ONNX_FORMAT
-from refiner_cli.core.model_io.stored_json import write_json
+from refiner_cli.core.model_io.stored_json import write_stored
 from refiner_cli.core.models.base import ImageVectors, Model, TextBank
 from refiner_cli.core.models.shifted_views import SHIFTS, shifted_view
 from refiner_cli.core.towers.backbone import Backbone
@@ -103,7 +103,7 @@ def export_onnx(
         np.savez(part / TEXT_FILE, **arrays)
         config = onnx_config(model, info, bank, precision)
         agreement = require_agreement(model, bank, OnnxModel.from_config(part, config), precision, check)
-        write_json(part / CONFIG, {**config, "agreement": agreement.model_dump()})
+        write_stored(part / CONFIG, {**config, "agreement": agreement.model_dump()})
         facts = dataclasses.replace(
             facts,
             kind="onnx",

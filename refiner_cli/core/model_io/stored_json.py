@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from refiner_cli.errors import ModelFileError
 
-LABELS = "labels"  # the key of the label space
 MAX_CONFIG_BYTES = 64 * 2**20
 
 
@@ -28,16 +27,16 @@ def read_json(file: Path) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
+def write_stored(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON object with a line for each value, but all labels on one: there may be a million.
 
     A path that is not UTF-8 holds lone surrogates; as ``\\udcff`` they are valid JSON.
     """
-    parts = {
-        key: json.dumps(value, ensure_ascii=False, indent=None if key == LABELS else 2).replace("\n", "\n  ")
-        for key, value in content.items()
-    }
-    text = ",\n".join(f"  {json.dumps(key)}: {part}" for key, part in parts.items())
+    parts = []
+    for key, value in content.items():
+        part = json.dumps(value, ensure_ascii=False, indent=None if key == "labels" else 2)
+        parts.append(f"  {json.dumps(key)}: " + part.replace("\n", "\n  "))
+    text = ",\n".join(parts)
     file.write_text(f"{{\n{text}\n}}\n", "utf-8", "backslashreplace")
 
 

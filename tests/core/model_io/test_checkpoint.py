@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from refiner_cli.config import CalibrationConfig, method_section
 from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model, write_model
 from refiner_cli.core.model_io.export import export_model
-from refiner_cli.core.model_io.stored_json import read_json, write_json
+from refiner_cli.core.model_io.stored_json import read_json, write_stored
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import PRECISIONS
@@ -75,7 +75,7 @@ def test_labels_take_little_room_and_the_rest_a_line_each(tmp_path: Path) -> Non
     content = {"format": "x", "empty": {}, "path": "\udcff", "model": {"a": [1, {"b": None}]},
                "labels": {"pairs": pairs}}  # fmt: skip
     file = tmp_path / "config.json"
-    write_json(file, content)
+    write_stored(file, content)
     assert read_json(file) == content
     lines = file.read_text("utf-8").splitlines()
     assert len(lines) == len(json.dumps({**content, "labels": 0}, indent=2).splitlines())
