@@ -23,6 +23,7 @@ from refiner_cli.experiments.few_shot import (
     few_shot_parser,
     shots_table,
     spread,
+    t_quantile,
     with_vectors,
 )
 from refiner_cli.experiments.linear_probe import fit_probe, logits, probe_metrics
@@ -75,8 +76,18 @@ def test_the_probe_recognises_what_its_vectors_say(benchmark: Benchmark) -> None
     assert probe_metrics(few)[1].AUC == 100
 
 
+@pytest.mark.parametrize(
+    ("freedom", "published"),
+    [(1, 12.706), (4, 2.776), (9, 2.262), (10, 2.228), (11, 2.201), (15, 2.131), (29, 2.045), (120, 1.980)],
+)
+def test_quantiles_of_student_are_those_of_the_tables(freedom: int, published: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(published, abs=0.005 if freedom < 10 else 0.0006)
+
+
 def test_intervals_and_tables() -> None:
     assert spread([10.0, 12.0, 14.0]) == "12.0 ± 5.0"  # 4.30 * 2 / sqrt(3)
+    assert spread([float(n % 2) for n in range(12)]) == "0.5 ± 0.3"  # 2.20 * 0.522 / sqrt(12)
+    assert spread([30.0 * (n % 2) for n in range(12)]) == "15.0 ± 10.0"  # 8.9 with the normal quantile
     assert spread([None, 3.0]) == "3.0"
     assert spread([None]) == "-"
     found: list[list[StudyFigures]] = [
