@@ -6,21 +6,17 @@ The last two are kept, and the best one.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refiner_cli.core.model_io.checksums import verify_checksums, write_checksums
-from refiner_cli.core.model_io.schema import CONFIG
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError
 from refiner_cli.files import atomic_folder
 from refiner_cli.training.folder_lock import remove_temporary
-from refiner_cli.training.selection import best_record, is_better
 
 KEPT = 2
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -114,16 +110,6 @@ class Checkpoints:
                 hint="Restore the folder from a copy, or train again with another --out.",
             )
         return None
-
-    def best_until(self, step: int) -> dict[str, Any] | None:
-        """The best of the undamaged, validated checkpoints up to a step, as best.json names it."""
-        best = None
-        for path in self.all():
-            if step_of(path) <= step and self.is_intact(path.name):
-                val = json.loads((path / CONFIG).read_text("utf-8"))["metrics"]
-                record = best_record(path.name, step_of(path), val) if val else None
-                best = record if record and is_better(record, best) else best
-        return best
 
 
 def step_of(path: Path) -> int:

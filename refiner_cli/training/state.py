@@ -36,7 +36,9 @@ from refiner_cli.core.model_io.tensor_files import load_tensors_from
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError, RefinerError
+from refiner_cli.training.checkpoints import step_of
 from refiner_cli.training.run_dir import Run
+from refiner_cli.training.selection import is_better
 
 STATE_FILE, OPTIMIZER_FILE = "training.json", "training.safetensors"
 FREE_KEYS = (
@@ -53,6 +55,7 @@ class TrainProgress:
 
     step: int = 0  # steps done
     validated: bool = False  # whether the validation due after this step was done
+    validation: dict[str, Any] | None = None  # of the plain model after this step, as best.json would name it
     best: dict[str, Any] | None = None  # what best.json says
     nonfinite_steps: int = 0  # consecutive ones, skipped
     micro_batch: int = 0  # images computed at once
@@ -106,12 +109,21 @@ class TrainerState:
         progress = self.restore(folder)
         best = progress.best
         if best and not stored.is_intact(best["checkpoint"]):
-            progress.best = stored.best_until(progress.step)
+            progress.best = self.best_until(progress.step)
             other = progress.best["checkpoint"] if progress.best else "none"
             log(f"the best checkpoint {best['checkpoint']} is missing or damaged; best now: {other}")
         if progress.best is None:
             progress.validated = False
         return progress
+
+    def best_until(self, step: int) -> dict[str, Any] | None:
+        """The best of the undamaged, validated checkpoints up to a step, by what they were selected by."""
+        best = None
+        for path in self.run.stored.all():
+            if step_of(path) <= step and self.run.stored.is_intact(path.name):
+                record = json.loads((path / STATE_FILE).read_text("utf-8"))["progress"].get("validation")
+                best = record if record and is_better(record, best) else best
+        return best
 
     def restore(self, folder: Path) -> TrainProgress:
         """Fill model, optimizer and scaler. Raises ModelFileError if a file is damaged or another's."""

@@ -203,7 +203,7 @@ class Trainer:
                 self.progress.nonfinite_steps, self.config.max_nonfinite_steps, self.step + 1, outcome.problem
             )
         self.progress.step += 1
-        self.progress.validated = False
+        self.progress.validated, self.progress.validation = False, None
         now = time.perf_counter()
         seconds, waited = now - self.requested_at, arrived - self.requested_at
         self.spent, self.waited = self.spent + seconds, self.waited + waited
@@ -234,7 +234,7 @@ class Trainer:
             raise validation_error(self.step, error, self.optimizer_step.parameters) from None
         progress, name = self.progress, self.run.checkpoint(self.step).name
         record = best_record(name, self.step, metrics.to_json(), self.recent_loss(), validation_loss=by_loss)
-        best = is_better(record, progress.best)
+        progress.validation, best = record, is_better(record, progress.best)
         if best:
             progress.best = record
         progress.validated = True

@@ -72,7 +72,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.append_metrics({"kind": "val", "step": step, **val})
         record = best_record(run.checkpoint(step).name, step, val)
         best = progress.best if step == 30 else record
-        progress = TrainProgress(step, validated=True, best=best)
+        progress = TrainProgress(step, validated=True, validation=record, best=best)
         state.save(progress, val)
         run.write_best(best)
     (folder / "curves.html").write_text("<html></html>")
@@ -177,6 +177,26 @@ def test_a_damaged_run_resumes_from_the_newest_undamaged_checkpoint(pristine: Pa
         resumed += 1
     assert resumed > CASES / 2
     assert not [sentence for sentence in refused if "\n" in sentence]
+
+
+def test_the_next_best_is_chosen_by_what_the_run_selects_by(tmp_path: Path) -> None:
+    """By validation loss, and by metrics before calibration, whatever the checkpoints' config.json says."""
+    config = resolve([("test", {"backbone": "tiny", "method": "clip"})])
+    losses, plain, shown = (4.0, 1.0, 2.0), (5.0, 9.0, 6.0), (8.0, 9.0, 7.0)  # shown: the first is calibrated
+    for by_loss in (True, False):
+        run = Run.create(tmp_path / f"run-{by_loss}", config, DatasetRef("demo", "/nowhere", "0" * 16), {})
+        _, state = state_of(run)
+        best = None
+        for step, loss, auc, other in zip(STEPS, losses, plain, shown, strict=True):
+            record = best_record(
+                run.checkpoint(step).name, step, {"AUC": auc}, validation_loss=loss if by_loss else None
+            )
+            best = record if step <= 20 else best
+            state.save(TrainProgress(step, validated=True, validation=record, best=best), {"AUC": other})
+        (run.checkpoint(20) / "model.safetensors").write_bytes(b"")
+        progress = state_of(run)[1].restore_newest(lambda _: None)
+        assert progress is not None
+        assert progress.best == record  # of step 30
 
 
 @pytest.mark.parametrize("torn", [None, b'{"format": "refi'])

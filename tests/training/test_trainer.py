@@ -64,6 +64,23 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_after_damage_the_best_is_still_chosen_by_the_validation_loss(
+    tmp_path: Path, benchmark: Benchmark
+) -> None:
+    worse = {"train.selection": "loss", "train.max_steps": 1, "train.lr": 1.0}
+    training = begin(tmp_path / "run", benchmark, **worse)
+    records = []
+    for event in training.fit():
+        if isinstance(event, Validated):
+            records.append(training.progress.validation)
+            if event.step:
+                break
+    assert training.run.read_best() == records[0]
+    (training.run.checkpoint(0) / "model.safetensors").unlink()
+    assert resume_trainer(training.run, benchmark, lambda line: None).progress.best == records[1]
+    assert [record["criterion"] for record in records if record] == ["validation loss"] * 2
+
+
 def test_a_training_does_not_go_on_with_other_weights_of_its_backbone(
     tmp_path: Path, benchmark: Benchmark
 ) -> None:
