@@ -123,9 +123,12 @@ def evaluate_side(request: EvalRequest, run: Path, *, mixed: bool) -> EvaluatedR
         return EvaluatedRun(str(run), None, result, "scores", "")
     with ExitStack() as stack:
         result, info, model, _ = evaluate_path(request, run, stack)
-    return EvaluatedRun(
-        str(run), Run.open(run).config if is_run(run) else None, result, info.method, name_backbone(model)
-    )
+    backbone = name_backbone(model)
+    if not is_run(run):
+        return EvaluatedRun(str(run), None, result, info.method, backbone)
+    opened = Run.open(run)
+    data = (opened.dataset.fingerprint, *opened.skipped)
+    return EvaluatedRun(str(run), opened.config, result, info.method, backbone, data)
 
 
 def describe_runs(runs: Sequence[Path]) -> dict[Path, ModelInfo]:

@@ -22,13 +22,17 @@ VARYING_KEYS = {"seed", "device", "precision"}  # may differ between repetitions
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One run: its name, its configuration (None without a run directory), its result, and what it is."""
+    """One run: its name, its configuration (None without a run directory), its result, and what it is.
+
+    ``data`` says what it was trained on: the fingerprint of the dataset, then images that were left out.
+    """
 
     name: str
     config: Config | None
     result: Result
     method: str = ""
     backbone: str = ""
+    data: tuple[str, ...] = ()
 
     def repeated_config(self) -> dict[str, Any] | None:
         """The configuration without the seed and the machine."""
@@ -116,14 +120,27 @@ def compare_runs(sides: Sequence[EvaluatedRun]) -> Comparison:
 def _seed_summaries(sides: Sequence[EvaluatedRun]) -> list[SeedSummary]:
     groups: list[list[EvaluatedRun]] = []
     for side in sides:
-        config = side.repeated_config()
-        same = next((group for group in groups if config and group[0].repeated_config() == config), None)
+        same = next((group for group in groups if is_another_seed(side, group)), None)
         groups.append([side]) if same is None else same.append(side)
     return [
         SeedSummary(tuple(side.name for side in group), mean_and_sd([side.result for side in group]))
         for group in groups
         if len(group) > 1
     ]
+
+
+def is_another_seed(side: EvaluatedRun, group: Sequence[EvaluatedRun]) -> bool:
+    """Whether a run repeats the training of a group, on the same data, with a seed that is not in it yet.
+
+    The same seed on another device, or a copy, says nothing about how much seeds differ.
+    """
+    config = side.config
+    return (
+        config is not None
+        and side.repeated_config() == group[0].repeated_config()
+        and side.data == group[0].data
+        and all(other.config is not None and other.config.seed != config.seed for other in group)
+    )
 
 
 def mean_and_sd(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, float] | None]]:

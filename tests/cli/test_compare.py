@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,21 @@ def test_two_seeds_and_an_export(cli: Cli, small_run: Path, other_seed: Path, sm
     assert [group["runs"] for group in result["seeds"]] == [runs[:2]]
     evaluated = cli("eval", small_run, "--world", "open", SAMPLES, 20, "--json").json["worlds"]["open"]
     assert result["runs"][0]["worlds"]["open"]["intervals"] == evaluated["intervals"]
+
+
+def test_a_copy_or_a_training_on_other_data_is_no_seed(
+    cli: Cli, small_run: Path, other_seed: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    for name, source, change in (
+        ("copy", small_run, {}),
+        ("less", other_seed, {"skipped": ["a.jpg"]}),
+    ):
+        run = tmp_path / name
+        shutil.copytree(source, run)
+        content = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(content | change))
+    few = ("--dataset", small_demo, "--world", "closed", SAMPLES, 2, "--json")
+    assert cli("compare", small_run, tmp_path / "copy", tmp_path / "less", *few).json["seeds"] == []
 
 
 def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, other_seed: Path) -> None:

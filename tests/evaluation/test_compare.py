@@ -49,6 +49,22 @@ def test_seeds_of_one_setting_have_mean_and_deviation(sides: list[EvaluatedRun])
         assert spread.worlds["given"][name] == (mean(values), stdev(values))
 
 
+def test_only_other_seeds_on_the_same_data_are_averaged(sides: list[EvaluatedRun]) -> None:
+    zero, one, _ = sides
+
+    def groups(*several: EvaluatedRun) -> list[tuple[str, ...]]:
+        return [group.runs for group in compare_runs(several).seeds]
+
+    copy = dataclasses.replace(zero, name="copy")
+    elsewhere = dataclasses.replace(copy, config=Config(seed=0, device="cpu", precision="bf16"))
+    for repeated in (copy, elsewhere):
+        assert groups(zero, repeated) == []
+        assert groups(zero, one, repeated) == groups(zero, repeated, one) == [("run0", "run1")]
+    other_data = dataclasses.replace(one, data=("another",))
+    assert groups(zero, other_data) == []
+    assert groups(dataclasses.replace(zero, data=("another",)), other_data) == [("run0", "run1")]
+
+
 def test_exported_models_form_no_group(sides: list[EvaluatedRun]) -> None:
     assert compare_runs([dataclasses.replace(side, config=None) for side in sides]).seeds == ()
 
