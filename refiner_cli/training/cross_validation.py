@@ -1,8 +1,8 @@
 """Cross-validation, for a calibration without validation images.
 
 The training split is divided (see :mod:`~refiner_cli.training.training_folds`), and the run's own recipe is
-trained on every part of it, on the same frozen backbone. So each image gets scores from a model that did not
-learn from it. Every such training is a run of its own below the run's folder, which resumes like any other::
+trained on every part of it, on the same frozen backbone. So images get scores from models that did not learn
+from them. Every such training is a run of its own below the run's folder, which resumes like any other::
 
     folds/1/    a run directory
 

@@ -1,8 +1,9 @@
-"""The training split divided for a cross-validation: every image is held out once, and pairs are too.
+"""The training split divided for a cross-validation: images are held out, and pairs are too.
 
 In each part other pairs are held out with all their images, as unseen ones, as far as every state and every
 object keeps another pair to be learned from; of the other pairs a share of the images is held out, as of seen
-ones. A pair with a single image is held out as an unseen one or not at all.
+ones. So an image is held out once as one of a seen pair, and may be once more as one of an unseen pair; a
+pair with a single image is held out as an unseen one or not at all.
 """
 
 from __future__ import annotations

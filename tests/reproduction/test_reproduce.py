@@ -118,6 +118,10 @@ def test_from_nothing_to_a_table_killed_and_resumed(cli: Cli, catalogue: Path, t
     assert rows["troika", "open", "legacy"]["published"] is None
     assert rows["troika", "closed", "exact"]["published"] is None
     page = (out / "results.md").read_text("utf-8")
+    sections = dict(section.split("\n", 1) for section in page.split("\n## ")[1:])
+    assert {title for title, text in sections.items() if "by the legacy protocol" in text} == {
+        "open mask world, protocol exact"
+    }
     (command_row,) = [line for line in page.splitlines() if line.startswith("| command |")]
     assert command_row.count(" reproduce c-gqa ") == 2  # the killed one, and the one that went on
     assert "| troika, published | 41.0 | 35.7 | 29.4 | 12.4 | Huang et al., CVPR 2024" in page
