@@ -204,7 +204,11 @@ def measure_candidates(
 
 def join_splits(measured: Sequence[MeasuredSplit]) -> MeasuredSplit:
     """Several parts' images as one split; their label spaces differ at most in which pairs are seen."""
-    return MeasuredSplit(ScoreSummary.join([one.summary for one in measured]), measured[0].space)
+    names = [one.images for one in measured if one.images is not None]
+    images = np.concatenate(names) if len(names) > 1 else None  # within a part they differ
+    return MeasuredSplit(
+        ScoreSummary.join([one.summary for one in measured]), measured[0].space, images=images
+    )
 
 
 def measure_part(
@@ -225,7 +229,9 @@ class CandidateScorers:
 
     def __init__(self, images: EncodedImages, grid: Sequence[Calibration], world: World) -> None:
         self.model, space = images.model, images.benchmark.label_space(images.split, world)
-        pairs = [sample.pair for sample in images.benchmark.samples[images.split]]
+        samples = images.benchmark.samples[images.split]
+        pairs, self.paths = [one.pair for one in samples], np.array([one.path for one in samples], np.str_)
+        self.rows: list[torch.Tensor] = []  # of the images that were scored
         self.truth = torch.from_numpy(space.indices(pairs))
         self.wanted = spread_mask(len(pairs), MAX_SCORES // len(space.pairs))
         self.scorers = [WorldScorer(space, tried) for tried in grid]
@@ -241,6 +247,7 @@ class CandidateScorers:
     def update(self, rows: torch.Tensor, by_views: ByViews) -> None:
         """Some images by their rows, ``B`` int64, and their vectors."""
         chosen = self.wanted[rows].nonzero().squeeze(1)
+        self.rows.append(rows[chosen])
         for (views, alpha), group in self.groups.items():
             scores = self.model.score(by_views[views].take(chosen), self.banks[alpha])
             for scorer in group:
@@ -249,7 +256,8 @@ class CandidateScorers:
                 scorer.update(total, self.truth[rows[chosen]])
 
     def measured(self) -> list[MeasuredSplit]:
-        return [scorer.measured() for scorer in self.scorers]
+        images = self.paths[torch.cat(self.rows).numpy()]
+        return [replace(scorer.measured(), images=images) for scorer in self.scorers]
 
 
 def text_banks(model: Model, grid: Sequence[Calibration], space: LabelSpace) -> dict[float, TextBank]:

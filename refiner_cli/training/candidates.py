@@ -17,7 +17,7 @@ from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.evaluation.metrics.bootstrap import (
     Interval,
     MeasuredSplit,
-    bootstrap_indices,
+    bootstrap_rows,
     nan_if_none,
     resample,
 )
@@ -69,11 +69,12 @@ def criterion_samples(split: MeasuredSplit, criterion: str) -> FloatArray:
     """A metric on resampled images; the area needs the breakpoints of images alone."""
     summary = split.summary
     if criterion != "AUC":
-        return resample(summary, split.space, bootstrap_samples=COMPARISON_SAMPLES)[criterion]
+        found = resample(summary, split.space, bootstrap_samples=COMPARISON_SAMPLES, images=split.images)
+        return found[criterion]
     change, seen = summary.breakpoints(), summary.truth_seen
     curves = (
-        step_curve(change[images], seen[images])
-        for images in bootstrap_indices(len(summary), COMPARISON_SAMPLES, 0)
+        step_curve(change[rows], seen[rows])
+        for rows in bootstrap_rows(len(summary), split.images, COMPARISON_SAMPLES, 0)
     )
     return np.array([nan_if_none(curve.area) for curve in curves])
 

@@ -13,6 +13,7 @@ import torch
 
 from refiner_cli.config import CalibrationConfig, method_section
 from refiner_cli.core.model_io.checkpoint import read_config, read_tensors
+from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.towers.backbone import Backbone
@@ -20,11 +21,13 @@ from refiner_cli.data.benchmark import Benchmark, Sample, load_benchmark
 from refiner_cli.data.labels import Pair
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
-from refiner_cli.evaluation.scoring import ProgressFn
+from refiner_cli.evaluation.scoring import ProgressFn, no_progress
 from refiner_cli.inference.encoded import EncodedBenchmark
 from refiner_cli.training import candidates
-from refiner_cli.training.calibrate import HeldOut, calibrate
+from refiner_cli.training.calibrate import HeldOut, calibrate, measure_candidates
+from refiner_cli.training.encoded_images import EncodedImages
 from refiner_cli.training.run_dir import Run, model_folder
+from refiner_cli.training.temperature import WORLDS
 from refiner_cli.training.trainer import StopRequestedError, Trainer
 from refiner_cli.training.training_folds import training_folds
 from tests.conftest import Cli
@@ -140,6 +143,24 @@ def test_held_out_images_count_as_a_validation_split(
     assert found.to_json()["cross_validation"]["after"] == found.metrics.to_json()
     assert wanted.to_json()["val"]["after"] == wanted.metrics.to_json()
     assert "cross_validation" not in wanted.to_json()
+
+
+def test_an_image_that_is_held_out_twice_counts_once(
+    small_demo: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "COMPARISON_SAMPLES", 20)
+    demo, options = load_benchmark(small_demo), RuntimeOptions(batch_size=50)
+    model = build_model("clip", tiny, method_section("clip")(), demo.vocabulary).eval()
+    part = EncodedImages(model, demo, "val", options, no_progress, [1])
+    ((once,), (twice,)) = (
+        measure_candidates([part] * times, [(Calibration(), 0)], WORLDS) for times in (1, 2)
+    )
+    assert len(twice.worlds[0][0].summary) == 2 * len(once.worlds[0][0].summary)
+    assert twice.samples() == pytest.approx(once.samples())
+    for criterion in ("AUC", "S"):
+        found, wanted = (candidates.criterion_samples(one.worlds[0][0], criterion) for one in (twice, once))
+        assert found == pytest.approx(wanted)
+        assert np.ptp(wanted) > 0
 
 
 @pytest.fixture(scope="module")

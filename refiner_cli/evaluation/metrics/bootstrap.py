@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import ScoresError
@@ -26,6 +27,7 @@ from refiner_cli.metric_names import METRIC_NAMES
 
 BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
+ImageNames = npt.NDArray[np.str_]
 Samples = dict[str, FloatArray]  # metric -> one value per bootstrap sample, NaN where undefined
 
 
@@ -60,12 +62,17 @@ def resample(
     *,
     bootstrap_samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
+    images: ImageNames | None = None,
 ) -> Samples:
-    """Every metric, and the bias of HM, on resampled sets of images."""
+    """Every metric, and the bias of HM, on resampled sets of images.
+
+    Args:
+        images: ``N``, the image of each row; None: each row is another one.
+    """
     names = (*METRIC_NAMES, "bias")
     rows: list[list[float]] = []
-    for images in bootstrap_indices(len(summary), bootstrap_samples, seed):
-        metrics = sweep(summary.select(images), space, protocol)
+    for drawn in bootstrap_rows(len(summary), images, bootstrap_samples, seed):
+        metrics = sweep(summary.select(drawn), space, protocol)
         rows.append([nan_if_none(getattr(metrics, name)) for name in names])
     return dict(zip(names, np.array(rows).T, strict=True))
 
@@ -79,6 +86,24 @@ def bootstrap_indices(images: int, bootstrap_samples: int, seed: int) -> Iterato
     rng = np.random.default_rng(seed)
     for _ in range(bootstrap_samples):
         yield rng.integers(images, size=images)
+
+
+def bootstrap_rows(
+    count: int, images: ImageNames | None, bootstrap_samples: int, seed: int
+) -> Iterator[IntArray]:
+    """The rows of each sample: images are drawn, and with an image all its rows.
+
+    Args:
+        count: of the rows.
+        images: the image of each row; None: each row is another one.
+    """
+    if images is None:
+        yield from bootstrap_indices(count, bootstrap_samples, seed)
+        return
+    _, first, group = np.unique(images, return_index=True, return_inverse=True)
+    group = np.argsort(np.argsort(first))[group]  # images in the order in which they come first
+    for drawn in bootstrap_indices(len(first), bootstrap_samples, seed):
+        yield np.repeat(np.arange(count), np.bincount(drawn, minlength=len(first))[group])
 
 
 def top_k_intervals(
@@ -130,6 +155,7 @@ class MeasuredSplit:
     summary: ScoreSummary
     space: LabelSpace
     confidence: MeasuredConfidence | None = None  # where it was asked for
+    images: ImageNames | None = None  # N, where an image may have several rows; a bootstrap draws images
 
 
 def differences(
