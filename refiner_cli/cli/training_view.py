@@ -92,10 +92,11 @@ def calibration_plan(config: Config) -> str:
 def describe_calibration(chosen: dict[str, Any]) -> str:
     """The choices of a calibration in a line."""
     temperature = chosen["closed"]["temperatures"]["pair"]
+    wide = f" (open world {chosen['open_bias']:.2f})" if "open_bias" in chosen else ""
     return (
         f"{chosen['tta_shifts']} shifted views, words {chosen['wise_ft_alpha']:g}, hubness "
         f"{chosen['hubness_strength']:g}, evidence {chosen['state_weight']:g} and "
-        f"{chosen['object_weight']:g}, bias {chosen['bias']:.2f}, temperature {temperature:.2f}"
+        f"{chosen['object_weight']:g}, bias {chosen['bias']:.2f}{wide}, temperature {temperature:.2f}"
     )
 
 

@@ -66,7 +66,10 @@ def evaluate_model(
         )
     spaces = {str(world): benchmark.label_space(split, world) for world in worlds}
     fits = {world: fit if world == "open" else None for world in spaces}
-    biases = {world: found.bias if found else model.calibration.bias for world, found in fits.items()}
+    biases = {
+        world: found.bias if found else model.calibration.bias_of(is_open=spaces[world].is_open)
+        for world, found in fits.items()
+    }
     measured = measure_split(
         model,
         benchmark,

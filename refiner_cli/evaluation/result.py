@@ -37,8 +37,8 @@ DEFAULT_TOP_K = (1, 3, 5, 10)
 class WorldResult:
     """One split in one world.
 
-    ``bias`` is the one chosen on validation; tables and predictions are made with it. The metrics
-    themselves sweep over every bias.
+    ``bias`` is the one chosen on validation for this world; tables and predictions are made with it. The
+    metrics themselves sweep over every bias.
     """
 
     measured: MeasuredSplit

@@ -130,7 +130,7 @@ class Recogniser:
     def bias(self) -> Tensor:
         """``P``: what is added to the scores of unseen pairs, as validation chose it."""
         seen = torch.from_numpy(self.space.seen).to(self.model.device)
-        return torch.where(seen, 0.0, self.model.calibration.bias)
+        return torch.where(seen, 0.0, self.model.calibration.bias_of(is_open=self.space.is_open))
 
     @property
     def has_queries(self) -> bool:

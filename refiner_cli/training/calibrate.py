@@ -5,9 +5,9 @@ Where there is none, it can be chosen on the images that each model of a cross-v
 
 In steps: the settings of the composition score (shifted views, interpolation of words, hubness correction)
 by the mean AUC of both worlds, the weights of the evidence for state and object by that of the closed world,
-where alone they count, the bias, and last the temperatures of probabilities. Of the candidates of a step the
-plainest is chosen that the best one does not surely surpass, by a paired bootstrap over images: the best of
-many candidates looks better than it is.
+where alone they count, the bias of each world, and last the temperatures of probabilities. Of the candidates
+of a step the plainest is chosen that the best one does not surely surpass, by a paired bootstrap over images:
+the best of many candidates looks better than it is.
 
 The test split is never read; training images are, for the centres of the hubness correction.
 """
@@ -124,6 +124,7 @@ def calibrate(
                 fit_hubness(one.model, one.benchmark, options, progress)
         found = measure_candidates(parts, composition, WORLDS)
         chosen = choose(found)
+        _, wide = chosen.worlds[1]  # what follows changes no score of the open world
         plain = plainest_settings(model, config)
         weighted = dict(evidence_candidates(model, chosen.calibration, config))
         if list(weighted) != [chosen.calibration]:
@@ -136,6 +137,7 @@ def calibrate(
         calibration = replace(
             chosen.calibration,
             bias=chosen.metrics.bias or 0.0,
+            open_bias=wide.bias,
             chosen_on="validation" if own else "cross-validation",
         )
         if config.temperature:

@@ -89,7 +89,10 @@ def biased_scores(images: EncodedImages, worlds: Sequence[World], most: int) -> 
     pairs, views = [sample.pair for sample in benchmark.samples[images.split]], model.calibration.tta_shifts
     spaces = [benchmark.label_space(images.split, world) for world in worlds]
     wanted = [spread_mask(len(pairs), most // len(space.pairs)) for space in spaces]
-    biases = [torch.where(torch.from_numpy(space.seen), 0.0, model.calibration.bias) for space in spaces]
+    biases = [
+        torch.where(torch.from_numpy(space.seen), 0.0, model.calibration.bias_of(is_open=space.is_open))
+        for space in spaces
+    ]
     parts: list[list[Tensor]] = [[] for _ in spaces]
     with autocast(model.device, images.options.precision):
         banks = [model.text_bank(space) for space in spaces]

@@ -20,6 +20,9 @@ def test_eval_reports_both_worlds(cli: Cli, small_run: Path) -> None:
         assert set(metrics) >= METRICS
         assert 0 <= metrics["AUC"] <= 100
     assert result["worlds"]["open"]["AUC"] <= result["worlds"]["closed"]["AUC"]
+    biases = [result["worlds"][world]["validation_bias"] for world in ("closed", "open")]
+    assert biases == [result["calibration"]["bias"], result["calibration"]["open_bias"]]
+    assert biases[0] != biases[1]
     table = cli("eval", small_run, "--world", "closed")
     assert f"{result['worlds']['closed']['AUC']:.1f}" in table.out
     assert "open" not in table.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,24 @@ def test_the_bias_is_the_checkpoints(recogniser: Recogniser, some_images: list[P
         assert one.score == pytest.approx(
             plain + (0 if one.seen else recogniser.model.calibration.bias), abs=1e-4
         )
+
+
+def test_each_world_has_its_own_bias(small_export: Path, some_images: list[Path]) -> None:
+    model = refiner_cli.load(small_export).model
+    wide = choose_space(model.space, "open", None, None, None)
+    for space, key in ((model.space, "bias"), (wide, "open_bias")):
+        scores = []
+        for added in (0.0, 3.0):
+            model.calibration = dataclasses.replace(
+                model.calibration, **{"bias": 1.0, "open_bias": -1.0, key: added}
+            )
+            made = next(Recogniser(model, space).predict(some_images[:1], top_k=len(space.pairs)))
+            scores.append({(one.state, one.object): one.score for one in made.compositions})
+        changed = {pair: scores[1][pair] - scores[0][pair] for pair in space.pairs}
+        assert changed == {
+            pair: pytest.approx(0.0 if seen else 3.0, abs=1e-4)
+            for pair, seen in zip(space.pairs, space.seen.tolist(), strict=True)
+        }
 
 
 def test_an_unreadable_file_is_named(recogniser: Recogniser, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from refiner_cli.training import candidates as grid
 from refiner_cli.training.calibrate import calibrate, fit_hubness, measure_candidates, spread_rows
 from refiner_cli.training.candidates import choose, composition_candidates, evidence_candidates, surely_better
 from refiner_cli.training.encoded_images import EncodedImages, spread_mask
-from refiner_cli.training.temperature import best_temperature, minimum, surely_positive
+from refiner_cli.training.temperature import best_temperature, fit_confidence, minimum, surely_positive
 from tests.evaluation.cases import make_case
 
 OPTIONS = RuntimeOptions(batch_size=20)
@@ -171,9 +171,15 @@ def test_the_model_is_left_with_the_choice(
     assert model.calibration == found.calibration
     assert model.hubness is not None
     assert (found.calibration.tta_shifts, found.calibration.hubness_strength) == (2, 0.5)
-    used = evaluate_worlds(model, demo, "val", {"closed": demo.label_space("val")}, OPTIONS)["closed"]
+    spaces: dict[str, LabelSpace] = {
+        "closed": demo.label_space("val"),
+        "open": demo.label_space("val", "open"),
+    }
+    used, wide = evaluate_worlds(model, demo, "val", spaces, OPTIONS).values()
     assert pytest.approx(found.metrics.AUC) == used.AUC
     assert used.bias == pytest.approx(found.calibration.bias)
+    assert wide.bias == pytest.approx(found.calibration.open_bias)
+    assert found.calibration.open_bias != found.calibration.bias
     fixed = CalibrationConfig(
         tta_shifts=1, wise_ft_alpha=1, hubness_strength=0, state_weight=0, object_weight=0, temperature=False
     )
@@ -211,6 +217,20 @@ def test_the_record_has_every_candidate_once_and_begins_at_the_first_of_each_set
         model.calibration = calibration
         used = evaluate_worlds(model, few, "val", {"closed": few.label_space("val")}, OPTIONS)["closed"]
         assert pytest.approx(used.AUC, abs=1e-6) == metrics.AUC
+
+
+def test_each_world_has_the_confidence_of_its_own_bias(tiny: Backbone, demo: Benchmark) -> None:
+    few = dataclasses.replace(demo, samples={split: rows[::8] for split, rows in demo.samples.items()})
+    model = model_of("clip", tiny, few)
+    images = EncodedImages(model, few, "val", OPTIONS, no_progress, (1,))
+    plain, biased, both = (
+        fit_confidence(calibration, [images])
+        for calibration in (Calibration(), Calibration(open_bias=4.0), Calibration(bias=4.0))
+    )
+    assert biased.closed == plain.closed != both.closed
+    assert (
+        biased.open == both.open != plain.open
+    )  # without one of its own, the open world's bias is the other
 
 
 def test_the_temperature_has_the_lowest_negative_log_likelihood() -> None:

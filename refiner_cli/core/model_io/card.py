@@ -44,8 +44,8 @@ refiner predict {place} PHOTOS
 {figures}
 
 {weights} Inference weights (state {b_s:g}, object {b_o:g}) and the seen-unseen
-bias ({bias:.2f}), hubness correction ({strength:g}), interpolation with CLIP's words ({alpha:g}) and
-shifted views ({views}) were {chosen}.
+bias ({bias:.2f}, in the open world {open_bias:.2f}), hubness correction ({strength:g}), interpolation
+with CLIP's words ({alpha:g}) and shifted views ({views}) were {chosen}.
 
 | | |
 |---|---|
@@ -98,6 +98,7 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
         b_s=chosen.state_weight,
         b_o=chosen.object_weight,
         bias=chosen.bias,
+        open_bias=chosen.bias_of(is_open=True),
         strength=chosen.hubness_strength,
         alpha=chosen.wise_ft_alpha,
         views=chosen.tta_shifts,

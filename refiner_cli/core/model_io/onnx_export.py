@@ -249,7 +249,8 @@ def onnx_config(model: Model, info: ModelInfo, bank: TextBank, precision: OnnxPr
             "name": spec.name, "pretrained": spec.pretrained, "fingerprint": model.backbone.fingerprint(),
         },
         "preprocess": spec.preprocess, "labels": bank.space.to_json(),
-        "calibration": model.calibration.to_json(),
+        "calibration": model.calibration.to_json()
+        | {"open_bias": model.calibration.bias_of(is_open=True)},  # a number, for other programs
     }  # fmt: skip
 
 

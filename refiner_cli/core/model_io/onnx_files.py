@@ -9,7 +9,8 @@
     config.json   labels, preprocessing, calibration, precision, and how well the export agrees with the model
     README.md     the model card
 
-Nothing in it needs PyTorch. To the scores of unseen pairs the bias of the calibration is added.
+Nothing in it needs PyTorch. To the scores of unseen pairs the bias of the calibration is added:
+``bias``, or ``open_bias`` where the labels are every state with every object.
 """
 
 from __future__ import annotations

@@ -237,6 +237,7 @@ class StoredCalibration(Part):
     closed: StoredConfidence = StoredConfidence()
     open: StoredConfidence = StoredConfidence()
     chosen_on: Literal["", "validation", "cross-validation", "nothing"] = ""
+    open_bias: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None  # no key in earlier versions
 
     def value(self) -> Calibration:
         own = self.model_dump(exclude={"closed", "open"})

@@ -67,7 +67,7 @@ class Calibration:
 
     state_weight: float = 0.0  # b_s, of the state evidence
     object_weight: float = 0.0  # b_o
-    bias: float = 0.0  # added to the scores of unseen pairs, for the best harmonic mean
+    bias: float = 0.0  # added to the scores of unseen pairs, for the best closed-world harmonic mean
     hubness_strength: float = 0.0  # a; 0: no correction
     hubness_softness: float = SOFTNESS  # T
     wise_ft_alpha: float = 1.0  # weight of the learned word vectors (0: CLIP's, 1: learned)
@@ -75,13 +75,22 @@ class Calibration:
     closed: Confidence = Confidence()
     open: Confidence = Confidence()
     chosen_on: ChosenOn = ""  # which images, none of which the model that was measured had learned from
+    open_bias: float | None = None  # the bias of the open world; None: the same
+
+    def bias_of(self, *, is_open: bool) -> float:
+        """What is added to the scores of a label space's unseen pairs."""
+        return self.bias if self.open_bias is None or not is_open else self.open_bias
 
     def confidence(self, *, is_open: bool) -> Confidence:
         """That of a label space: in the open world more pairs compete, by other scores."""
         return self.open if is_open else self.closed
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Without ``open_bias`` where it is not known, so that fingerprints of earlier versions hold."""
+        found = dataclasses.asdict(self)
+        if self.open_bias is None:
+            del found["open_bias"]
+        return found
 
 
 def tempered(probabilities: Tensor, temperature: float) -> Tensor:

@@ -59,7 +59,8 @@ def calibration_sentences(chosen: Calibration) -> Iterator[str]:
         f"weights of the state and object evidence in the closed world ({chosen.state_weight:g} and "
         f"{chosen.object_weight:g})"
     )
-    bias = f"bias of unseen pairs ({chosen.bias:.3g})"
+    wide = "" if chosen.open_bias is None else f", in the open world {chosen.open_bias:.3g}"
+    bias = f"bias of unseen pairs ({chosen.bias:.3g}{wide})"
     where = SOURCES.get(chosen.chosen_on)
     if where is None:
         yield capital(f"{composition}, {weights}, {bias}: {NOT_CHOSEN[chosen.chosen_on]}.")
@@ -69,7 +70,8 @@ def calibration_sentences(chosen: Calibration) -> Iterator[str]:
         f"chance {where}, by the mean of closed-world and open-world AUC (accuracy where that is undefined)."
     )
     yield capital(f"{weights}: by the same rule {where}, by the closed-world AUC.")
-    yield capital(f"{bias}: that of the best closed-world harmonic mean {where}.")
+    measured = "closed-world harmonic mean" if chosen.open_bias is None else "harmonic mean of each world"
+    yield capital(f"{bias}: that of the best {measured} {where}.")
     if (chosen.closed.temperatures, chosen.open.temperatures) != (Temperatures(), Temperatures()):
         yield f"Temperatures of the probabilities: by maximum likelihood {where}."
 

@@ -82,6 +82,21 @@ def test_labels_take_little_room_and_the_rest_a_line_each(tmp_path: Path) -> Non
     assert file.stat().st_size < len(json.dumps(pairs).encode()) + 500
 
 
+def test_a_model_of_an_earlier_version_has_one_bias_for_both_worlds(
+    small_export: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(small_export, tmp_path / "model"))
+    config = json.loads((copy / "config.json").read_text())
+    wide = config["calibration"].pop("open_bias")
+    (copy / "config.json").write_text(json.dumps(config))
+    earlier, present = (read_model(folder)[0].calibration for folder in (copy, small_export))
+    assert earlier.bias == present.bias != wide
+    assert [one.bias_of(is_open=True) for one in (earlier, present)] == [earlier.bias, wide]
+    assert [one.bias_of(is_open=False) for one in (earlier, present)] == [earlier.bias] * 2
+    # It is written as it was, so that fingerprints stay.
+    assert json.dumps(earlier.to_json()) == json.dumps(config["calibration"])
+
+
 def cut_weights(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])

@@ -37,7 +37,7 @@ def source(small_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("source") / "model"
     shutil.copytree(small_export, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["calibration"] |= {"state_weight": 0.5, "object_weight": 0.25, "bias": 1.0}
+    config["calibration"] |= {"state_weight": 0.5, "object_weight": 0.25, "bias": 1.0, "open_bias": 9.0}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

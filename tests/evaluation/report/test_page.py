@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -105,6 +106,9 @@ def test_every_setting_of_a_calibration_is_named_with_the_images_it_was_chosen_o
         assert "plainest" in rules["views"]
         assert "same rule" in rules["evidence"]
         assert "closed-world harmonic mean" in rules["Bias"]
+        both = list(calibration_sentences(dataclasses.replace(chosen, open_bias=0.4375)))[2]
+        assert "0.438" in both
+        assert "harmonic mean of each world" in both
 
 
 def test_it_looks_right_in_a_browser(page: Path, tmp_path: Path) -> None:
