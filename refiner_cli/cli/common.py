@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from refiner_cli.core.models.base import Model
     from refiner_cli.core.runtime.device import RuntimeOptions
     from refiner_cli.data.benchmark import Benchmark
+    from refiner_cli.training.seeds import SeedRuns
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
@@ -94,20 +95,17 @@ def one_run(path: Path) -> Path:
     if not is_seeds(path):
         return path
     several = SeedRuns.open(path)
-    trained, best = trained_seeds(path), several.best()
+    trained, best = trained_seeds(several), several.best()
     terminal.note(f"seed {best} of {path}, the best of {len(trained)} on validation")
     return several.run(best)
 
 
-def trained_seeds(folder: Path) -> dict[int, Path]:
+def trained_seeds(several: SeedRuns) -> dict[int, Path]:
     """The finished runs of a folder of seeds, by seed; those that are not are named.
 
     Raises ModelFileError if none is finished.
     """
-    from refiner_cli.training.seeds import SeedRuns
-
-    several = SeedRuns.open(folder)
-    trained = several.trained()
+    trained, folder = several.trained(), several.folder
     if others := several.unfinished():
         named = ", ".join(f"seed {seed} ({state})" for seed, state in others.items())
         terminal.note(

@@ -96,9 +96,9 @@ def compare(
 
 def runs_of(given: Path) -> list[Path]:
     """What one argument stands for: the finished runs of a folder of seeds, or itself."""
-    from refiner_cli.training.seeds import is_seeds
+    from refiner_cli.training.seeds import SeedRuns, is_seeds
 
-    return list(trained_seeds(given).values()) if is_seeds(given) else [given]
+    return list(trained_seeds(SeedRuns.open(given)).values()) if is_seeds(given) else [given]
 
 
 def check_score_files(files: Sequence[Path]) -> None:

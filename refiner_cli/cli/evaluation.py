@@ -111,7 +111,7 @@ def evaluate_seeds(request: EvalRequest, folder: Path, *, as_json: bool) -> None
             hint=f"Evaluate one of them: refiner eval {quoted(one)}",
         )
     results: dict[int, Result] = {}
-    for seed, run in trained_seeds(folder).items():
+    for seed, run in trained_seeds(SeedRuns.open(folder)).items():
         terminal.note(f"seed {seed}")
         with ExitStack() as stack:
             results[seed], _, _, benchmark = evaluate_path(request, run, stack)

@@ -13,6 +13,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class SeedRuns:
 
         A mean over others would be one of models of different stages. Raises ModelFileError if none is.
         """
-        found = {seed: self.run(seed) for seed, state in self.states().items() if state == FINISHED}
+        found = {seed: self.run(seed) for seed, state in self.states.items() if state == FINISHED}
         if not found:
             raise ModelFileError(
                 f"No training in {self.folder} is finished yet.",
@@ -73,14 +74,15 @@ class SeedRuns:
             )
         return found
 
+    @cached_property
     def states(self) -> dict[int, str]:
-        """What every run is, by seed, as ``RunSummary.state`` says it."""
+        """What every run is, by seed, as ``RunSummary.state`` says it; read once: all counts agree."""
         runs = {seed: self.run(seed) for seed in self.seeds}
         return {seed: summarise_run(run).state if is_run(run) else NOT_BEGUN for seed, run in runs.items()}
 
     def unfinished(self) -> dict[int, str]:
         """The states of those that are not finished."""
-        return {seed: state for seed, state in self.states().items() if state != FINISHED}
+        return {seed: state for seed, state in self.states.items() if state != FINISHED}
 
     def best(self) -> int:
         """The finished seed that did best on validation. Raises ModelFileError if none is finished."""
