@@ -86,9 +86,20 @@ def create(
     from refiner_cli.data.create.photos import read_unseen
     from refiner_cli.data.create.sources import read_photos
 
+    if images and source.is_dir():
+        raise UsageError(f"--images is for a table or an export, and {source} is a folder.")
     found = read_photos(source, images)
+    given = any(photo.split for photo in found.photos)
+    if given and (unseen_pairs or unseen_fraction is not None):
+        raise UsageError(
+            f"{source} gives every photo its split, so --unseen-{'pairs' if unseen_pairs else 'fraction'} "
+            "could choose no pair.",
+            hint="Leave the option out, or the splits.",
+        )
     for note in found.notes:
         terminal.note(note)
+    if given and all_train:
+        terminal.note("--all-train: every photo is for training, whatever its split")
     pairs = [photo.pair for photo in found.photos]
     unseen = None if unseen_pairs is None else read_unseen(unseen_pairs, pairs, terminal.note)
     fraction = DEFAULT_UNSEEN if unseen_fraction is None else unseen_fraction

@@ -66,6 +66,8 @@ def download(
         if verify:
             outcomes = [downloader.reverify(dataset) for dataset in datasets]
         else:
+            if from_archive or not all(map(downloader.is_ready, datasets)):
+                check_datasets_dir(out, downloader)
             outcomes = downloader.download(datasets, from_archive or [])
         removed = downloader.delete_archives(datasets) if delete_archives else []
     download_view.show_outcomes(downloader.place, outcomes, removed, as_json=as_json)
@@ -84,7 +86,6 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
         make_demo(folder)
 
     place = home(os.environ)
-    check_output_folder("--out" if out else "REFINER_HOME", out or place.datasets)
     return Downloader(
         DatasetsDir(out or place.datasets),
         load_catalogue(place.root),
@@ -92,3 +93,8 @@ def downloader_for(out: Path | None, workers: int, report: Report) -> Downloader
         workers=process_count(workers),
         report=report,
     )
+
+
+def check_datasets_dir(chosen: Path | None, downloader: Downloader, option: str = "--out") -> None:
+    """Raise UsageError unless datasets can be written to their folder; ``chosen`` by the option, or usual."""
+    check_output_folder(option if chosen else "REFINER_HOME", downloader.place.root)

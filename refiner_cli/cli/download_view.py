@@ -115,6 +115,6 @@ def show_outcomes(
                 terminal.note(f"  cite: {paper}")
     from refiner_cli.data.paths import home
 
-    for outcome in outcomes[:1]:
+    for outcome in [one for one in outcomes if one.dataset.kind != "vectors"][:1]:
         usual = outcome.folder.parent == home(os.environ).datasets
         terminal.next("refiner", "train", outcome.dataset.name if usual else outcome.folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from refiner_cli.cli import download_view
 from refiner_cli.cli.configure import configure
 from refiner_cli.cli.console import new_table, terminal
-from refiner_cli.cli.download import downloader_for
+from refiner_cli.cli.download import check_datasets_dir, downloader_for
 from refiner_cli.cli.signals import StopRequest, stop_on_signal
 from refiner_cli.data.disk import format_size
 
@@ -66,6 +66,8 @@ def run_reproduction(request: ReproduceRequest, *, dry_run: bool, as_json: bool)
         if request.glove:
             datasets.append(downloader.catalogue.find(GLOVE))
         if not dry_run:
+            if not all(map(downloader.is_ready, datasets)):
+                check_datasets_dir(request.data, downloader, "--data")
             downloader.download(datasets)
     if dry_run:
         show_dry_run(request, configs, downloader, datasets, as_json=as_json)

@@ -59,6 +59,7 @@ def test_an_unreadable_photo_is_left_out_and_told(cli: Cli, photos: Path, tmp_pa
         (["PHOTOS", "--unseen-fraction", 2], 2, "from 0 to below 1"),
         (["PHOTOS", "--unseen-pairs", "nowhere.txt"], 3, "nowhere.txt does not exist"),
         (["PHOTOS", "--unseen-pairs", "x", "--unseen-fraction", 0.1], 2, "exclude each other"),
+        (["PHOTOS", "--images", "elsewhere"], 2, "--images is for a table or an export"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_makes_nothing(
@@ -68,6 +69,25 @@ def test_a_mistake_is_one_sentence_and_makes_nothing(
     outcome = cli("dataset", "create", *given, "--out", tmp_path / "mine")
     assert (outcome.code, outcome.out) == (code, "")
     assert says in outcome.err
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("option", [("--unseen-fraction", 0.1), ("--unseen-pairs", "UNSEEN")])
+def test_splits_of_the_user_leave_no_unseen_pair_to_choose(
+    cli: Cli, photos: Path, tmp_path: Path, option: tuple[str, object]
+) -> None:
+    (tmp_path / "unseen.txt").write_text("red dog\n")
+    rows = ["path,state,object,split"]
+    for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        state, obj = file.relative_to(photos).parts[:2]
+        rows.append(
+            f"{file.relative_to(photos)},{state},{obj},{('train', 'val', 'train', 'test')[number % 4]}"
+        )
+    (photos / "table.csv").write_text("\n".join(rows))
+    value = tmp_path / "unseen.txt" if option[1] == "UNSEEN" else option[1]
+    outcome = cli("dataset", "create", photos / "table.csv", option[0], value, "--out", tmp_path / "mine")
+    assert outcome.code == 2
+    assert f"gives every photo its split, so {option[0]} could choose no pair" in outcome.err
     assert not (tmp_path / "mine").exists()
 
 

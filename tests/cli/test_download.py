@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from refiner_cli.cli.download_view import show_outcomes
 from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.data.download.catalog import Catalogue, Counts, Dataset
 from refiner_cli.data.download.catalog_files import built_in
+from refiner_cli.data.download.datasets_dir import DatasetsDir
+from refiner_cli.data.download.downloader import Downloaded
 from tests.conftest import Cli
 from tests.data.download import published
 from tests.data.download.server import Site, serving
@@ -95,6 +98,29 @@ def test_the_catalogue_shows_what_is_here(cli: Cli, known: Catalogue, tiny: Data
     text = cli("download", "--list").out
     assert "verified 20" in text
     assert "by hand" in text
+
+
+def test_word_vectors_are_not_to_be_trained_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    both = [
+        Downloaded(built_in().find(name), tmp_path / name, already=True, verification=None)
+        for name in ("glove", "c-gqa")
+    ]
+    show_outcomes(DatasetsDir(tmp_path), both[:1], [], as_json=False)
+    assert "next" not in capfd.readouterr().err
+    show_outcomes(DatasetsDir(tmp_path), both, [], as_json=False)
+    assert f"next: refiner train {tmp_path / 'c-gqa'}" in capfd.readouterr().err
+
+
+def test_looking_needs_no_place_to_write(
+    cli: Cli, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFINER_HOME", str(tmp_path / "file/home"))
+    assert cli("download", "--list").code == 0
+    assert cli("download", tiny.name, "--dry-run").code == 0
+    outcome = cli("download", tiny.name)
+    assert outcome.code == 2
+    assert "cannot be written" in outcome.err
 
 
 def test_a_plan_fetches_nothing(cli: Cli, tiny: Dataset, site: Site, tmp_path: Path) -> None:

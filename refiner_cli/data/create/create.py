@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,6 +208,8 @@ def _write(
 
 def _place(file: Path, target: Path, placing: Placing) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):  # it may be a link to another photo, which a copy would write through
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if placing == "link":
         try:
             os.link(file.resolve(), target)  # a link to the photo, not to a link to it
@@ -218,11 +222,11 @@ def _place(file: Path, target: Path, placing: Placing) -> bool:
 
 
 def _free(path: str, taken: set[str]) -> str:
-    """The path, with a number if another image has it already, also in another case."""
+    """The path, with a number if another image has it already, also in another case or Unicode form."""
     stem, dot, suffix = path.rpartition(".")
     number, free = 1, path
-    while free.casefold() in taken:
+    while (key := unicodedata.normalize("NFC", free).casefold()) in taken:
         number += 1
         free = f"{stem}-{number}{dot}{suffix}"
-    taken.add(free.casefold())
+    taken.add(key)
     return free

@@ -126,7 +126,7 @@ def read_folders(source: Path) -> PhotoCollection:
     unlabelled = list(tree.images(source))
     if tops and all(splits.values()):
         names = ", ".join(top.name for top in tops)
-        notes.append(f"the folders {names} are taken as the splits; --unseen-fraction has no effect")
+        notes.append(f"the folders {names} are taken as the splits")
         inner = [folder for top in tops for folder in tree.folders(top) if tree.holds_images(folder)]
         pairs, loose = _label(tree, inner)
         unlabelled += [image for top in tops for image in tree.images(top)]

@@ -16,7 +16,7 @@ from threading import Event
 from refiner_cli.data.disk import locked, os_errors_as
 from refiner_cli.data.download.archive import Archive, ArchiveError
 from refiner_cli.data.download.archive_fetcher import ArchiveFetcher, PlannedFile
-from refiner_cli.data.download.catalog import Catalogue, Dataset
+from refiner_cli.data.download.catalog import Catalogue, Dataset, Source
 from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.download.datasets_dir import DatasetsDir
 from refiner_cli.data.download.lockfile import Lockfile
@@ -24,7 +24,7 @@ from refiner_cli.data.download.manual import ManualArchives, recognise
 from refiner_cli.data.download.mirrors import RetryPolicy
 from refiner_cli.data.download.prepare import prepare
 from refiner_cli.data.download.verify import Verification, verify, verify_vectors
-from refiner_cli.data.progress import Report, silent
+from refiner_cli.data.progress import Notice, Report, silent
 from refiner_cli.errors import FetchError, RefinerError, UsageError
 
 Maker = Callable[[Path], object]  # makes a dataset of the kind 'made' in a folder that it creates
@@ -81,8 +81,14 @@ class Downloader:
         """
         if given and len(datasets) != 1:
             raise UsageError("Archives given by hand belong to one dataset.", hint="Name just one.")
+        if not given and all(map(self.is_ready, datasets)):  # nothing is written: the folder may be read-only
+            return [
+                Downloaded(dataset, self.place.folder(dataset), already=True, verification=None)
+                for dataset in datasets
+            ]
         with os_errors_as(f"creating {self.place.root}"):
             self.place.archives.mkdir(parents=True, exist_ok=True)
+        earlier = frozenset(file.name for file in self.place.archives.iterdir())
         by_hand = recognise(datasets[0], given, self._lockfile()) if given else ManualArchives()
         failed = self._fetcher().fetch(datasets, by_hand)
         outcomes: list[Downloaded] = []
@@ -92,7 +98,7 @@ class Downloader:
             try:
                 if lacking:
                     raise lacking[0]
-                outcomes.append(self._build(dataset, by_hand))
+                outcomes.append(self._build(dataset, by_hand, earlier))
             except RefinerError as error:
                 errors.append(error)
         if len(errors) > 1:
@@ -100,6 +106,11 @@ class Downloader:
         if errors:
             raise errors[0]
         return outcomes
+
+    def is_ready(self, dataset: Dataset) -> bool:
+        """Whether a dataset is there and was verified."""
+        status = self.place.status(dataset)
+        return status.present and bool(status.verified)
 
     def reverify(self, dataset: Dataset) -> Downloaded:
         """Like :meth:`download` for an existing dataset: only :meth:`verify` it."""
@@ -122,10 +133,17 @@ class Downloader:
         try:
             verification = self._inspect(dataset, folder)
         except RefinerError:
-            self.place.unmark_verified(folder)
+            self._note(lambda: self.place.unmark_verified(folder))
             raise
-        self.place.mark_verified(folder, verification, dataset.name)
+        self._note(lambda: self.place.mark_verified(folder, verification, dataset.name))
         return verification
+
+    def _note(self, change: Callable[[], None]) -> None:
+        """Note a result in a dataset's folder; where it cannot be written to, that costs no result."""
+        try:
+            change()
+        except FetchError as error:
+            self.report(Notice(f"The result is not kept with the dataset: {error.message}"))
 
     def delete_archives(self, datasets: Sequence[Dataset]) -> list[Path]:
         """Remove the archives of the given datasets, except those that other datasets need, too."""
@@ -146,7 +164,12 @@ class Downloader:
 
     # --- preparing and publishing ----------------------------------------------------------------
 
-    def _build(self, dataset: Dataset, by_hand: ManualArchives) -> Downloaded:
+    def _build(self, dataset: Dataset, by_hand: ManualArchives, earlier: frozenset[str]) -> Downloaded:
+        """A dataset in its folder.
+
+        Args:
+            earlier: names of the archives that were here before this call, which nothing has checked yet.
+        """
         folder = self.place.folder(dataset)
         with locked(self.place.lock(dataset.name), dataset.name, self.report, self.stop):
             if folder.is_dir():
@@ -159,7 +182,7 @@ class Downloader:
                 self.place.discard(dataset)
                 self.makers[dataset.name](work)
             else:
-                with self._archives(dataset, by_hand) as archives:
+                with self._archives(dataset, by_hand, earlier) as archives:
                     prepare(dataset, archives, work, report=self.report, stop=self.stop)
             try:
                 verification = self._inspect(dataset, work)
@@ -173,13 +196,17 @@ class Downloader:
         return Downloaded(dataset, folder, already=False, verification=verification)
 
     @contextmanager
-    def _archives(self, dataset: Dataset, by_hand: ManualArchives) -> Iterator[list[Archive]]:
+    def _archives(
+        self, dataset: Dataset, by_hand: ManualArchives, earlier: frozenset[str]
+    ) -> Iterator[list[Archive]]:
         """All archives of a dataset, open. A damaged one that was fetched is removed, to be fetched again."""
-        fetched = [
-            self.place.archives / source.file
-            for source in dataset.sources
-            if source.file not in by_hand.sources and (self.place.archives / source.file).is_file()
-        ]
+        fetched: list[Path] = []
+        for source in dataset.sources:
+            path = self.place.archives / source.file
+            if source.file not in by_hand.sources and path.is_file():
+                if source.file in earlier:
+                    self._check_earlier(source, path)
+                fetched.append(path)
         with ExitStack() as stack:
             try:
                 yield [stack.enter_context(open_archive(path)) for path in (*by_hand.archives, *fetched)]
@@ -189,6 +216,13 @@ class Downloader:
                     error.path.unlink()
                     self._lockfile().forget(error.path.name)
                 raise
+
+    def _check_earlier(self, source: Source, path: Path) -> None:
+        """Hold an archive that lies here against its hash. Raises FetchError; the file stays."""
+        try:
+            self._lockfile().check(source, path)
+        except ArchiveError as error:
+            raise ArchiveError(path, error.problem, "Delete it, and run the command again.") from None
 
     def _inspect(self, dataset: Dataset, folder: Path) -> Verification | None:
         """Verify a folder. Raises FetchError if it must not be used."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from refiner_cli.data.benchmark import SPLIT_FOLDER, SPLITS, Benchmark, load_benchmark
+from refiner_cli.data.benchmark import SPLIT_FOLDER, SPLITS, Benchmark, Split, load_benchmark
 from refiner_cli.data.download.catalog import Counts, Dataset, Vectors
 from refiner_cli.data.download.prepare import refuse_withdrawn
 from refiner_cli.data.integrity import UnreadableImage, find_unreadable
@@ -124,6 +124,7 @@ def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
         shown = {sample.pair for sample in benchmark.samples[split]}
         if without_image := [" ".join(pair) for pair in benchmark.pairs[split] if pair not in shown]:
             notes.append(f"{_some(without_image, 'pairs')} without an image in {split}")
+        problems += _of_foreign_pairs(benchmark, split)
     samples = [sample for split in SPLITS for sample in benchmark.samples[split]]
     if twice := [path for path, count in Counter(sample.path for sample in samples).items() if count > 1]:
         notes.append(f"{_some(twice, 'images')} listed more than once")
@@ -131,6 +132,16 @@ def structure(benchmark: Benchmark) -> tuple[list[str], list[str]]:
     if astray and len(astray) < len(samples):
         notes.append(f"{_some(astray, 'images')} in a folder not named after the pair")
     return problems, notes
+
+
+def _of_foreign_pairs(benchmark: Benchmark, split: Split) -> list[str]:
+    """The images of a split whose pair is no candidate there: an unseen pair in training, above all."""
+    candidates = {*benchmark.pairs[split], *benchmark.pairs["train"]}
+    foreign = [sample.path for sample in benchmark.samples[split] if sample.pair not in candidates]
+    if not foreign:
+        return []
+    lists = " or ".join(dict.fromkeys(f"{name}_pairs.txt" for name in (split, "train")))
+    return [f"{_some(foreign, 'images')} in {split} with a pair that is not in {lists}"]
 
 
 def verify_vectors(file: Path, vectors: Vectors, report: Report, stop: Event) -> list[str]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,6 +155,26 @@ def test_photos_of_one_name_from_two_folders_are_both_there(tmp_path: Path, run:
     assert {"x.jpg", "X-2.jpg", "x-3.jpg"} <= set(names)
     folders = Counter(f"{p.parent.name}/{p.name}".casefold() for p in (tmp_path / "out/images").rglob("*"))
     assert set(folders.values()) == {1}
+
+
+def test_a_name_in_two_unicode_forms_never_overwrites_a_photo(
+    photos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed, decomposed = photos / "cut_apple/\u00e9.jpg", photos / "cut_apple/more/e\u0301.jpg"
+    decomposed.parent.mkdir()
+    for number, file in enumerate((composed, decomposed)):
+        file.write_bytes(published.photo(20) + bytes([number]))
+    run(read_photos(photos).photos)
+    names = [unicodedata.normalize("NFC", f.name) for f in (tmp_path / "out/images/cut_apple").iterdir()]
+    assert {"\u00e9.jpg", "\u00e9-2.jpg"} <= set(names)  # macOS takes both forms for one name
+    # A file system that finds more names equal than these rules do.
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(module, "_free", lambda path, _: "/".join((path.split("/")[0], "one.jpg")))
+    before = {file: file.read_bytes() for file in photos.rglob("*.jpg")}
+    for placing in ("link", "copy"):
+        with pytest.raises(DatasetError, match="cannot be written"):
+            run(read_photos(photos).photos, placing=placing)
+    assert before == {file: file.read_bytes() for file in photos.rglob("*.jpg")}
 
 
 def test_names_that_no_path_can_hold_stay_in_the_lists(photos: Path, run: Run, tmp_path: Path) -> None:

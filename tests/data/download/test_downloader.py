@@ -236,6 +236,15 @@ def test_what_is_there_is_not_fetched_again(make: Make, tiny: Dataset, site: Sit
     assert len(site.asked) == asked
 
 
+def test_what_is_there_needs_no_place_to_write(make: Make, tiny: Dataset, tmp_path: Path) -> None:
+    make(tiny).download([tiny])
+    for name in ("archives", ".locks"):
+        shutil.rmtree(tmp_path / "data" / name)
+    (outcome,) = make(tiny).download([tiny])
+    assert outcome.already
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"c-gqa", "refiner.lock"}
+
+
 def test_a_lost_folder_is_made_from_the_archive_that_is_here(
     make: Make, tiny: Dataset, site: Site, tmp_path: Path
 ) -> None:
@@ -272,6 +281,28 @@ def test_a_published_hash_is_held_against_the_file(make: Make, tiny: Dataset, tm
     dataset = tiny.model_copy(update={"sources": (source,)})
     with pytest.raises(FetchError, match=r"is not the published cgqa\.zip"):
         make(dataset).download([dataset])
+
+
+def test_an_archive_that_lies_here_is_held_against_its_hash(
+    make: Make, tiny: Dataset, site: Site, tmp_path: Path
+) -> None:
+    archive = tmp_path / "data/archives/cgqa.zip"
+    pairs = published.tiny_pairs()
+    other = published.c_gqa(pairs, published.rows_of(pairs, "{split}{number}.jpg"), "other/")
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(other)
+    source = tiny.sources[0].model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(FetchError, match=r"is not the published cgqa\.zip") as caught:
+        make(tiny).download([tiny.model_copy(update={"sources": (source,)})])
+    assert "Delete it" in caught.value.hint
+    assert archive.read_bytes() == other
+    archive.unlink()
+    make(tiny).download([tiny])
+    shutil.rmtree(tmp_path / "data/c-gqa")
+    archive.write_bytes(other)
+    with pytest.raises(FetchError, match=r"differs from the cgqa\.zip downloaded earlier"):
+        make(tiny).download([tiny])
+    assert not (tmp_path / "data/c-gqa").exists()
 
 
 def test_a_broken_lock_file_is_named(make: Make, tiny: Dataset, tmp_path: Path) -> None:
@@ -466,6 +497,25 @@ def test_verification_finds_what_happened_since(make: Make, tiny: Dataset, tmp_p
     status = downloader.place.status(tiny)
     assert status.present
     assert not status.verified
+
+
+def test_a_folder_that_cannot_be_written_to_is_verified(
+    make: Make, tiny: Dataset, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tiny).download([tiny])
+
+    def read_only(*_: object) -> None:
+        raise FetchError("Writing failed: read-only file system.")
+
+    monkeypatch.setattr(DatasetsDir, "mark_verified", read_only)
+    monkeypatch.setattr(DatasetsDir, "unmark_verified", read_only)
+    assert make(tiny).verify(tiny) is not None
+    assert log.notices[-1] == (
+        "The result is not kept with the dataset: Writing failed: read-only file system."
+    )
+    (tmp_path / "data/c-gqa/images/val0.jpg").unlink()
+    with pytest.raises(FetchError, match="1 image is missing"):
+        make(tiny).verify(tiny)
 
 
 def test_a_folder_that_was_put_there_by_hand_is_verified_first(

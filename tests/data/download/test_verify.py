@@ -115,6 +115,19 @@ def test_a_name_without_a_training_pair_is_a_problem(folder: Path) -> None:
     assert problems == ["1 state (raw) is in no training pair", "1 object (fish) is in no training pair"]
 
 
+@pytest.mark.parametrize(
+    ("split", "lists"), [("train", "train_pairs.txt"), ("val", "val_pairs.txt or train_pairs.txt")]
+)
+def test_an_unseen_pair_of_another_split_is_a_problem(folder: Path, split: str, lists: str) -> None:
+    benchmark = load_benchmark(folder)
+    known = {*benchmark.pairs["train"], *benchmark.pairs["val"]}
+    rows = read_metadata(folder / METADATA)
+    leaked = next(row for row in rows if row["set"] == "test" and (row["attr"], row["obj"]) not in known)
+    save_rows(folder / METADATA, [*rows, {**leaked, "set": split}])
+    problems, _ = structure(load_benchmark(folder))
+    assert problems == [f"1 image ({leaked['image']}) is in {split} with a pair that is not in {lists}"]
+
+
 def test_oddities_are_notes(folder: Path) -> None:
     rows = read_metadata(folder / METADATA)
     rows[0]["image"] = "somewhere/else.jpg"
