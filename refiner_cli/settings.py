@@ -92,10 +92,23 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
         key = ".".join(part for part in first["loc"] if isinstance(part, str))  # without places in lists
         empty = first["type"] == "too_short"  # pydantic's words for it are Python's
         message = "the list is empty" if empty else first["msg"].removeprefix("Value error, ")
+        if key in SECTIONS:
+            raise _contradiction(message, flat) from None
         raise setting_error(origin.get(key, "configuration"))(
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
             f"{message[:1].lower()}{message[1:]}."
         ) from None
+
+
+def _contradiction(message: str, layers: Sequence[Layer]) -> ConfigError:
+    """The error for settings that exclude each other, which the message names; the last one is at fault."""
+    given = {key: (source, value) for source, values in layers for key, value in values.items()}
+    named = {key: found for key, found in given.items() if key in message}
+    last = next(
+        (source for source, values in reversed(layers) if named.keys() & values.keys()), "configuration"
+    )
+    said = ", ".join(f"{key} is {value} ({source})" for key, (source, value) in named.items())
+    return setting_error(last)(f"{last}: {message}; {said}.")
 
 
 def chosen_method(layers: Sequence[Layer]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from refiner_cli.config import Config, flatten, known_fields, known_keys
-from refiner_cli.errors import ConfigError
+from refiner_cli.errors import ConfigError, OptionError
 from refiner_cli.plugins import BUILT_IN_METHODS
 from refiner_cli.settings import (
     RENAMED_KEYS,
@@ -62,6 +62,19 @@ def test_a_bad_setting_is_named_with_its_source(assignment: str, says: str) -> N
     with pytest.raises(ConfigError) as raised:
         resolve([from_assignments([assignment])])
     assert says in str(raised.value)
+
+
+def test_settings_that_exclude_each_other_are_named_with_their_sources() -> None:
+    recipe = ("some.toml", {"train": {"val_per_epoch": 3, "epochs": 2}})
+    with pytest.raises(OptionError) as raised:
+        resolve([from_assignments(["train.eval_every=2"])], recipe)
+    assert str(raised.value) == (
+        "--set: train.val_per_epoch above 1 needs train.eval_every=1; "
+        "train.val_per_epoch is 3 (some.toml), train.eval_every is 2 (--set)."
+    )
+    with pytest.raises(ConfigError, match=r"^environment: train\.val_per_epoch") as raised:
+        resolve([from_environment({"REFINER_TRAIN__EVAL_EVERY": "2"})], recipe)
+    assert raised.value.exit_code == 3
 
 
 def some_values(annotation: Any, dice: random.Random) -> Iterator[Any]:

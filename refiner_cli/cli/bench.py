@@ -68,12 +68,13 @@ def bench(
     from refiner_cli.bench.suite import BenchOptions, describe_machine, run_bench
     from refiner_cli.settings import from_assignments, resolve
 
-    flags = {"backbone": backbone, "pretrained": "none", "device": device, "precision": precision}
-    config = resolve([("command line", flags), from_assignments(assign or [])])
+    flags = {"backbone": backbone, "device": device, "precision": precision}
+    layers = [(f"--{flag}", {flag: value}) for flag, value in flags.items()]
+    config = resolve([("bench", {"pretrained": "none"}), *layers, from_assignments(assign or [])])
     with tempfile.TemporaryDirectory() as folder:
         options = BenchOptions(
             parts=tuple(part.value for part in parts or BenchPart if parts or part is not BenchPart.ONNX),
-            spaces=tuple(spaces.split(",")),
+            spaces=tuple(name.strip() for name in spaces.split(",")),
             splits=splits,
             rounds=rounds,
             limit=limit,

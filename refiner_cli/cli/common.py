@@ -52,7 +52,11 @@ def open_dataset(text: str) -> Benchmark:
         from refiner_cli.demo.dataset import make_demo
 
         terminal.note("The demo dataset is drawn (once).")
-        make_demo(place().datasets / "demo")
+        try:
+            make_demo(place().datasets / "demo")
+        except OSError:
+            if not (place().datasets / "demo").is_dir():  # else another process has drawn it meanwhile
+                raise
     return load_benchmark(find_dataset(text, place, lambda: load_catalogue(place().root).datasets))
 
 

@@ -69,6 +69,10 @@ def compare(
         raise UsageError("At least two different runs are needed for a comparison.")
     check_feasibility(feasibility, world)
     models = [run for run in runs if run.suffix != SCORES]
+    if not models and (dataset or feasibility != "none"):
+        raise UsageError(
+            "--dataset and --feasibility need a model and cannot be used with score files alone."
+        )
     if models and len(models) < len(runs) and world == "both":
         raise UsageError("A score file holds one world.", hint="Add --world closed or --world open.")
     trained = describe_runs(models)  # all of them, before any is evaluated

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from refiner_cli.guide import page_text
+
+if TYPE_CHECKING:
+    from refiner_cli.data.download.catalog import Dataset
 
 MODEL_FILES = ("run.json", "seeds.json", "config.json")  # a folder with one of them is a MODEL
 DEFAULT_BACKBONE = "ViT-L-14"
@@ -66,11 +69,20 @@ def recipes(_context: typer.Context) -> list[str]:
     return recipe_names()
 
 
-def datasets(_context: typer.Context) -> list[str]:
+def catalogue() -> dict[str, Dataset]:
     from refiner_cli.data.download.catalog_files import load_catalogue
     from refiner_cli.data.paths import home
 
-    return list(load_catalogue(home(os.environ).root).datasets)
+    return load_catalogue(home(os.environ).root).datasets
+
+
+def downloads(_context: typer.Context) -> list[str]:
+    return list(catalogue())
+
+
+def datasets(_context: typer.Context) -> list[str]:
+    """What can be trained and evaluated on: no word vectors."""
+    return [name for name, dataset in catalogue().items() if dataset.kind != "vectors"]
 
 
 def model_folders(_context: typer.Context) -> Iterator[str]:
@@ -97,8 +109,7 @@ VALUES_BY_NAME: dict[str, tuple[Values, ...]] = {
     "config": (recipes,),
     "file": (recipes,),
     "dataset": (datasets,),
-    "names": (datasets,),
-    "benchmark": (datasets,),
+    "names": (downloads,),
     "model": (model_folders, backbones),
     "run": (model_folders,),
     "runs": (model_folders, backbones),

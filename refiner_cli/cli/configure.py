@@ -47,6 +47,7 @@ def configure(
         flags: values by option, named as in ``FLAG_KEYS``; None where an option is not given.
         start: settings that follow from what is trained on.
     """
+    from refiner_cli.data.download.catalog_files import built_in
     from refiner_cli.recipes import recipe_for
     from refiner_cli.settings import (
         chosen_method,
@@ -65,7 +66,8 @@ def configure(
     init = next((str(values["init"]) for _, values in reversed(layers) if values.get("init")), "")
     start = start_from(init) if init else start
     method = chosen_method([layer for layer in (named, start, *layers) if layer])
-    recipe = recipe_for(dataset, method)
+    # A folder of the user's may be called as a recipe of another kind: "own", "few", "vectors".
+    recipe = recipe_for(dataset, method) if dataset in built_in().datasets else None
     if recipe:
         terminal.note(f"settings of the recipe {recipe[0]}")
     elif start and not init:

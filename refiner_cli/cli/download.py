@@ -64,7 +64,7 @@ def download(
             download_view.show_plan(downloader, datasets, as_json=as_json)
             return
         if verify:
-            outcomes = [downloader.reverify(dataset) for dataset in datasets]
+            outcomes = downloader.reverify(datasets)
         else:
             if from_archive or not all(map(downloader.is_ready, datasets)):
                 check_datasets_dir(out, downloader)

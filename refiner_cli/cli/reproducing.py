@@ -87,7 +87,6 @@ def carry_out(
 ) -> int:
     """Train and evaluate what is missing, then write the tables."""
     from refiner_cli.data.benchmark import load_benchmark
-    from refiner_cli.files import atomic_file, write_json
     from refiner_cli.reproduction.table import markdown
 
     benchmark = load_benchmark(downloader.place.folder(datasets[0]), request.benchmark)
@@ -104,15 +103,23 @@ def carry_out(
                 return stop.exit_code
     results = [result for job in jobs if (result := job.stored()) is not None]
     report = report_of(request, benchmark, vectors, results, downloader, datasets)
-    write_json(request.out / "results.json", report)
-    with atomic_file(request.out / "results.md") as part:
-        part.write_text(markdown(report), "utf-8")
+    write_reproduction(request.out, report)
     if as_json:
         terminal.json(report)
     else:
         terminal.markdown(markdown(report))
         terminal.note(f"results: {request.out / 'results.json'} and {request.out / 'results.md'}")
     return 0
+
+
+def write_reproduction(out: Path, report: dict[str, Any]) -> None:
+    """Write both files. What the report names, a command above all, need not be UTF-8."""
+    from refiner_cli.files import atomic_file, write_json
+    from refiner_cli.reproduction.table import markdown
+
+    write_json(out / "results.json", report)
+    with atomic_file(out / "results.md") as part:
+        part.write_text(markdown(report), "utf-8", errors="backslashreplace")
 
 
 def jobs_of(

@@ -120,7 +120,7 @@ def train(
     # The first process alone speaks.
     terminal.quiet = terminal.quiet or not launched_ranks(os.environ).is_main
     if resume:
-        request = resumption(dataset, moved, out, seeds, skip=skip, dry_run=dry_run)
+        request = resumption(dataset, moved, out, seeds, labels, skip=skip, dry_run=dry_run)
         request = replace(request, asked=asked_settings(config, assign or [], flags))
     else:
         if moved:

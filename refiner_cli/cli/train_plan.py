@@ -14,7 +14,9 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.settings import toml_text
 
 if TYPE_CHECKING:
-    from refiner_cli.config import Config
+    from refiner_cli.config import Config, TrainConfig
+    from refiner_cli.data.benchmark import Benchmark
+    from refiner_cli.training.selection import Criterion
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class TrainPlan:
     steps_per_epoch: int
     steps: int
     validations: int
+    criterion: Criterion  # what the best checkpoint is selected by
     parameters: int
     out: str
 
@@ -57,7 +60,7 @@ def show_train_plan(
         + (f" (train.max_steps ends it before {train.epochs} epochs)" if cut_short(plan, config) else ""),
         "  ",
     )
-    terminal.words(f"{plan.validations} validations; the best by AUC on the validation split is kept", "  ")
+    terminal.words(f"{plan.validations} validations; {selection_text(plan)} is kept", "  ")
     saved = f"every {train.checkpoint_minutes:g} minutes" if train.checkpoint_minutes else "after every step"
     terminal.words(
         f"a checkpoint {saved} and at every validation; Ctrl-C and SIGTERM save one and stop", "  "
@@ -99,9 +102,29 @@ def plan_training(request: TrainRequest, config: Config, sources: Mapping[str, s
         trainer.schedule.steps_per_epoch,
         trainer.total,
         trainer.schedule.validations(trainer.total),
+        criterion_of(benchmark, config.train),
         sum(p.numel() for p in trainer.model.trainable_parameters().values()),
         str(folder),
     )
+
+
+def criterion_of(benchmark: Benchmark, train: TrainConfig) -> Criterion:
+    """What the best checkpoint is selected by, as far as the images of validation decide it."""
+    from refiner_cli.training.selection import selection_criterion
+
+    trained = set(benchmark.pairs["train"])
+    seen = [sample.pair in trained for sample in benchmark.samples["val"]]
+    if train.selection == "loss" and seen:
+        return "validation loss"
+    defined = {"S": any(seen), "U": not all(seen)}
+    both = all(defined.values())
+    return selection_criterion({name: 0.0 for name, there in (defined | {"AUC": both}).items() if there})
+
+
+def selection_text(plan: TrainPlan) -> str:
+    from refiner_cli.training.selection import MEANING
+
+    return f"the best checkpoint by {MEANING[plan.criterion]}"
 
 
 def require_drawn(dataset: str) -> None:

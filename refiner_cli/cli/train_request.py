@@ -30,7 +30,14 @@ class TrainRequest:
 
 
 def resumption(
-    dataset: str | None, moved: str | None, out: Path | None, seeds: int, *, skip: bool, dry_run: bool
+    dataset: str | None,
+    moved: str | None,
+    out: Path | None,
+    seeds: int,
+    labels: Path | None,
+    *,
+    skip: bool,
+    dry_run: bool,
 ) -> TrainRequest:
     """The request of ``--resume``. Raises UsageError for options that it cannot have."""
     if out is None:
@@ -43,6 +50,8 @@ def resumption(
         raise UsageError(
             "--dry-run is for a new run.", hint=f"'refiner info {quoted(out)}' shows an existing one."
         )
+    if labels:
+        raise UsageError("--labels is for a new run.", hint="A resumed run has kept its labels.")
     if skip:
         raise UsageError(
             "--on-error skip is decided when a run starts.",

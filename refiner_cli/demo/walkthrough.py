@@ -14,6 +14,7 @@ from refiner_cli.config import method_section
 from refiner_cli.core.model_io.checkpoint import read_model
 from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.models.registry import build_model
+from refiner_cli.core.runtime.device import pick_device
 from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.demo import scenes
 from refiner_cli.demo.attention_page import DemoScene, write_attention_page
@@ -63,6 +64,7 @@ def run_demo(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already.", hint="Give another --out.")
+    pick_device(device)  # one that is not there is known before anything is drawn
     began = time.perf_counter()
     log("1/5 drawing the demo dataset")
     make_demo(out / "dataset", seed)

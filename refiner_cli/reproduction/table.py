@@ -55,6 +55,7 @@ def markdown(report: dict[str, Any]) -> str:
         "Checkpoints, inference weights and feasibility were chosen on validation.",
         "",
         f"Backbone, weights, fingerprint: {report['backbone']}.",
+        "Published figures are of CLIP ViT-L/14, those of the open world masked by feasibility from GloVe.",
     ]
     for world, protocol in dict.fromkeys((row["world"], row["protocol"]) for row in rows):
         lines += ["", f"## {world} world, protocol {protocol}", ""]

@@ -60,6 +60,12 @@ TRAIN: list[Mistake] = [
     ("train --resume --out run --dataset nowhere", 3, "There is no dataset 'nowhere'"),
     ("train data --resume --out run --dataset data", 2, "given twice"),
     ("train --resume --out run --dry-run", 2, "--dry-run"),
+    ("train --resume --out run --labels labels.csv", 2, "--labels is for a new run"),
+    (
+        "train data --set train.eval_every=2 --set train.val_per_epoch=2",
+        2,
+        "train.val_per_epoch is 2 (--set)",
+    ),
     ("train --resume --out run --on-error skip", 2, "--on-error"),
     ("train data --dataset data", 2, "--dataset needs --resume"),
     ("train data --on-error ignore", 2, "--on-error"),
@@ -110,6 +116,7 @@ EVALUATE: list[Mistake] = [
     ("compare run gone", 3, "gone"),
     ("compare run gone.npz --world closed", 3, "gone.npz"),
     ("compare run scores.npz", 2, "A score file holds one world"),
+    ("compare scores.npz other.npz --feasibility soft", 2, "--feasibility need a model"),
     ("compare run model --world closed --feasibility soft", 2, "open world only"),
     ("compare run model --format excel", 2, "--format"),
     ("compare tiny ViT-B-32", 2, "--dataset"),
@@ -233,6 +240,7 @@ DATA: list[Mistake] = [
     ("demo --out photos", 2, "photos exists already"),
     ("demo --out file/new", 2, "cannot be written"),
     ("demo --seed -1", 2, "--seed"),
+    ("demo --device gpu --out new", 2, "The device 'gpu' is unknown"),
 ]
 OTHERS: list[Mistake] = [
     ("export run", 2, "no place to export to"),
@@ -259,6 +267,7 @@ OTHERS: list[Mistake] = [
     ("runs file", 3, "file"),
     ("bench nothing", 2, "nothing"),
     ("bench --rounds 0", 2, "--rounds"),
+    ("bench text --precision fp8", 2, "--precision"),
     ("bench text --backbone ViT-XXL", 3, "ViT-XXL"),
     ("bench text --spaces nothing", 2, "nothing"),
     ("", 2, ""),

@@ -60,7 +60,8 @@ def test_bash_offers_values(shell_home: Path) -> None:
         'refiner train --backbone ViT-B-32 --pretrained "laion2b_s"', 'refiner predict --device ""',
         'refiner eval --precision ""', "refiner train --set train.l", "refiner train mit",
         "refiner train --config o", "refiner predict runs/", "refiner info runs/m",
-        'refiner eval ""', "refiner eval ViT-L-14-3",
+        'refiner eval ""', "refiner eval ViT-L-14-3", 'refiner reproduce ""',
+        "refiner train g", "refiner download g",
     ]  # fmt: skip
     found = bash(shell_home, *lines)
     assert found[0] == method_names()
@@ -75,6 +76,8 @@ def test_bash_offers_values(shell_home: Path) -> None:
     assert found[7] == ["own"]
     assert found[8] == found[9] == found[10] == ["runs/mine"]
     assert found[11] == ["ViT-L-14-336", "ViT-L-14-336-quickgelu"]
+    assert found[12] == ["mit-states", "ut-zappos", "c-gqa"]
+    assert (found[13], found[14]) == ([], ["glove"])
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -82,6 +82,17 @@ def test_a_recipe_is_valid_for_its_method(name: str) -> None:
     assert resolve([layer, ("test", {"method": method})]).method == method
 
 
+@pytest.mark.parametrize("name", ["own", "vectors", "few-csp", "mit-states-clip"])
+def test_a_folder_that_is_called_as_a_recipe_is_not_of_that_recipe(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    outcome = cli("config", name, "--json")
+    assert {row["source"] for row in outcome.json["settings"]} == {"default"}
+    assert "recipe" not in outcome.err
+
+
 def test_a_training_starts_from_the_recipe_of_its_method_and_benchmark(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('method = "csp"\n')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from refiner_cli.demo.states import EFFECTS
 from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, demo_split, feasible
 from refiner_cli.errors import ModelFileError
 from refiner_cli.experiments import pretrain_tiny
+from tests.conftest import Cli
 
 
 def test_the_benchmark_is_as_large_as_promised(small_demo: Path) -> None:
@@ -131,3 +134,15 @@ def test_a_tiny_backbone_can_be_loaded_from_a_file(tmp_path: Path) -> None:
 def test_a_scene_is_rgb_of_the_stated_size(clutter: int) -> None:
     image = scenes.scene(("torn", "hat"), demo_split().train, np.random.default_rng(2), clutter)
     assert (image.mode, image.size) == ("RGB", (scenes.SIZE, scenes.SIZE))
+
+
+def test_a_demo_that_another_process_draws_at_the_same_time_is_used(
+    cli: Cli, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_race(folder: Path) -> None:
+        shutil.copytree(small_demo, folder)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    monkeypatch.setenv("REFINER_HOME", str(tmp_path))
+    monkeypatch.setattr("refiner_cli.demo.dataset.make_demo", lose_the_race)
+    assert cli("info", "demo", "--json").json["name"] == "demo"

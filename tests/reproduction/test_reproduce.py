@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refiner_cli.cli.reproducing import write_reproduction
 from refiner_cli.data.download.catalog import Catalogue, Counts
 from refiner_cli.data.download.catalog_files import built_in
 from refiner_cli.reproduction.published import BENCHMARKS, PUBLISHED
@@ -152,6 +153,20 @@ def test_unusable_requests_are_refused_before_anything_is_fetched(
     (tmp_path / "file").touch()
     assert cli("reproduce", "c-gqa", "--out", tmp_path / "file").code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_that_names_what_is_not_utf8_is_written(tmp_path: Path) -> None:
+    made = {"command": "refiner reproduce c-gqa --out caf\udce9"}
+    run = {"method": "clip", "seed": 0, "step": 0, "weights_sha256": "0", "made": made}
+    report = {
+        "benchmark": "c-gqa", "seeds": 1, "feasibility": "mask", "backbone": "tiny", "vectors": "text tower",
+        "summary": [], "runs": [run], "dataset": {"fingerprint": "1", "archives": {}},
+    }  # fmt: skip
+    write_reproduction(tmp_path, report)
+    page = (tmp_path / "results.md").read_text("utf-8")
+    assert "--out caf\\udce9" in page
+    assert "Published figures are of CLIP ViT-L/14" in page  # whatever the backbone here is
+    assert json.loads((tmp_path / "results.json").read_text("utf-8")) == report
 
 
 def test_published_figures_are_percentages_of_every_benchmark() -> None:

@@ -156,6 +156,11 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     assert plan["validations"] == 1 + 2 * 3
     assert any("device" in line for line in plan["machine"])
     text = cli(*asked, "--set", "train.max_steps=2", "--set", "train.cached_views=1").out
+    assert plan["criterion"] == "AUC"
+    assert (
+        "the best checkpoint by the validation loss is kept"
+        in cli(*asked, "--set", "train.selection=loss").out
+    )
     assert "train.weight_decay" not in text
     assert "2 in all (train.max_steps ends it before 3 epochs)" in text
     assert "kept in the run" in text

@@ -91,31 +91,27 @@ class Downloader:
         earlier = frozenset(file.name for file in self.place.archives.iterdir())
         by_hand = recognise(datasets[0], given, self._lockfile()) if given else ManualArchives()
         failed = self._fetcher().fetch(datasets, by_hand)
-        outcomes: list[Downloaded] = []
-        errors: list[RefinerError] = []
-        for dataset in datasets:
+
+        def get(dataset: Dataset) -> Downloaded:
             lacking = [failed[source.file] for source in dataset.sources if source.file in failed]
-            try:
-                if lacking:
-                    raise lacking[0]
-                outcomes.append(self._build(dataset, by_hand, earlier))
-            except RefinerError as error:
-                errors.append(error)
-        if len(errors) > 1:
-            raise FetchError(" ".join(dict.fromkeys(map(str, errors))))
-        if errors:
-            raise errors[0]
-        return outcomes
+            if lacking:
+                raise lacking[0]
+            return self._build(dataset, by_hand, earlier)
+
+        return _each(get, datasets)
 
     def is_ready(self, dataset: Dataset) -> bool:
         """Whether a dataset is there and was verified."""
         status = self.place.status(dataset)
         return status.present and bool(status.verified)
 
-    def reverify(self, dataset: Dataset) -> Downloaded:
-        """Like :meth:`download` for an existing dataset: only :meth:`verify` it."""
-        return Downloaded(
-            dataset, self.place.folder(dataset), already=True, verification=self.verify(dataset)
+    def reverify(self, datasets: Sequence[Dataset]) -> list[Downloaded]:
+        """Like :meth:`download` for existing datasets: only :meth:`verify` them, every one."""
+        return _each(
+            lambda dataset: Downloaded(
+                dataset, self.place.folder(dataset), already=True, verification=self.verify(dataset)
+            ),
+            datasets,
         )
 
     def verify(self, dataset: Dataset) -> Verification | None:
@@ -250,3 +246,19 @@ class Downloader:
 
     def _lockfile(self) -> Lockfile:
         return Lockfile(self.place.root, self.report, self.stop)
+
+
+def _each(do: Callable[[Dataset], Downloaded], datasets: Sequence[Dataset]) -> list[Downloaded]:
+    """The outcome of every dataset. One that fails does not stop the others; the errors come at the end."""
+    outcomes: list[Downloaded] = []
+    errors: list[RefinerError] = []
+    for dataset in datasets:
+        try:
+            outcomes.append(do(dataset))
+        except RefinerError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise FetchError(" ".join(dict.fromkeys(map(str, errors))))
+    if errors:
+        raise errors[0]
+    return outcomes

@@ -499,6 +499,13 @@ def test_verification_finds_what_happened_since(make: Make, tiny: Dataset, tmp_p
     assert not status.verified
 
 
+def test_every_named_dataset_is_verified_whatever_the_first_shows(
+    both: tuple[Dataset, Dataset], make: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(FetchError, match=r"mit-states is not in .*ut-zappos is not in"):
+        make(*both).reverify(both)
+
+
 def test_a_folder_that_cannot_be_written_to_is_verified(
     make: Make, tiny: Dataset, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
