@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 # Active characters beyond those below U+0020, as the inside of a regular expression's set.
@@ -26,9 +27,14 @@ def printable(text: str) -> str:
     )
 
 
+def as_argument(word: object) -> str:
+    """A word of a command; a path that begins with a dash must not be taken for an option."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+
+
 def quoted(path: object) -> str:
     """A path as a word of a command that can be copied into a shell."""
-    return shlex.quote(str(path))
+    return shlex.quote(as_argument(path))
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -12,6 +12,7 @@ from refiner_cli.errors import ConfigError, RefinerError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
+    from refiner_cli.data.benchmark import Benchmark
     from refiner_cli.settings import Layer
 
 # Options of their own, for what most people set, and the settings that they stand for.
@@ -72,28 +73,48 @@ def configure(
         terminal.note(f"settings of the recipe {recipe[0]}")
     elif start and not init:
         recipe = recipe_for("vectors", method)
-    elif dataset and not named:
-        recipe = recipe_of_few(dataset, method)
+    elif dataset:
+        recipe = recipe_of_data(dataset, method, few=not named)
     config, sources = resolve_with_sources(layers, recipe, named, start)
     if start:
         check_start(start, config, sources)
     return config, sources
 
 
-def recipe_of_few(dataset: str, method: str) -> Layer | None:
-    """The recipe for a few images a pair, if a dataset has no more; None if it has, or is not there."""
+def recipe_of_data(dataset: str, method: str, *, few: bool) -> Layer | None:
+    """The recipe of a published benchmark in a folder of any name, else that for a few images a pair.
+
+    Args:
+        few: whether the latter may be chosen.
+
+    Returns None for any other dataset, and for one that is not there.
+    """
     from refiner_cli.cli.common import open_dataset
-    from refiner_cli.recipes import FEW_IMAGES, recipe_for
+    from refiner_cli.recipes import FEW_IMAGES, FEW_IN_ALL, recipe_for
 
     try:
-        images = open_dataset(dataset).images_per_pair()
+        benchmark = open_dataset(dataset)
     except RefinerError:
         return None  # training says what is wrong with it
+    if (name := published_name(benchmark)) and (recipe := recipe_for(name, method)):
+        terminal.note(f"settings of the recipe {recipe[0]}: {dataset} has the counts of {name}")
+        return recipe
+    images, in_all = benchmark.images_per_pair(), len(benchmark.samples["train"])
     recipe = recipe_for("few", method)
-    if images > FEW_IMAGES or recipe is None:
+    if not few or images > FEW_IMAGES or in_all > FEW_IN_ALL or recipe is None:
         return None
     terminal.note(f"settings of the recipe {recipe[0]}: {images:g} images a pair, {FEW_IMAGES} or fewer")
     return recipe
+
+
+def published_name(benchmark: Benchmark) -> str:
+    """What the catalogue calls the benchmark that has exactly these pairs and images; empty if none has."""
+    from refiner_cli.data.download.catalog import Counts
+    from refiner_cli.data.download.catalog_files import built_in
+
+    counts = Counts.of(benchmark)
+    known = [one for one in built_in().datasets.values() if one.expected.train_images]
+    return next((one.name for one in known if not counts.differences(one.expected)), "")
 
 
 def start_from(init: str) -> Layer:

@@ -24,7 +24,7 @@ from rich.text import Text
 from refiner_cli.cli.progress import show_progress
 from refiner_cli.data.progress import Progress, Report
 from refiner_cli.errors import RefinerError
-from refiner_cli.printable import json_text, printable
+from refiner_cli.printable import as_argument, json_text, printable
 
 PARTLY_DONE = 5
 INTERRUPTED = 130
@@ -65,7 +65,7 @@ class Terminal:
 
     def next(self, *words: object, why: str = "") -> None:
         """Print the one command that most people want now; ``why`` ends the line."""
-        command = shlex.join(map(str, words))
+        command = shlex.join(map(as_argument, words))
         if not self.quiet:  # never wrapped: it is copied
             self.err.print(f"next: {command}{f', {why}' if why else ''}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refiner_cli.cli.console import new_table, terminal
@@ -104,7 +105,7 @@ def show_training(result: dict[str, Any]) -> None:
     """The result as a table, and where it lies."""
     if "runs" not in result:
         if result["interrupted"]:
-            terminal.next("refiner", "train", "--resume", "--out", result["run"])
+            terminal.next("refiner", "train", "--resume", "--out", Path(result["run"]))
         if result["val"]:
             table = new_table(f"Best on validation, by {result['criterion']}", "step", *HEADLINE_METRICS)
             table.add_row(
@@ -113,7 +114,7 @@ def show_training(result: dict[str, Any]) -> None:
             terminal.table(table)
             terminal.data(f"run {result['run']}")
             if not result["interrupted"]:
-                terminal.next("refiner", "eval", result["run"])
+                terminal.next("refiner", "eval", Path(result["run"]))
         return
     table = new_table("Best on validation, by seed", "seed", "step", *HEADLINE_METRICS)
     for run in result["runs"]:
@@ -126,6 +127,6 @@ def show_training(result: dict[str, Any]) -> None:
     terminal.table(table)
     terminal.data(f"runs {result['folder']}")
     if result["interrupted"]:
-        terminal.next("refiner", "train", "--resume", "--out", result["folder"])
+        terminal.next("refiner", "train", "--resume", "--out", Path(result["folder"]))
     else:
-        terminal.next("refiner", "eval", result["folder"])
+        terminal.next("refiner", "eval", Path(result["folder"]))

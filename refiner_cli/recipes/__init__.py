@@ -13,6 +13,7 @@ from refiner_cli.errors import UsageError
 from refiner_cli.settings import Layer
 
 FEW_IMAGES = 16  # training images a pair up to which the recipe "few" is chosen by itself
+FEW_IN_ALL = 3200  # and training images in all: more than its 200 steps of 16 see
 FOLDER = resources.files("refiner_cli.recipes")
 
 

@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 
 from refiner_cli.config import known_keys
+from refiner_cli.data.benchmark import (
+    METADATA,
+    SPLIT_FOLDER,
+    SPLITS,
+    Sample,
+    Split,
+    load_benchmark,
+    write_metadata,
+    write_pairs,
+)
+from refiner_cli.data.download.catalog import Catalogue, Counts
+from refiner_cli.data.download.catalog_files import built_in
+from refiner_cli.data.labels import Pair
 from refiner_cli.plugins import method_names
-from refiner_cli.recipes import recipe_for, recipe_names
+from refiner_cli.recipes import FEW_IN_ALL, recipe_for, recipe_names
 from refiner_cli.settings import resolve
 from tests.conftest import Cli
 
@@ -91,6 +104,37 @@ def test_a_folder_that_is_called_as_a_recipe_is_not_of_that_recipe(
     outcome = cli("config", name, "--json")
     assert {row["source"] for row in outcome.json["settings"]} == {"default"}
     assert "recipe" not in outcome.err
+
+
+def test_many_images_are_not_few_however_few_a_pair_has(cli: Cli, tmp_path: Path) -> None:
+    # C-GQA has 5 images a pair, and 26,920 in all.
+    pairs = tuple((f"s{i}", f"o{j}") for i in range(58) for j in range(58))
+    some: dict[Split, tuple[Pair, ...]] = {"train": pairs, "val": pairs[:1], "test": pairs[:1]}
+    for split, listed in some.items():
+        write_pairs(tmp_path / SPLIT_FOLDER / f"{split}_pairs.txt", listed)
+    write_metadata(
+        tmp_path / METADATA, {split: tuple(Sample("a.jpg", pair) for pair in some[split]) for split in SPLITS}
+    )
+    outcome = cli("config", tmp_path, "--json")
+    assert {row["source"] for row in outcome.json["settings"]} == {"default"}
+    for name in ("few", "few-csp"):
+        recipe = recipe_for(name)
+        assert recipe is not None
+        train = recipe[1]["train"]
+        assert train["max_steps"] * train["batch_size"] == FEW_IN_ALL
+
+
+def test_a_published_benchmark_is_known_in_a_folder_of_any_name(
+    cli: Cli, small_demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load_benchmark(small_demo)
+    c_gqa = built_in().find("c-gqa").model_copy(update={"expected": Counts.of(benchmark)})
+    changed = Catalogue(datasets={**built_in().datasets, "c-gqa": c_gqa})
+    monkeypatch.setattr("refiner_cli.data.download.catalog_files.built_in", lambda: changed)
+    outcome = cli("config", small_demo, "--method", "csp", "--json")
+    assert f"recipe c-gqa-csp.toml: {small_demo} has the counts of c-gqa" in outcome.err
+    rows = {row["key"]: row for row in outcome.json["settings"]}
+    assert (rows["train.lr"]["value"], rows["train.optimizer"]["value"]) == (5e-5, "adam")
 
 
 def test_a_training_starts_from_the_recipe_of_its_method_and_benchmark(cli: Cli, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from refiner_cli.cli.app import app
 from refiner_cli.cli.console import Terminal, new_table
 from refiner_cli.errors import RefinerError
-from refiner_cli.printable import printable
+from refiner_cli.printable import printable, quoted
 from tests.conftest import Cli
 
 HARMLESS = ["[red]apple[/]", "[/red] box", "dark[v2]", ":smile:", "a\\[b]", "café", "👩\u200d🍳", "見る"]
@@ -149,3 +149,11 @@ def test_a_narrow_terminal_cuts_nothing() -> None:
     assert f"# {path}" in listed
     assert max(len(line) for line in [*noted, *listed] if path not in line) <= 50
     assert (len(noted), len(listed)) == (6, 3)
+
+
+def test_a_path_with_a_dash_first_is_no_option_of_a_command_to_copy(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Terminal().next("refiner", "train", "--resume", "--out", Path("-my runs"))
+    assert capfd.readouterr().err == "next: refiner train --resume --out './-my runs'\n"
+    assert (quoted(Path("-mine")), quoted(Path("mine")), quoted("-x")) == ("./-mine", "mine", "-x")

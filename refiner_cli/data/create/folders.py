@@ -129,6 +129,7 @@ def read_folders(source: Path) -> PhotoCollection:
         notes.append(f"the folders {names} are taken as the splits")
         inner = [folder for top in tops for folder in tree.folders(top) if tree.holds_images(folder)]
         pairs, loose = _label(tree, inner)
+        notes += _reading_of_nested(inner, pairs)
         unlabelled += [image for top in tops for image in tree.images(top)]
         photos = [
             Photo(file, pairs[folder], splits[top])
@@ -145,6 +146,7 @@ def read_folders(source: Path) -> PhotoCollection:
                 hint="Put all photos below train, val and test, or none; or use a CSV file.",
             )
         pairs, loose = _label(tree, tops)
+        notes += _reading_of_nested(tops, pairs)
         photos = [Photo(file, pair) for folder, pair in pairs.items() for file in tree.below(folder)]
     unlabelled += loose
     if not photos:
@@ -221,6 +223,19 @@ def _read_names(names: Iterable[str]) -> dict[str, Pair]:
             )
         pairs[name] = best[0]
     return {name: (clean_name(state), clean_name(obj)) for name, (state, obj) in pairs.items()}
+
+
+def _reading_of_nested(tops: Iterable[Path], pairs: dict[Path, Pair]) -> Iterator[str]:
+    """What folders of several words with folders in them are taken for, as their names may be pairs."""
+    above = set(tops)
+    nested = [(folder, pair) for folder, pair in pairs.items() if folder.parent in above]
+    if nested and all(len(_name_words(folder.parent.name)) > 1 for folder, _ in nested):
+        folder, (state, obj) = nested[0]
+        top = folder.parent.name
+        yield (
+            f"{top}/{folder.name} is read as the state {state!r} of the object {obj!r}; if {top} is a pair, "
+            "put its photos directly into it"
+        )
 
 
 def _passed_over(tree: _Tree) -> Iterator[str]:

@@ -63,12 +63,12 @@ def read_table(source: Path, images: Path | None = None) -> PhotoCollection:
 def _is_undecided(record: dict[str, Any]) -> bool:
     """Whether a model's verdict left the state or object of a row open, and nobody has filled it in."""
     is_open = str(record.get("verdict") or "").strip() in _OPEN_VERDICTS
-    return is_open and not all(str(record.get(role) or "").strip() for role in ("state", "object"))
+    return is_open and any(record.get(role) is None or record[role] == "" for role in ("state", "object"))
 
 
 def _photo(source: Path, number: int, record: dict[str, Any], images: Path) -> Photo:
     where = f"{source}, line {number}"
-    values = {column: str(record.get(column) or "").strip() for column in TABLE_COLUMNS}
+    values = {column: _text(where, column, record.get(column)) for column in TABLE_COLUMNS}
     if empty := [column for column in _REQUIRED if not values[column]]:
         near = difflib.get_close_matches(empty[0], [str(column) for column in record], 1)
         hint = f"Is it the column {near[0]!r}?" if near and empty[0] not in record else ""
@@ -80,6 +80,13 @@ def _photo(source: Path, number: int, record: dict[str, Any], images: Path) -> P
         )
     pair = labelled_pair(values["state"], values["object"], where)
     return Photo(images / values["path"], pair, split)
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    """What a cell says; of JSON a number, too (0 is a name), but no list."""
+    if isinstance(value, list | dict):
+        raise DatasetError(f"{where}: the {column} is {json.dumps(value)[:80]}, which is not text.")
+    return "" if value is None else str(value).strip()
 
 
 def _csv_records(source: Path, text: str) -> Iterator[Record]:

@@ -246,6 +246,23 @@ def test_mistakes_in_json_lines(tmp_path: Path, line: str) -> None:
         read_photos(tmp_path / "t.jsonl")
 
 
+def test_labels_of_json_are_text_or_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"path": "a.jpg", "state": 0, "object": 12}\n')
+    assert [photo.pair for photo in read_photos(file).photos] == [("0", "12")]
+    file.write_text('{"path": "a.jpg", "state": ["red"], "object": "apple"}\n')
+    with pytest.raises(DatasetError, match=r'line 1: the state is \["red"\], which is not text'):
+        read_photos(file)
+
+
+def test_what_nested_folders_of_two_words_are_taken_for_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "red_apple/phone/1.jpg", "old_car/camera/2.jpg")
+    (note,) = read_photos(tmp_path).notes
+    assert note.startswith("old_car/camera is read as the state 'old.car' of the object 'camera'")
+    touch(tmp_path, "wet/phone/3.jpg")
+    assert read_photos(tmp_path).notes == ()
+
+
 def test_what_is_neither_folder_nor_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="There is no file or folder"):
         read_photos(tmp_path / "nothing")
