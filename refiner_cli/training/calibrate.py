@@ -6,8 +6,8 @@ Where there is none, it can be chosen on the images that each model of a cross-v
 In steps: the settings of the composition score (shifted views, interpolation of words, hubness correction)
 by the mean AUC of both worlds, the weights of the evidence for state and object by that of the closed world,
 where alone they count, the bias of each world, and last the temperatures of probabilities. Of the candidates
-of a step the plainest is chosen that the best one does not surely surpass, by a paired bootstrap over images:
-the best of many candidates looks better than it is.
+of a step the one with the largest sure gain over the plainest, the first, is chosen, by a paired bootstrap
+over the pairs: the best of many candidates looks better than it is.
 
 The test split is never read; training images are, for the centres of the hubness correction.
 """
@@ -115,22 +115,22 @@ def calibrate(
     own = bool(benchmark.samples["val"])
     measured = [HeldOut(model, benchmark)] if own else list(folds)
     composition = composition_candidates(model, config)
-    counts = sorted({tried.tta_shifts for tried, _ in composition})
+    counts = sorted({tried.tta_shifts for tried in composition})
     parts = [EncodedImages(one.model, one.benchmark, "val", options, progress, counts) for one in measured]
     with ExitStack() as modes:
         for one in measured:
             modes.enter_context(evaluation_mode(one.model))
-            if any(tried.hubness_strength for tried, _ in composition):
+            if any(tried.hubness_strength for tried in composition):
                 fit_hubness(one.model, one.benchmark, options, progress)
         found = measure_candidates(parts, composition, WORLDS)
         chosen = choose(found)
         _, wide = chosen.worlds[1]  # what follows changes no score of the open world
         plain = plainest_settings(model, config)
-        weighted = dict(evidence_candidates(model, chosen.calibration, config))
-        if list(weighted) != [chosen.calibration]:
+        weighted = evidence_candidates(model, chosen.calibration, config)
+        if weighted != [chosen.calibration]:
             known = {one.calibration for one in found}
-            beside = {} if plain in known else {plain: 0}  # measured, but no candidate of this step
-            others = measure_candidates(parts, list((beside | weighted).items()), WORLDS[:1])
+            beside = {plain} - known  # measured, but no candidate of this step
+            others = measure_candidates(parts, list(dict.fromkeys([*beside, *weighted])), WORLDS[:1])
             chosen = choose([one for one in others if one.calibration in weighted])
             found += [one for one in others if one.calibration not in known]
         before = next(one.metrics for one in found if one.calibration == plain)
@@ -149,9 +149,8 @@ def calibrate(
 
 def plainest_settings(model: Model, config: CalibrationConfig) -> Calibration:
     """The first candidate of every step: what stands where the images show nothing."""
-    (calibration, _), *_ = composition_candidates(model, config)
-    (calibration, _), *_ = evidence_candidates(model, calibration, config)
-    return calibration
+    calibration = composition_candidates(model, config)[0]
+    return evidence_candidates(model, calibration, config)[0]
 
 
 def plainest(
@@ -185,32 +184,23 @@ def use_calibration(
 
 @torch.no_grad()
 def measure_candidates(
-    parts: Sequence[EncodedImages], grid: Sequence[tuple[Calibration, int]], worlds: Sequence[World]
+    parts: Sequence[EncodedImages], grid: Sequence[Calibration], worlds: Sequence[World]
 ) -> list[Candidate]:
     """What the images of all parts together say of every candidate in each world."""
-    tried = [calibration for calibration, _ in grid]
-    by_part = [measure_part(part, tried, worlds) for part in parts]
+    by_part = [measure_part(part, grid, worlds) for part in parts]
     by_world = [
         [join_splits(several) for several in zip(*of_one, strict=True)]
         for of_one in zip(*by_part, strict=True)
     ]
     return [
-        Candidate(
-            calibration,
-            complexity,
-            tuple((split, sweep(split.summary, split.space)) for split in measured),
-        )
-        for (calibration, complexity), *measured in zip(grid, *by_world, strict=True)
+        Candidate(calibration, tuple((split, sweep(split.summary, split.space)) for split in measured))
+        for calibration, *measured in zip(grid, *by_world, strict=True)
     ]
 
 
 def join_splits(measured: Sequence[MeasuredSplit]) -> MeasuredSplit:
     """Several parts' images as one split; their label spaces differ at most in which pairs are seen."""
-    names = [one.images for one in measured if one.images is not None]
-    images = np.concatenate(names) if len(names) > 1 else None  # within a part they differ
-    return MeasuredSplit(
-        ScoreSummary.join([one.summary for one in measured]), measured[0].space, images=images
-    )
+    return MeasuredSplit(ScoreSummary.join([one.summary for one in measured]), measured[0].space)
 
 
 def measure_part(
@@ -232,10 +222,8 @@ class CandidateScorers:
     def __init__(self, images: EncodedImages, grid: Sequence[Calibration], world: World) -> None:
         self.model, space = images.model, images.benchmark.label_space(images.split, world)
         samples = images.benchmark.samples[images.split]
-        pairs, self.paths = [one.pair for one in samples], np.array([one.path for one in samples], np.str_)
-        self.rows: list[torch.Tensor] = []  # of the images that were scored
-        self.truth = torch.from_numpy(space.indices(pairs))
-        self.wanted = spread_mask(len(pairs), MAX_SCORES // len(space.pairs))
+        self.truth = torch.from_numpy(space.indices([one.pair for one in samples]))
+        self.wanted = spread_mask(len(samples), MAX_SCORES // len(space.pairs))
         self.scorers = [WorldScorer(space, tried) for tried in grid]
         self.banks = text_banks(self.model, grid, space)
         self.offsets = {
@@ -249,7 +237,6 @@ class CandidateScorers:
     def update(self, rows: torch.Tensor, by_views: ByViews) -> None:
         """Some images by their rows, ``B`` int64, and their vectors."""
         chosen = self.wanted[rows].nonzero().squeeze(1)
-        self.rows.append(rows[chosen])
         for (views, alpha), group in self.groups.items():
             scores = self.model.score(by_views[views].take(chosen), self.banks[alpha])
             for scorer in group:
@@ -258,8 +245,7 @@ class CandidateScorers:
                 scorer.update(total, self.truth[rows[chosen]])
 
     def measured(self) -> list[MeasuredSplit]:
-        images = self.paths[torch.cat(self.rows).numpy()]
-        return [replace(scorer.measured(), images=images) for scorer in self.scorers]
+        return [scorer.measured() for scorer in self.scorers]
 
 
 def text_banks(model: Model, grid: Sequence[Calibration], space: LabelSpace) -> dict[float, TextBank]:

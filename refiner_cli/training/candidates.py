@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,7 +15,6 @@ from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics
 from refiner_cli.evaluation.metrics.bootstrap import (
-    Interval,
     MeasuredSplit,
     bootstrap_rows,
     nan_if_none,
@@ -25,6 +24,7 @@ from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.evaluation.metrics.seen_unseen import step_curve
 
 COMPARISON_SAMPLES = 200  # bootstrap samples of the validation set on which candidates are compared
+SURE = 0.95
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Candidate:
     """Settings that were tried, and what validation says of them in each world that they are chosen by."""
 
     calibration: Calibration
-    complexity: int  # how many steps its values are from the plainest ones, all together
     worlds: tuple[tuple[MeasuredSplit, Metrics], ...]  # the closed world first
 
     @property
@@ -50,13 +49,8 @@ class Candidate:
         """The criterion in each world."""
         return [getattr(metrics, self.criterion) for _, metrics in self.worlds]
 
-    @property
-    def value(self) -> float:
-        """The mean of the criterion over the worlds."""
-        return statistics.fmean(value for value in self.values if value is not None)
-
     def samples(self) -> FloatArray:
-        """The same mean on resampled images."""
+        """The mean of the criterion over the worlds, on resampled pairs."""
         samples = [
             criterion_samples(split, self.criterion)
             for split, metrics in self.worlds
@@ -66,24 +60,27 @@ class Candidate:
 
 
 def criterion_samples(split: MeasuredSplit, criterion: str) -> FloatArray:
-    """A metric on resampled images; the area needs the breakpoints of images alone."""
+    """A metric on resampled pairs: a choice is made for other pairs, and images of one pair are alike.
+
+    The area needs the breakpoints of the images alone.
+    """
     summary = split.summary
     if criterion != "AUC":
-        found = resample(summary, split.space, bootstrap_samples=COMPARISON_SAMPLES, images=split.images)
+        found = resample(summary, split.space, bootstrap_samples=COMPARISON_SAMPLES, clusters=summary.truth)
         return found[criterion]
     change, seen = summary.breakpoints(), summary.truth_seen
     curves = (
         step_curve(change[rows], seen[rows])
-        for rows in bootstrap_rows(len(summary), split.images, COMPARISON_SAMPLES, 0)
+        for rows in bootstrap_rows(len(summary), summary.truth, COMPARISON_SAMPLES, 0)
     )
     return np.array([nan_if_none(curve.area) for curve in curves])
 
 
-def composition_candidates(model: Model, config: CalibrationConfig) -> list[tuple[Calibration, int]]:
-    """The grid of settings of the composition score, the plainest first, each with its complexity."""
+def composition_candidates(model: Model, config: CalibrationConfig) -> list[Calibration]:
+    """The grid of settings of the composition score, the plainest first."""
     alphas = config.wise_ft_alpha if model.learns_words else (Calibration().wise_ft_alpha,)
-    found: dict[Calibration, int] = {}
-    for places, (views, alpha, strength, softness) in ranked_product(
+    found: dict[Calibration, None] = {}
+    for views, alpha, strength, softness in ranked_product(
         config.tta_shifts, alphas, config.hubness_strength, config.hubness_softness
     ):
         if not strength:
@@ -91,43 +88,42 @@ def composition_candidates(model: Model, config: CalibrationConfig) -> list[tupl
         tried = Calibration(
             tta_shifts=views, wise_ft_alpha=alpha, hubness_strength=strength, hubness_softness=softness
         )
-        found.setdefault(tried, sum(places))
-    return list(found.items())
+        found.setdefault(tried)
+    return list(found)
 
 
-def evidence_candidates(
-    model: Model, chosen: Calibration, config: CalibrationConfig
-) -> list[tuple[Calibration, int]]:
+def evidence_candidates(model: Model, chosen: Calibration, config: CalibrationConfig) -> list[Calibration]:
     """The grid of evidence weights, the plainest first; a branch that the model lacks has no weight."""
     states = config.state_weight if model.has_state_branch else (0.0,)
     objects = config.object_weight if model.has_object_branch else (0.0,)
     return [
-        (replace(chosen, state_weight=b_s, object_weight=b_o), sum(places))
-        for places, (b_s, b_o) in ranked_product(states, objects)
+        replace(chosen, state_weight=b_s, object_weight=b_o) for b_s, b_o in ranked_product(states, objects)
     ]
 
 
-def ranked_product(*lists: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
-    """Every combination of values with their places in the lists, by rising sum of places."""
-    everything = product(*(enumerate(values) for values in lists))
-    ranked = [tuple(zip(*combination, strict=True)) for combination in everything]
-    yield from sorted(((places, values) for places, values in ranked), key=lambda one: sum(one[0]))
+def ranked_product(*lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Every combination of values, by the sum of their places in the lists."""
+    ranked = product(*(enumerate(values) for values in lists))
+    for combination in sorted(ranked, key=lambda one: sum(place for place, _ in one)):
+        yield tuple(value for _, value in combination)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The plainest candidate that the best one does not surpass by more than chance.
+    """The candidate with the largest sure gain over the plainest, the first; the plainest if none has one.
 
-    Of equally plain ones the better comes first.
+    Of equal gains the first counts.
     """
-    best = max(candidates, key=lambda one: (one.value, -one.complexity))
-    samples = best.samples()
-    for one in sorted(candidates, key=lambda one: (one.complexity, -one.value)):
-        if one is best or not surely_better(one.samples(), samples):
-            return one
-    return best
+    plainest, *others = candidates
+    samples = plainest.samples()
+    gains = [0.0, *(sure_gain(one.samples() - samples) for one in others)]
+    return candidates[gains.index(max(gains))]
 
 
-def surely_better(plain: FloatArray, best: FloatArray) -> bool:
-    """Whether a metric of ``best`` exceeds that of ``plain`` on the same resampled images beyond chance."""
-    interval = Interval.of(best - plain)
-    return interval is not None and interval.low > 0
+def sure_gain(differences: FloatArray) -> float:
+    """What a gain on the same resampled pairs exceeds with a probability of ``SURE``; -inf without any.
+
+    A candidate whose answers differ from the plainest one's in many images has to gain more than one that
+    differs in few, and the best of many candidates looks better than it is.
+    """
+    defined = differences[~np.isnan(differences)]
+    return float(np.quantile(defined, 1 - SURE)) if len(defined) else -math.inf

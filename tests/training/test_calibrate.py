@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +21,18 @@ from refiner_cli.core.towers.backbone import Backbone, load_backbone
 from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.data.benchmark import Benchmark, World, load_benchmark
 from refiner_cli.data.labels import LabelSpace
-from refiner_cli.evaluation.metrics.bootstrap import resample
+from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit, resample
 from refiner_cli.evaluation.scoring import evaluate_worlds, no_progress
 from refiner_cli.training import calibrate as module
 from refiner_cli.training import candidates as grid
 from refiner_cli.training.calibrate import calibrate, fit_hubness, measure_candidates, spread_rows
-from refiner_cli.training.candidates import choose, composition_candidates, evidence_candidates, surely_better
+from refiner_cli.training.candidates import (
+    choose,
+    composition_candidates,
+    criterion_samples,
+    evidence_candidates,
+    sure_gain,
+)
 from refiner_cli.training.encoded_images import EncodedImages, spread_mask
 from refiner_cli.training.temperature import best_temperature, fit_confidence, minimum, surely_positive
 from tests.evaluation.cases import make_case
@@ -52,36 +56,47 @@ def model_of(method: str, tiny: Backbone, demo: Benchmark) -> Model:
     return model.eval()
 
 
-@pytest.mark.parametrize(
-    "values", [(1.0, 2.0, 2.5, 3.0), (3.0, 2.0, 2.0, 1.0), (2.0, 3.0, 3.0, 1.0), (1.0,) * 4]
-)
-@pytest.mark.parametrize("complexities", [(0, 1, 1, 2), (0, 1, 2, 3), (0, 2, 2, 2)])
-def test_the_plainest_that_the_best_does_not_surely_surpass_is_chosen(
-    values: Sequence[float], complexities: Sequence[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    candidates: list[Any] = [
-        SimpleNamespace(value=value, complexity=complexity, samples=lambda place=i: place)
-        for i, (value, complexity) in enumerate(zip(values, complexities, strict=True))
-    ]
-    best = min((i for i in range(4) if values[i] == max(values)), key=lambda i: complexities[i])
-    for surpassed in itertools.product((False, True), repeat=4):
-        monkeypatch.setattr(grid, "surely_better", lambda plain, _best, lost=surpassed: lost[plain])
-        left = [i for i in range(4) if i == best or not surpassed[i]]
-        plainest = min(complexities[i] for i in left)
-        want = max((i for i in left if complexities[i] == plainest), key=lambda i: values[i])
-        chosen = choose(candidates)
-        assert (chosen.complexity, chosen.value) == (plainest, values[want])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_sure_gain_over_the_plainest_is_chosen(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    gains = chance.normal(chance.normal(0, 2, (9, 1)), 2, (9, 200))
+    gains[0] = 0
+    gains[chance.integers(1, 9), :50] = np.nan  # where a resampled set has no unseen pair
+    shared = chance.normal(0, 100, 200)  # the sets differ more than the candidates do
+    candidates: list[Any] = [SimpleNamespace(samples=lambda own=gain: own + shared) for gain in gains]
+    sure = [sorted(gain[~np.isnan(gain)])[int(0.05 * (~np.isnan(gain)).sum())] for gain in gains]
+    clear = int(np.argmax(sure))
+    assert candidates.index(choose(candidates)) == clear
+    assert choose(candidates[:1]) is candidates[0]
+    beaten: list[Any] = [SimpleNamespace(samples=lambda own=gain: own - 9 + shared) for gain in gains[1:]]
+    assert choose([candidates[0], *beaten]) is candidates[0]
+    assert choose([candidates[clear], *[candidates[clear]] * 2]) is candidates[clear]
 
 
-def test_surely_better_is_better_by_more_than_chance() -> None:
+def test_a_gain_is_sure_if_it_is_more_than_chance() -> None:
     weak, same, strong = (
         resample(case.summary(), case.space, bootstrap_samples=200)["AUC"]
         for case in (make_case(3, images=200, skill=skill) for skill in (0.5, 0.51, 1.5))
     )
-    assert surely_better(weak, strong)
-    assert not surely_better(strong, weak)
-    assert not surely_better(weak, same)
-    assert not surely_better(weak, np.full(200, np.nan))
+    assert sure_gain(strong - weak) > 0
+    assert sure_gain(weak - strong) < 0
+    assert sure_gain(same - weak) < 0
+    assert sure_gain(np.full(200, np.nan)) == -np.inf
+
+
+def test_a_gain_on_many_images_of_one_pair_is_not_sure() -> None:
+    """All images of one unseen pair become right: another draw of pairs may lack it."""
+    case = make_case(3, images=200, skill=1.0)
+    summary, worst = case.summary(), case.scores.copy()
+    pair = np.bincount(summary.truth[~summary.truth_seen]).argmax()
+    rows = np.flatnonzero(summary.truth == pair)
+    worst[rows, pair] += 100
+    better = type(case)(case.space, worst, case.truth, case.allowed).summary()
+    splits = [MeasuredSplit(one, case.space) for one in (summary, better)]
+    by_pair = [criterion_samples(split, "AUC") for split in splits]
+    by_image = [resample(split.summary, case.space, bootstrap_samples=200)["AUC"] for split in splits]
+    assert sure_gain(by_image[1] - by_image[0]) > 0
+    assert sure_gain(by_pair[1] - by_pair[0]) == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -93,21 +108,20 @@ def test_every_candidate_is_measured_as_it_would_be_used(
     encode, encoded = model.encode_images, list[int]()
     monkeypatch.setattr(model, "encode_images", lambda x: encoded.append(len(x)) or encode(x))
     settings = [
-        (Calibration(), 0),
-        (Calibration(tta_shifts=2, hubness_strength=0.5, hubness_softness=1.0), 3),
-        (Calibration(tta_shifts=4, wise_ft_alpha=0.25, state_weight=0.5, object_weight=2.0), 6),
+        Calibration(),
+        Calibration(tta_shifts=2, hubness_strength=0.5, hubness_softness=1.0),
+        Calibration(tta_shifts=4, wise_ft_alpha=0.25, state_weight=0.5, object_weight=2.0),
     ]
     images = EncodedImages(model, demo, "val", OPTIONS, no_progress, (1, 2, 4))
     worlds: tuple[World, World] = ("closed", "open")
     spaces: dict[str, LabelSpace] = {world: demo.label_space("val", world) for world in worlds}
     found = measure_candidates([images], settings, worlds)
     assert sum(encoded) == 5 * len(images)  # each of the five views once, for both worlds
-    for one, (tried, _) in zip(found, settings, strict=True):
+    for one, tried in zip(found, settings, strict=True):
         model.calibration = tried
         want = evaluate_worlds(model, demo, "val", spaces, OPTIONS)
         for (_, metrics), wanted in zip(one.worlds, want.values(), strict=True):
             assert pytest.approx(wanted.AUC, abs=1e-6) == metrics.AUC
-        assert one.value == pytest.approx((want["closed"].AUC + want["open"].AUC) / 2)  # type: ignore[operator]
     again = measure_candidates([images], settings, ["closed"])  # with kept vectors, where they are kept
     assert [one.metrics for one in again] == [one.metrics for one in found]
 
@@ -144,16 +158,17 @@ def test_candidates_begin_with_the_plainest_and_leave_out_what_has_no_effect(
     config = CalibrationConfig()
     refiner, clip = model_of("refiner", tiny, demo), model_of("clip", tiny, demo)
     grid = composition_candidates(refiner, config)
-    assert grid[0] == (Calibration(), 0)
-    assert len(grid) == len(dict(grid)) == 3 * 3 * (1 + 2 * 2)
-    assert [complexity for _, complexity in grid] == sorted(complexity for _, complexity in grid)
-    assert dict(grid)[Calibration(tta_shifts=4, wise_ft_alpha=0.5, hubness_strength=0.5)] == 4
-    assert {tried.wise_ft_alpha for tried, _ in composition_candidates(clip, config)} == {1.0}
-    assert len(evidence_candidates(refiner, Calibration(), config)) == 36
-    assert evidence_candidates(clip, Calibration(), config) == [(Calibration(), 0)]
+    assert grid[0] == Calibration()
+    assert len(grid) == len(set(grid)) == 3 * 3 * (1 + 2 * 2)
+    assert Calibration(tta_shifts=4, wise_ft_alpha=0.5, hubness_strength=0.5) in grid
+    assert {tried.wise_ft_alpha for tried in composition_candidates(clip, config)} == {1.0}
+    weighted = evidence_candidates(refiner, Calibration(), config)
+    assert weighted[0] == Calibration()
+    assert len(set(weighted)) == 36
+    assert evidence_candidates(clip, Calibration(), config) == [Calibration()]
     fixed = CalibrationConfig(tta_shifts=2, wise_ft_alpha=0.5, hubness_strength=0.5, hubness_softness=1)
     (only,) = composition_candidates(refiner, fixed)
-    assert only[0] == Calibration(tta_shifts=2, wise_ft_alpha=0.5, hubness_strength=0.5, hubness_softness=1.0)
+    assert only == Calibration(tta_shifts=2, wise_ft_alpha=0.5, hubness_strength=0.5, hubness_softness=1.0)
 
 
 @pytest.mark.parametrize("method", ["refiner", "troika"])

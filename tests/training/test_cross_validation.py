@@ -152,9 +152,7 @@ def test_an_image_that_is_held_out_twice_counts_once(
     demo, options = load_benchmark(small_demo), RuntimeOptions(batch_size=50)
     model = build_model("clip", tiny, method_section("clip")(), demo.vocabulary).eval()
     part = EncodedImages(model, demo, "val", options, no_progress, [1])
-    ((once,), (twice,)) = (
-        measure_candidates([part] * times, [(Calibration(), 0)], WORLDS) for times in (1, 2)
-    )
+    ((once,), (twice,)) = (measure_candidates([part] * times, [Calibration()], WORLDS) for times in (1, 2))
     assert len(twice.worlds[0][0].summary) == 2 * len(once.worlds[0][0].summary)
     assert twice.samples() == pytest.approx(once.samples())
     for criterion in ("AUC", "S"):

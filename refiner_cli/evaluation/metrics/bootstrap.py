@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.errors import ScoresError
@@ -27,7 +26,6 @@ from refiner_cli.metric_names import METRIC_NAMES
 
 BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
-ImageNames = npt.NDArray[np.str_]
 Samples = dict[str, FloatArray]  # metric -> one value per bootstrap sample, NaN where undefined
 
 
@@ -62,16 +60,16 @@ def resample(
     *,
     bootstrap_samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
-    images: ImageNames | None = None,
+    clusters: IntArray | None = None,
 ) -> Samples:
     """Every metric, and the bias of HM, on resampled sets of images.
 
     Args:
-        images: ``N``, the image of each row; None: each row is another one.
+        clusters: ``N``, for each image the cluster that is drawn as a whole; None: images are drawn.
     """
     names = (*METRIC_NAMES, "bias")
     rows: list[list[float]] = []
-    for drawn in bootstrap_rows(len(summary), images, bootstrap_samples, seed):
+    for drawn in bootstrap_rows(len(summary), clusters, bootstrap_samples, seed):
         metrics = sweep(summary.select(drawn), space, protocol)
         rows.append([nan_if_none(getattr(metrics, name)) for name in names])
     return dict(zip(names, np.array(rows).T, strict=True))
@@ -89,21 +87,15 @@ def bootstrap_indices(images: int, bootstrap_samples: int, seed: int) -> Iterato
 
 
 def bootstrap_rows(
-    count: int, images: ImageNames | None, bootstrap_samples: int, seed: int
+    images: int, clusters: IntArray | None, bootstrap_samples: int, seed: int
 ) -> Iterator[IntArray]:
-    """The rows of each sample: images are drawn, and with an image all its rows.
-
-    Args:
-        count: of the rows.
-        images: the image of each row; None: each row is another one.
-    """
-    if images is None:
-        yield from bootstrap_indices(count, bootstrap_samples, seed)
+    """The images of each sample; where clusters ``N`` are given, each is drawn with all its images."""
+    if clusters is None:
+        yield from bootstrap_indices(images, bootstrap_samples, seed)
         return
-    _, first, group = np.unique(images, return_index=True, return_inverse=True)
-    group = np.argsort(np.argsort(first))[group]  # images in the order in which they come first
-    for drawn in bootstrap_indices(len(first), bootstrap_samples, seed):
-        yield np.repeat(np.arange(count), np.bincount(drawn, minlength=len(first))[group])
+    names, cluster = np.unique(clusters, return_inverse=True)
+    for drawn in bootstrap_indices(len(names), bootstrap_samples, seed):
+        yield np.repeat(np.arange(images), np.bincount(drawn, minlength=len(names))[cluster])
 
 
 def top_k_intervals(
@@ -155,7 +147,6 @@ class MeasuredSplit:
     summary: ScoreSummary
     space: LabelSpace
     confidence: MeasuredConfidence | None = None  # where it was asked for
-    images: ImageNames | None = None  # N, where an image may have several rows; a bootstrap draws images
 
 
 def differences(
