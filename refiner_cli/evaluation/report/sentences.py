@@ -66,8 +66,8 @@ def calibration_sentences(chosen: Calibration) -> Iterator[str]:
         yield capital(f"{composition}, {weights}, {bias}: {NOT_CHOSEN[chosen.chosen_on]}.")
         return
     yield capital(
-        f"{composition}: of the values that were tried, the plainest that the best do not surpass beyond "
-        f"chance {where}, by the mean of closed-world and open-world AUC (accuracy where that is undefined)."
+        f"{composition}: of the values that were tried, those with the largest sure gain over the first ones "
+        f"{where}, by the mean of closed-world and open-world AUC (accuracy where that is undefined)."
     )
     yield capital(f"{weights}: by the same rule {where}, by the closed-world AUC.")
     measured = "closed-world harmonic mean" if chosen.open_bias is None else "harmonic mean of each world"

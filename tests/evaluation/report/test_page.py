@@ -103,7 +103,7 @@ def test_every_setting_of_a_calibration_is_named_with_the_images_it_was_chosen_o
         rules = dict(zip(("views", "evidence", "Bias", "Temperatures"), sentences, strict=True))
         assert all(name in sentence for name, sentence in rules.items())
         assert "mean of closed-world and open-world AUC" in rules["views"]
-        assert "plainest" in rules["views"]
+        assert "largest sure gain" in rules["views"]
         assert "same rule" in rules["evidence"]
         assert "closed-world harmonic mean" in rules["Bias"]
         both = list(calibration_sentences(dataclasses.replace(chosen, open_bias=0.4375)))[2]
