@@ -114,7 +114,7 @@ def calibration_seconds(
         images: of validation.
         closed, wide: pairs of both worlds.
     """
-    tried = [calibration for calibration, _ in composition_candidates(model, config)]
+    tried = composition_candidates(model, config)
     settings = len({(one.tta_shifts, one.wise_ft_alpha) for one in tried})
     scored = sum(pairs * min(images, MAX_SCORES // pairs) for pairs in (closed, wide))
     return images * cost.image * max(one.tta_shifts for one in tried) + settings * scored * cost.pair
