@@ -24,7 +24,7 @@ from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.evaluation.metrics.seen_unseen import step_curve
 
 COMPARISON_SAMPLES = 200  # bootstrap samples of the validation set on which candidates are compared
-SURE = 0.95
+GAIN_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def sure_gain(differences: FloatArray) -> float:
-    """What a gain on the same resampled pairs exceeds with a probability of ``SURE``; -inf without any.
+    """What a gain on the same resampled pairs exceeds with a probability of ``GAIN_LEVEL``; -inf without any.
 
     A candidate whose answers differ from the plainest one's in many images has to gain more than one that
     differs in few, and the best of many candidates looks better than it is.
     """
     defined = differences[~np.isnan(differences)]
-    return float(np.quantile(defined, 1 - SURE)) if len(defined) else -math.inf
+    return float(np.quantile(defined, 1 - GAIN_LEVEL)) if len(defined) else -math.inf
