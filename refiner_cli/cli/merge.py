@@ -25,9 +25,11 @@ def merge(
     from refiner_cli.inference.formats import format_of
     from refiner_cli.inference.parts.plan import read_plan
     from refiner_cli.inference.parts.work import merge_parts
+    from refiner_cli.inference.row_files import refuse_predictions
 
     format_of(out)
     check_output_file("-o", out)
+    refuse_predictions(out)
     plan = read_plan(folder)
     made = merge_parts(plan, out, wide=wide)
     if as_json:

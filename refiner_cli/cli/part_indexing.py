@@ -66,7 +66,12 @@ def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:
         device: of this process; None: as requested.
     """
     from refiner_cli.inference.indexing import vector_facts
-    from refiner_cli.inference.parts.index_units import UNITS_FOLDER, IndexUnitWriter, beginning_of_index
+    from refiner_cli.inference.parts.index_units import (
+        UNITS_FOLDER,
+        IndexUnitWriter,
+        beginning_of_index,
+        write_beginning,
+    )
     from refiner_cli.inference.parts.plan import open_plan
     from refiner_cli.inference.scan import PathFilter
 
@@ -80,5 +85,8 @@ def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:
     )  # fmt: skip
     made: dict[str, Any] = dict(vector_facts(prepared.recogniser))
     made |= {"batch": prepared.batch, "include": list(request.include), "exclude": list(request.exclude)}
-    plan = open_plan(request.out / UNITS_FOLDER, made, places, ".json", request.part_size, lease_seconds())
+    plan = open_plan(
+        request.out / UNITS_FOLDER, made, places, ".json", request.part_size, lease_seconds(),
+        partial(write_beginning, index),
+    )  # fmt: skip
     return IndexUnitWriter(plan, index, prepared.recogniser, prepared.workers, chosen, terminal.note)

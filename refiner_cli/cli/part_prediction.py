@@ -94,7 +94,8 @@ def plan_parts(request: PredictRequest, device: str | None) -> PartWriter:
     )
     recogniser, options, _ = prepare_prediction(replace(request, device=device or request.device))
     Destinations(heatmaps=request.heatmaps).make_heatmap_folder()
-    made = {**recogniser.fingerprint(), "top_k": options.top_k, "batch": options.batch,
+    made = {**recogniser.fingerprint(), "verdict_rule": str(recogniser.rule or "none"),
+            "top_k": options.top_k, "batch": options.batch,
             "include": list(request.include), "exclude": list(request.exclude)}  # fmt: skip
     boxes = open_boxes(request.boxes, request.box_margin, request.box_confidence)
     places = open_places(request.paths, chosen, null=request.null, boxes=boxes)

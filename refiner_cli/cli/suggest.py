@@ -53,9 +53,12 @@ def suggest(
     These are images of unseen pairs, and images that the model is undecided about, unlike one another.
     """
     check_outputs([OutputFile("-o", out, (".jsonl",)), OutputFile("--gallery", gallery, HTML_SUFFIXES)])
+    from refiner_cli.inference.row_files import refuse_predictions
     from refiner_cli.inference.suggest import suggest_images, write_suggestions
     from refiner_cli.inference.vocabulary import choose_space
 
+    if out:
+        refuse_predictions(out)
     opened = OpenIndex.open(index, model, device, precision)
     space = choose_space(opened.model.space, world, states, objects, pairs, terminal.note)
     recogniser, is_labelled = opened.recogniser(space), labels_test(labelled, opened.index)

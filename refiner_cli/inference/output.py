@@ -145,7 +145,8 @@ class Output:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(
-                f"{row_name(str(self.sidecar))} is damaged, so nothing says how {self.shown} was made.",
+                f"{row_name(str(self.sidecar))} is damaged or not of 'refiner predict', so nothing says how "
+                f"{self.shown} was made.",
                 hint=OTHER_OUTPUT,
             ) from None
         wanted = self.with_layout(header)

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import UsageError
-from refiner_cli.files import atomic_file, write_json
+from refiner_cli.files import atomic_file
 from refiner_cli.inference.columns import RowDict
 from refiner_cli.inference.formats import ImageRow, json_line
 from refiner_cli.inference.index import Index, IndexRow, PartInfo
 from refiner_cli.inference.indexing import on_device
-from refiner_cli.inference.output import sidecar_of
 from refiner_cli.inference.recogniser import Prediction, Recogniser
+from refiner_cli.inference.row_files import note_photos
 from refiner_cli.inference.scan import FileVersion
 from refiner_cli.inference.search import BestImages, IndexPlace
 
@@ -231,4 +231,4 @@ def write_suggestions(file: Path, rows: Sequence[RowDict], index: Index) -> None
     """Write suggestions as rows of predictions, and beside them where their photos lie."""
     with atomic_file(file) as part, part.open("w", encoding="utf-8", newline="") as stream:
         stream.writelines(map(json_line, rows))
-    write_json(sidecar_of(file), {"schema": SUGGESTIONS_SCHEMA, "header": {"places": index.info.places}})
+    note_photos(file, SUGGESTIONS_SCHEMA, index.info.places)

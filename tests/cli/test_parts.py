@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from refiner_cli.inference.formats import read_rows
+from refiner_cli.inference.index import Index
 from refiner_cli.inference.parts.plan import LEASES
 from tests.conftest import ROOT, Cli
 from tests.inference.sources.packing import draw_noise, write_shards
@@ -154,6 +155,57 @@ def test_an_index_is_made_in_parts_and_counts_when_all_are_there(
     again = cli("-q", *options, "--json")
     assert (again.code, again.json["kept"], again.json["dropped"]) == (0, 10, 1)
     assert cli("-q", "index", small_export, photos, "-o", photos, "--part", "1/2").code == 2
+
+
+def test_an_index_is_of_the_command_that_made_its_plan(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    index, empty = tmp_path / "index", tmp_path / "empty"
+    empty.mkdir()
+    assert cli("-q", "index", "tiny", empty, "-o", index, "--part", "1/1").code == 2
+    assert cli("-q", "index", small_export, photos, "-o", index, "--part", "1/1").code == 5
+    made = Index.open(index).info
+    assert (made.places, made.model["path"]) == ([str(photos)], str(small_export))
+    assert len(cli("-q", "predict", small_export, index).out.splitlines()) == 11
+
+
+def test_parts_of_other_verdicts_or_other_files_are_refused(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    one, two = (photos / "a" / "0000.jpg", photos / "b" / "0001.jpg")
+    command = ("-q", "predict", small_export, one, "-o", f"{tmp_path}/parts/")
+    assert cli(*command).code == cli(*command).code == 0
+    for change, says in (
+        ([*command, "--min-probability", "0.5"], "verdict rule"),
+        (["-q", "predict", small_export, two, "-o", f"{tmp_path}/parts/"], "set of files"),
+    ):
+        refused = cli(*change)
+        assert (refused.code, says in refused.err) == (2, True)
+
+
+def test_merged_parts_say_where_their_photos_lie_and_replace_no_predictions(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, merged, table, mine = (tmp_path / name for name in ("parts", "all.jsonl", "all.csv", "mine.jsonl"))
+    assert cli("-q", "predict", small_export, photos, "-o", f"{parts}/").code == 5
+    assert cli("-q", "merge", parts, "-o", merged).code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert cli("-q", "convert", merged, "--to", "csv", "-o", table).code == 5
+    paths = [line.split(",")[0] for line in table.read_text().splitlines()[1:]]
+    assert len(paths) == 10
+    assert all(Path(path).is_file() for path in paths)
+    assert cli("-q", "merge", parts, "-o", merged).code == 0  # its own file may be replaced
+    assert cli("-q", "predict", small_export, photos / "a", "-o", mine).code == 0
+    before, index = mine.read_text(), tmp_path / "index"
+    assert cli("-q", "index", small_export, photos, "-o", index, "--part", "1/1").code == 5
+    for command in (["merge", parts, "-o", mine], ["suggest", index, "-o", mine]):
+        refused = cli("-q", *command)
+        assert (refused.code, "holds predictions" in refused.err) == (2, True)
+    assert mine.read_text() == before
+    refused = cli("-q", "merge", index / "units", "-o", tmp_path / "x.csv")
+    assert (refused.code, "of an index" in refused.err) == (2, True)
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class IndexUnitWriter:
 def beginning_of_index(
     folder: Path, recogniser: Recogniser, model: str, method: str, places: Sequence[str], part_size: int
 ) -> Index:
-    """An index that is not on the disk yet.
+    """An index that is not on the disk yet; :func:`write_beginning` notes what it is.
 
     Raises:
         UsageError: the folder holds other files, or the method has no index.
@@ -75,9 +75,12 @@ def beginning_of_index(
             f"{row_name(str(folder))} holds other files.", hint="Choose a new or empty folder for the index."
         )
     (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    if not (folder / UNITS_FOLDER / BEGINNING).exists():
-        write_json(folder / UNITS_FOLDER / BEGINNING, info.model_dump(by_alias=True))
     return Index(folder, info)
+
+
+def write_beginning(index: Index) -> None:
+    """Note what the index is; for the process that makes the plan, so that both are of one command."""
+    write_json(index.folder / UNITS_FOLDER / BEGINNING, index.info.model_dump(by_alias=True))
 
 
 def list_units(folder: Path, plan: PartPlan) -> bool:

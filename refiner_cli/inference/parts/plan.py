@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ PARTS_SCHEMA = "refiner.parts/1"
 PLAN_FILE, LISTING, PARTS_FOLDER, LEASES, LOG = "plan.json", "listing", "parts", "leases", "log"
 UNIT_IMAGES = 4096
 PLAN_LEASE = "plan"
+SET_OF_FILES = "set_of_files"  # which files were given one by one, as arguments or in a list
 Made = dict[str, Any]  # with what rows are made; every value must be the same to resume
 
 
@@ -111,8 +112,12 @@ def open_plan(
     suffix: str,
     unit_images: int = UNIT_IMAGES,
     seconds: float = LEASE_SECONDS,
+    begin: Callable[[], None] = lambda: None,
 ) -> PartPlan:
     """The plan of a folder; a new one is made by the first process that comes, while others wait for it.
+
+    Args:
+        begin: called by the process that makes the plan, before that counts.
 
     Raises:
         UsageError: the parts in the folder are of another model, of other images, or of another kind.
@@ -125,14 +130,15 @@ def open_plan(
         leases.do_once(
             PLAN_LEASE,
             lambda: is_parts_folder(folder),
-            lambda: make_plan(folder, wanted, places, suffix, unit_images),
+            lambda: make_plan(folder, wanted, places, suffix, unit_images, begin),
         )
     finally:
         leases.close()
     plan = read_plan(folder)
-    for key, value in (wanted | {"suffix": suffix}).items():
+    files = places.files_fingerprint()  # a list is read by now; None: it names nothing that could differ
+    for key, value in (wanted | {"suffix": suffix, SET_OF_FILES: files}).items():
         before = plan.suffix if key == "suffix" else plan.made.get(key)
-        if before != value and key != "batch":
+        if before != value and key != "batch" and not (key == SET_OF_FILES and value is None):
             raise UsageError(
                 f"The parts in {row_name(str(folder))} were made with another {key.replace('_', ' ')} "
                 f"({before}, now {value}).",
@@ -141,7 +147,9 @@ def open_plan(
     return plan
 
 
-def make_plan(folder: Path, made: Made, places: Places, suffix: str, unit_images: int) -> None:
+def make_plan(
+    folder: Path, made: Made, places: Places, suffix: str, unit_images: int, begin: Callable[[], None]
+) -> None:
     """Cut the images into units; what a killed process left of a plan is replaced."""
     shutil.rmtree(folder / LISTING, ignore_errors=True)
     shards = [source.place for source in places.sources if source.is_unit]
@@ -150,18 +158,23 @@ def make_plan(folder: Path, made: Made, places: Places, suffix: str, unit_images
     if not shards and not slices:
         raise UsageError(f"There is no image in {', '.join(row_name(one.place) for one in places.sources)}.")
     (folder / PARTS_FOLDER).mkdir(exist_ok=True)
+    begin()
     write_json(
         folder / PLAN_FILE,
-        {"schema": PARTS_SCHEMA, "made": made, "suffix": suffix, "shards": shards, "slices": slices,
-         "several": not places.single},
+        {"schema": PARTS_SCHEMA, "made": made | {SET_OF_FILES: places.files_fingerprint()},
+         "suffix": suffix, "shards": shards, "slices": slices, "several": not places.single},
     )  # fmt: skip
 
 
 def discard_parts(folder: Path) -> None:
-    """Remove everything that a plan has written, and nothing else."""
+    """Remove everything that a plan has written, and nothing else.
+
+    The plan goes last: parts without it would count as done for the next one.
+    """
+    for name in (PARTS_FOLDER, LISTING, LEASES, LOG):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
     (folder / PLAN_FILE).unlink(missing_ok=True)
-    for name in (LISTING, PARTS_FOLDER, LEASES, LOG):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def check_parts_folder(folder: Path) -> None:

@@ -12,20 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from refiner_cli.errors import RefinerError
+from refiner_cli.errors import RefinerError, UsageError
 from refiner_cli.files import atomic_file
 from refiner_cli.inference.columns import RowDict
-from refiner_cli.inference.formats import format_of, read_rows
+from refiner_cli.inference.formats import FORMATS, format_of, read_rows
 from refiner_cli.inference.output import RowCount
 from refiner_cli.inference.parts.lease import LEASE_SECONDS, Leases
 from refiner_cli.inference.parts.plan import LEASES, LOG, PartPlan
 from refiner_cli.inference.parts.share import Share
 from refiner_cli.inference.predict import predict_files
 from refiner_cli.inference.recogniser import Recogniser
+from refiner_cli.inference.row_files import note_photos
 from refiner_cli.inference.runner import PredictListener, PredictOptions, RowCounter
 from refiner_cli.inference.scan import PathFilter
 from refiner_cli.inference.sources.boxes import Boxes
 
+MERGED_SCHEMA = "refiner.merged/1"
 Compute: TypeAlias = Callable[[int], RowCount]  # makes the part of a unit
 
 
@@ -133,10 +135,12 @@ def count_rows(plan: PartPlan) -> RowCount:
 
 
 def merge_parts(plan: PartPlan, file: Path, *, wide: bool = False) -> RowCount:
-    """Write the rows of all parts, in the order of the units, into one file.
+    """Write the rows of all parts, in the order of the units, into one file, and beside it where photos lie.
 
-    Raises UsageError for an unknown format, RefinerError if units are missing.
+    Raises UsageError for an unknown format or units of an index, RefinerError if units are missing.
     """
+    if plan.suffix not in FORMATS:
+        raise UsageError(f"The units in {plan.folder} are those of an index, which have no rows.")
     layout, images, errors = format_of(file, wide=wide, inputs=bool(plan.made.get("inputs"))), 0, 0
     missing = plan.units - plan.count_done()
     if missing:
@@ -154,4 +158,5 @@ def merge_parts(plan: PartPlan, file: Path, *, wide: bool = False) -> RowCount:
 
     with atomic_file(file) as part:
         layout.write(part, rows(), int(plan.made["top_k"]))
+    note_photos(file, MERGED_SCHEMA, plan.made.get("places", []))
     return RowCount(images, errors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from refiner_cli.inference.scan import ImageFile, PathFilter, list_files, read_list, row_name
@@ -20,11 +21,26 @@ class FileList(PlaceSource):
 
     def __init__(self, stream: IO[bytes], chosen: PathFilter, *, null: bool) -> None:
         super().__init__("-", chosen)
-        self.stream, self.null = stream, null
+        self.null, self.digest, self.is_empty = null, hashlib.sha256(), True
+        self.lines = self.noted(split_at_null(stream) if null else stream)
+
+    def noted(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines, which the digest takes in."""
+        for line in lines:
+            if path := line.rstrip(b"\r\n"):
+                self.digest.update(path + b"\0")
+                self.is_empty = False
+            yield line
+
+    @property
+    def identity(self) -> str:
+        """A digest of the list, which is read to its end; "" for an empty one."""
+        for _ in self.lines:
+            pass
+        return "" if self.is_empty else self.digest.hexdigest()
 
     def images(self) -> Iterator[ImageFile]:
-        lines = split_at_null(self.stream) if self.null else self.stream
-        for path in read_list(lines, null=self.null):
+        for path in read_list(self.lines, null=self.null):
             if is_address(path):
                 yield image_at(path, row_name(path))
             else:

@@ -6,6 +6,7 @@ starts with its place, so that no two images share one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -105,6 +106,14 @@ class Places:
     def header(self) -> dict[str, Any]:
         """What decides about the images: two runs in which it differs share no output."""
         return {"places": self.origin(), "boxes": self.boxes.fingerprint if self.boxes else None}
+
+    def files_fingerprint(self) -> str | None:
+        """Of the files that are given one by one, which :meth:`header` does not name; None: there are none.
+
+        A list is read to its end.
+        """
+        given = [one for source in self.sources if not source.is_container and (one := source.identity)]
+        return hashlib.sha256("\0".join(given).encode()).hexdigest()[:16] if given else None
 
     @property
     def carries_inputs(self) -> bool:

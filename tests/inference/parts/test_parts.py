@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +24,12 @@ from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.index import Index, IndexInfo, is_index
 from refiner_cli.inference.parts.index_units import BEGINNING, INDEX_LEASE, UNITS_FOLDER, list_units
 from refiner_cli.inference.parts.lease import Leases, machine_id
-from refiner_cli.inference.parts.plan import LEASES, LOG, discard_parts, open_plan, read_plan
+from refiner_cli.inference.parts.plan import LEASES, LOG, PartPlan, discard_parts, open_plan, read_plan
 from refiner_cli.inference.parts.share import Share, launched_share, parse_share
 from refiner_cli.inference.parts.work import WorkLog, count_rows, merge_parts, run_units
 from refiner_cli.inference.scan import NO_FILTER, ImageFile
 from refiner_cli.inference.sources.content import Failed
+from refiner_cli.inference.sources.file_list import FileList
 from refiner_cli.inference.sources.places import Places
 from tests.conftest import ROOT
 from tests.inference.parts.generated import MADE, NamedImages, plan_of
@@ -186,6 +189,39 @@ def test_a_listing_is_made_once_and_holds_what_an_image_is(tmp_path: Path) -> No
     discard_parts(tmp_path / "parts")
     with pytest.raises(UsageError, match="no image"):
         plan_of(tmp_path / "parts", count=0)
+
+
+def test_parts_that_are_only_half_discarded_count_for_no_other_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path)
+    for unit in range(plan.units):
+        plan.part(unit).write_text("{}")
+
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            discard_parts(tmp_path)
+    with pytest.raises(UsageError, match="model"):
+        open_plan(tmp_path, MADE | {"model": "other"}, Places([NamedImages(20)]), ".jsonl", 3)
+    discard_parts(tmp_path)
+    assert plan_of(tmp_path).count_done() == 0
+
+
+def test_a_list_is_the_same_list_or_none_at_all(tmp_path: Path) -> None:
+    def plan_of_list(content: bytes, *, null: bool = False) -> PartPlan:
+        places = Places([FileList(io.BytesIO(content), NO_FILTER, null=null)])
+        return open_plan(tmp_path, MADE, places, ".jsonl", 3)
+
+    made = plan_of_list(b"a.jpg\nb.jpg\n")
+    assert plan_of_list(b"a.jpg\r\nb.jpg") == made == plan_of_list(b"a.jpg\0b.jpg", null=True)
+    assert plan_of_list(b"") == made  # a process of a launcher whose list another one has read
+    for other in (b"a.jpg\nc.jpg\n", b"a.jpg\nb.jpg\nc.jpg\n"):
+        with pytest.raises(UsageError, match="set of files"):
+            plan_of_list(other)
 
 
 def test_a_unit_that_fails_leaves_no_part_and_no_lease(tmp_path: Path) -> None:
