@@ -67,7 +67,7 @@ def convert(
     from refiner_cli.core.models.calibration import LEVELS
     from refiner_cli.data.create.sources import read_photos
     from refiner_cli.data.lists import read_names
-    from refiner_cli.inference.convert.answers import Answers, noted_places
+    from refiner_cli.inference.convert.answers import Answers, is_unfinished, noted_places
     from refiner_cli.inference.convert.conversion import (
         WRITERS,
         check_target,
@@ -100,6 +100,8 @@ def convert(
         labels_by_file(read_photos(labels)) if labels else {},
         boxes,
     )
+    if is_unfinished(answers):
+        terminal.note(f"{answers} is not complete: what it holds so far is converted")
     made = convert_answers(found, writer, out, options)
     if as_json:
         terminal.json(

@@ -75,6 +75,7 @@ def index(
         changes = index_images(
             prepared.recogniser, opened, images, batch=prepared.batch, workers=prepared.workers,
             log=terminal.note, progress=lambda done: progress(done, total()),
+            out_of_reach=places.out_of_reach,
         )  # fmt: skip
     if not opened.images:
         raise UsageError(f"The index {out} holds no image.")

@@ -43,7 +43,8 @@ def run_prediction(request: PredictRequest, *, as_json: bool) -> None:
     from refiner_cli.inference.output import require_own_rows
 
     destinations = Destinations(request.out, request.gallery, request.heatmaps, request.keep_index)
-    destinations.check(local_paths(request.paths))
+    read = [file for file in (request.boxes, request.states, request.objects, request.pairs) if file]
+    destinations.check([*local_paths(request.paths), *read])
     check_outputs([OutputFile("-o", request.out), OutputFile("--gallery", request.gallery, HTML_SUFFIXES)])
     if request.heatmaps:
         check_output_folder("--heatmaps", request.heatmaps)
@@ -133,6 +134,10 @@ def check_keeping(request: PredictRequest) -> None:
 
     if request.heatmaps:
         raise UsageError("--keep-index and --heatmaps exclude each other.", hint="Run the command twice.")
+    if request.boxes:
+        raise UsageError(
+            "An index keeps complete images, no boxes.", hint="Leave --keep-index or --boxes out."
+        )
     if any(map(is_index, local_paths(request.paths))):
         raise UsageError("--keep-index needs images, not an index.")
     if request.keep_index:

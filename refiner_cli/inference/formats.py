@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TextIO
 
 from refiner_cli.errors import UsageError
 from refiner_cli.inference.columns import (
+    INPUTS,
     RowDict,
     flatten_row,
     from_cell,
@@ -148,7 +149,9 @@ class CsvFormat(RowFormat):
     def read(self, file: Path) -> Iterator[RowDict]:
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                yield nest_row({name: from_cell(content) for name, content in row.items()})
+                # JSON needs no escape in a cell, and its own are not those of a cell.
+                cells = {name: text if name == INPUTS else from_cell(text) for name, text in row.items()}
+                yield nest_row(cells)
 
 
 class CsvLines:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -270,6 +270,10 @@ class Index:
         return self.folder / PARTS / f"{part.name}.{suffix}"
 
     def _missing(self, file: Path) -> ModelFileError:
+        with suppress(ModelFileError):
+            if Index.open(self.folder).info.parts != self.info.parts:
+                said = f"The index {self.folder} was changed by another process while it was read."
+                return ModelFileError(said, hint="Run the same command again.")
         return ModelFileError(f"The index part {file} is missing.", hint=self._advice())
 
     @staticmethod

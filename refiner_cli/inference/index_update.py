@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refiner_cli.inference.earlier_rows import hash_version
 from refiner_cli.inference.index import Index, IndexRow, PartInfo
-from refiner_cli.inference.scan import FileVersion, ImageFile, name_digest
+from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, ImageFile, name_digest
 
 NEVER = -1  # the version of an image that is computed again whatever its file is: it was an error
 
@@ -29,7 +29,7 @@ class Encoded:
 class IndexChanges:
     """What an update did."""
 
-    kept: int = 0
+    kept: int = 0  # as they were, or out of reach
     dropped: int = 0  # vanished images
     encoded: int = 0  # new, changed, or an error before
     errors: int = 0
@@ -99,7 +99,9 @@ class IndexUpdate:
         if number is None:
             return True
         self.known.seen[number] = True
-        if self.known.versions[number] == hash_version(version):
+        before = self.known.versions[number]
+        # A file that cannot be looked at now may be back tomorrow: its vectors are kept.
+        if before == hash_version(version) or (version == UNKNOWN_VERSION and before != NEVER):
             self.changes.kept += 1
             self._show()
             return False
@@ -115,12 +117,21 @@ class IndexUpdate:
         if len(self.pending) == self.index.info.part_size:
             self._write()
 
-    def finish(self) -> IndexChanges:
-        """Write what is left and drop the images that nobody asked for."""
-        for number, seen in enumerate(self.known.seen):
-            if not seen:
-                self._mark_stale(number)
-                self.changes.dropped += 1
+    def finish(self, out_of_reach: Callable[[str], bool] = lambda _: False) -> IndexChanges:
+        """Write what is left and drop the images that nobody asked for.
+
+        Args:
+            out_of_reach: of such an image, whether it may be there all the same; then it stays.
+        """
+        for part, first in zip(self.parts, self.known.firsts, strict=True):
+            unseen = [i for i, place in enumerate(part.rows) if not self.known.seen[first + place]]
+            names = self.index.paths(part.info, unseen) if unseen else []
+            for i, name in zip(unseen, names, strict=True):
+                if out_of_reach(name):
+                    self.changes.kept += 1
+                else:
+                    part.stale.add(part.rows[i])
+                    self.changes.dropped += 1
         self._write()
         return self.changes
 

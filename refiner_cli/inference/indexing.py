@@ -133,8 +133,12 @@ def index_images(
     workers: int,
     log: Callable[[str], None],
     progress: Callable[[int], None] = lambda _: None,
+    out_of_reach: Callable[[str], bool] = lambda _: False,
 ) -> IndexChanges:
     """Make an index, which the caller has locked, hold exactly the given images.
+
+    Args:
+        out_of_reach: asked at the end about the images that it holds beside them, and that it then keeps.
 
     Raises:
         ModelFileError: a part is missing or damaged.
@@ -144,7 +148,7 @@ def index_images(
         recogniser, index.info, images, batch=batch, workers=workers, wanted=update.wanted, log=log
     ):
         update.take(encoded)
-    return update.finish()
+    return update.finish(out_of_reach)
 
 
 def encode_images(

@@ -62,7 +62,7 @@ class KeepingSource:
                 update.take(encoded_image(queued, pixels, made[1] if made else None, self.index.info))
             if row:
                 yield image_row(queued, pixels, made[0] if made else None)
-        update.finish()
+        update.finish(self.images.places.out_of_reach)
 
 
 @dataclass

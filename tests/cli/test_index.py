@@ -148,6 +148,7 @@ def test_an_index_that_can_not_be_kept_is_said_before_the_work(
         (["predict", small_export, index, "--keep-index", tmp_path / "new"], "needs images, not an index"),
         (["predict", small_export, photos / "00.jpg", "--keep-index", index], "holds images of"),
         (["predict", small_export, photos, "--keep-index", "k", "--heatmaps", "h"], "exclude each other"),
+        (["predict", small_export, photos, "--keep-index", "k", "--boxes", "b.json"], "no boxes"),
         (["index", small_export, photos, "-o", file / "x"], "cannot be written"),
         (["index", small_export, photos, "-o", "/proc/self/index"], "cannot be written"),
     ):

@@ -343,3 +343,12 @@ def test_names_that_are_not_utf8_are_taken_everywhere(
     assert cli("-q", *command).code == 5
     assert len(list(read_rows(out))) == 5
     assert cli("predict", small_export, tmp_path / os.fsdecode(b"no\xe9")).code == 3
+
+
+@pytest.mark.parametrize("option", ["--boxes", "--states", "--objects", "--pairs"])
+def test_no_file_that_is_read_is_an_output(cli: Cli, tmp_path: Path, option: str) -> None:
+    file = tmp_path / "given.csv"
+    file.write_text("mine\n")
+    refused = cli("-q", "predict", "tiny", tmp_path, option, file, "-o", file, "--overwrite")
+    assert (refused.code, "is an input and an output" in refused.err) == (2, True)
+    assert file.read_text() == "mine\n"

@@ -44,6 +44,15 @@ def test_rows_come_back_as_they_were(tmp_path_factory: Any, suffix: str, path: s
     assert list(format_of(file).read(file)) == rows
 
 
+@pytest.mark.parametrize("suffix", list(FORMATS))
+def test_what_a_source_says_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
+    said = {name: name for name in (*NASTY[:-1], "caf\\u00e9", "C:\\u0022x", "\\\\u0022")}
+    rows = [row("a.jpg") | {"inputs": said}]
+    file = tmp_path / f"out{suffix}"
+    format_of(file, wide=True, inputs=True).write(file, rows, 1)
+    assert list(format_of(file).read(file)) == rows
+
+
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("nasty", NASTY)
 def test_nothing_in_a_row_acts_on_a_terminal_or_a_spreadsheet(tmp_path: Path, nasty: str, wide: bool) -> None:

@@ -59,6 +59,17 @@ class AnswerRow(BaseModel):
     def about(self) -> dict[str, Any]:
         return self.inputs or {}
 
+    @property
+    def box(self) -> str | None:
+        """Which box of its image the row is of; None: it is of the complete image."""
+        image, box = self.about.get("image"), self.about.get("box")
+        return None if box is None or self.path != f"{image}#{box}" else str(box)
+
+    @property
+    def image(self) -> str:
+        """What its image is called."""
+        return self.path if self.box is None else str(self.about["image"])
+
     def said(self) -> Said:
         """What the row says of its image: the best pair, or as much of it as its verdict says is sure."""
         if self.verdict is None:
@@ -145,7 +156,7 @@ class Answers:
                 self.left_out["below --min-probability"] += 1
             else:
                 self.verdicts.update([row.verdict] if row.verdict else [])
-                yield Answer(row, self.places.locate(row.about.get("image", row.path)))
+                yield Answer(row, self.places.locate(row.image))
 
     def with_text_paths(self) -> Iterator[tuple[str, Answer]]:
         """The answers for a format that is text, with their absolute paths; others are left out."""
@@ -177,6 +188,15 @@ class Answers:
                 f"The predictions {row_name(str(self.file))} are damaged ({reason}).",
                 hint="The same predict command completes an unfinished file.",
             ) from None
+
+
+def is_unfinished(file: Path) -> bool:
+    """Whether predict has not written all rows of a file yet, as the file beside it says."""
+    try:
+        complete = json.loads(sidecar_of(file).read_text("utf-8"))["complete"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return complete is False
 
 
 def noted_places(file: Path) -> NotedPlaces:

@@ -37,8 +37,12 @@ def new_path(target: Path, answer: Answer) -> Path:
     if said.text:
         folder /= folder_name(said.object)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [part for part in Path(answer.row.path).parts if part not in {"/", "..", "."}]
-    name = portable_name("_".join(parts), hidden=False)
+    parts = [part for part in Path(answer.row.image).parts if part not in {"/", "..", "."}]
+    name = "_".join(parts)
+    if answer.row.box is not None:  # before the ending, by which tools know an image
+        start, point, ending = name.rpartition(".")
+        name = f"{start}#{answer.row.box}{point}{ending}" if point else f"{name}#{answer.row.box}"
+    name = portable_name(name, hidden=False)
     stem, dot, suffix = name.rpartition(".")
     number, file = 1, folder / name
     while os.path.lexists(file):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,7 +33,10 @@ class LabelStudioWriter(AnswerWriter):
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
         states, objects = all_names(answers, options)
         (target / CONFIG).write_text(labelling_config(states, objects), "utf-8")
-        root = document_root(answers.places.folders())
+        root = Path()
+        if options.url_prefix is None:
+            files = (answer.file.absolute() for answer in answers if not answer.address)
+            root = document_root(answers.places.folders(), files)
         tasks = (task(answer, image_url(answer, root, options.url_prefix)) for answer in answers)
         with (target / TASKS).open("w", encoding="utf-8", newline="\n") as stream:
             images = write_json_array(stream, tasks)
@@ -62,23 +65,30 @@ def labelling_config(states: Sequence[str], objects: Sequence[str]) -> str:
     return ET.tostring(view, encoding="unicode") + "\n"
 
 
-def document_root(folders: Sequence[Path]) -> Path:
-    """The folder that Label Studio has to serve: the one that the photo folders lie in.
+def document_root(folders: Sequence[Path], files: Iterable[Path]) -> Path:
+    """The folder that Label Studio has to serve: the one that the folders of all photos lie in.
 
     Label Studio takes a folder of photos as local storage only below its document root, not the root itself.
+
+    Args:
+        folders: where photos are known to lie.
+        files: the photos, absolute; they may lie elsewhere.
     """
-    return Path(os.path.commonpath([folder.absolute().parent for folder in folders or [Path.cwd()]]))
+    parents = [folder.absolute().parent for folder in folders]
+    root = Path(os.path.commonpath(parents)) if parents else None
+    for file in files:
+        if root is None or not file.is_relative_to(root):
+            root = Path(os.path.commonpath([root or file.parent.parent, file.parent.parent]))
+    return root or Path.cwd()
 
 
 def image_url(answer: Answer, root: Path, prefix: str | None) -> str:
     """Where Label Studio gets a photo."""
     if prefix is not None:
-        return prefix + quote(os.fsencode(row_path(answer.row.path)))
+        return prefix + quote(os.fsencode(row_path(answer.row.image)))
     if answer.address:
         return answer.address
-    file = answer.file.absolute()
-    below = file.relative_to(root) if file.is_relative_to(root) else file.relative_to(file.anchor)
-    return LOCAL_FILES + quote(os.fsencode(below.as_posix()))
+    return LOCAL_FILES + quote(os.fsencode(answer.file.absolute().relative_to(root).as_posix()))
 
 
 def task(answer: Answer, url: str) -> dict[str, Any]:

@@ -8,6 +8,9 @@ https://github.com/agentmorris/MegaDetector/tree/main/megadetector/api/batch_pro
 from __future__ import annotations
 
 import json
+import os
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.inference.convert.answers import Answer, AnswerRow, Answers
 from refiner_cli.inference.convert.writer import AnswerWriter, Converted, ConvertOptions
 from refiner_cli.inference.scan import row_name
+from refiner_cli.inference.sources.boxes import image_key, megadetector_name
 
 FORMAT_VERSION = "1.4"
 
@@ -27,14 +31,14 @@ class MegaDetectorWriter(AnswerWriter):
 
     def write(self, target: Path, answers: Answers, options: ConvertOptions) -> Converted:
         made = DetectionFile(read_detections(options.boxes) if options.boxes else new_detections(), answers)
-        count = 0
+        written = 0
         for answer in answers:
-            if answer.row.about.get("image") is None or answer.row.about.get("box") is None:
+            if answer.row.box is None:
                 answers.left_out["without a box"] += 1
             else:
-                count += made.complete(answer.row) if options.boxes else made.add(answer)
+                written += made.complete(answer) if options.boxes else made.add(answer)
         target.write_text(json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        return Converted(count)
+        return Converted(written)
 
 
 class DetectionFile:
@@ -48,18 +52,27 @@ class DetectionFile:
     def __init__(self, content: dict[str, Any], answers: Answers) -> None:
         self.content, self.answers = content, answers
         self.images: dict[str, dict[str, Any]] = {
-            row_name(str(one["file"])): one for one in content["images"]
+            image_key(megadetector_name(one)): one for one in content["images"]
         }
-        self.numbers: dict[str, str] = {}  # of the compositions
+        # Classes that another classifier gave keep their numbers: its detections may stay.
+        self.categories: dict[str, str] = dict(content.get("classification_categories") or {})
+        self.numbers = {name: number for number, name in self.categories.items()}
         self.sizes: dict[str, tuple[int, int] | None] = {}  # of the images whose boxes are in pixels
 
     def to_json(self) -> dict[str, Any]:
-        return self.content | {"classification_categories": {one: name for name, one in self.numbers.items()}}
+        made = {number: name for name, number in self.numbers.items()}
+        return self.content | {"classification_categories": self.categories | made}
 
-    def complete(self, row: AnswerRow) -> bool:
+    @cached_property
+    def by_file(self) -> dict[str, dict[str, Any]]:
+        """The images by their files, for names that are not those of the rows."""
+        return {os.path.realpath(name): one for name, one in self.images.items()}
+
+    def complete(self, answer: Answer) -> bool:
         """Write what a row says into its detection; False if the file has no such detection."""
-        number = str(row.about["box"])
-        detections = self.images.get(row.about["image"], {}).get("detections") or []
+        row, number = answer.row, str(answer.row.box)
+        image = self.images.get(row.image) or self.by_file.get(os.path.realpath(answer.where), {})
+        detections = image.get("detections") or []
         if not number.isdecimal() or int(number) >= len(detections):
             self.answers.left_out["with a box that the file does not have"] += 1
             return False
@@ -68,7 +81,7 @@ class DetectionFile:
 
     def add(self, answer: Answer) -> bool:
         """Add a detection for a row; False if nobody knows the size of its image."""
-        about, name = answer.row.about, answer.row.about["image"]
+        about, name = answer.row.about, answer.row.image
         sides = [float(about[side]) for side in ("x", "y", "width", "height")]
         if not about.get("fractions"):
             if name not in self.sizes:
@@ -115,13 +128,21 @@ def classified(row: AnswerRow, names: dict[str, str]) -> dict[str, Any]:
     if row.verdict:
         said = row.said()
         classes = [(said.text, said.probability or 0.0)] if said.text else []
-    best = [[names.setdefault(name, str(len(names))), round(share, 6)] for name, share in classes]
+    best = [[number_of(name, names), round(share, 6)] for name, share in classes]
     lists = {
         key: [{"name": one.name, "probability": round(one.probability, 6)} for one in some]
         for key, some in (("states", row.states), ("objects", row.objects))
     }
     verdict = {"verdict": row.verdict} if row.verdict else {}
     return {"classifications": best, **verdict, **lists}
+
+
+def number_of(name: str, names: dict[str, str]) -> str:
+    """The number of a class, a new one if it has none."""
+    if name not in names:
+        taken = set(names.values())
+        names[name] = next(number for number in map(str, count(len(names))) if number not in taken)
+    return names[name]
 
 
 def upright_size(file: Path) -> tuple[int, int] | None:

@@ -54,12 +54,16 @@ class AnswerWriter(ABC):
 
 
 def all_names(answers: Answers, options: ConvertOptions) -> tuple[list[str], list[str]]:
-    """The states and objects of the predictions, the options and the labels, each in one spelling, sorted."""
+    """The states and objects of the predictions, the options and the labels, sorted.
+
+    Predicted names are as the model has them; of another name the one spelling that counts is the model's.
+    """
     given = zip(*options.labels.values(), strict=True) if options.labels else ((), ())
     found = []
     for names, more, labels in zip(answers.names(), (options.states, options.objects), given, strict=True):
-        by_key = {name_key(name): name for name in (*labels, *more, *sorted(names))}  # the last one counts
-        found.append(sorted(by_key.values()))
+        known = set(map(name_key, names))
+        by_key = {name_key(name): name for name in (*labels, *more)}  # the last one counts
+        found.append(sorted(names.union(name for key, name in by_key.items() if key not in known)))
     return found[0], found[1]
 
 

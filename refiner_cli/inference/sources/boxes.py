@@ -70,12 +70,12 @@ class Boxes:
                 continue
             self.used += 1
             for one in found:
-                inputs = {"image": image.name, "box": one.number, **position(one.box), **one.about}
+                own = {"image": image.name, "box": one.number, **position(one.box)}
                 yield replace(
                     image,
                     name=f"{image.name}#{one.number}",
                     box=replace(one.box, margin=self.margin),
-                    inputs={**image.inputs, **inputs},
+                    inputs={**image.inputs, **own, **one.about, **own},  # no column takes their places
                 )
 
 
@@ -119,7 +119,7 @@ def read_boxes(file: Path, *, margin: float = 0.0, confidence: float = MIN_CONFI
             if float(one.about.get("confidence", 1.0)) < confidence:
                 left_out += 1
             else:
-                by_image.setdefault(row_name(name.removeprefix("./")), []).append(one)
+                by_image.setdefault(image_key(name), []).append(one)
     except (*DAMAGES, TypeError, AttributeError) as error:
         raise DatasetError(f"The boxes {row_name(str(file))} cannot be read ({reason_of(error)}).") from None
     if not by_image:
@@ -129,6 +129,11 @@ def read_boxes(file: Path, *, margin: float = 0.0, confidence: float = MIN_CONFI
     for found_boxes in by_image.values():
         number_apart(found_boxes)
     return Boxes(by_image, margin, digest.hexdigest()[:16], left_out)
+
+
+def image_key(name: str) -> str:
+    """What an image is called here that a file of boxes calls ``name``."""
+    return row_name(name.removeprefix("./"))
 
 
 def number_apart(found: list[Detection]) -> None:
@@ -148,7 +153,12 @@ def read_megadetector(content: Mapping[str, Any]) -> Detections:
             category = one.get("category")
             about = {"category": names.get(str(category), category), "confidence": one["conf"]}
             box = box_of(one["bbox"], fractions=True)
-            yield str(image["file"]).replace("\\", "/"), Detection(str(number), box, about)
+            yield megadetector_name(image), Detection(str(number), box, about)
+
+
+def megadetector_name(image: Mapping[str, Any]) -> str:
+    """The path of an image in MegaDetector's JSON, which may be written as on Windows."""
+    return str(image["file"]).replace("\\", "/")
 
 
 def read_coco(content: Mapping[str, Any]) -> Detections:

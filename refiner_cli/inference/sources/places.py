@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -56,6 +56,9 @@ class Places:
     sources: Sequence[PlaceSource]
     several: bool = False  # names begin with their place even if there is one source
     boxes: Boxes | None = None  # an image a box, instead of the complete images
+    unopened: set[str] = field(
+        default_factory=set
+    )  # what the names below folders begin with that were closed
 
     @property
     def single(self) -> PlaceSource | None:
@@ -85,11 +88,25 @@ class Places:
 
     def named(self, source: PlaceSource) -> Iterator[ImageFile]:
         """The images of one source under their names here, which need not be unique."""
-        own = row_name(source.given.rstrip("/"))
-        prefix = f"{own}/" if source.is_container and not self.single else ""
+        own, prefix = row_name(source.given.rstrip("/")), self.prefix(source)
         for image in source.images():
             name = f"{prefix}{image.name}" if image.name else own
+            if image.content is None and (not image.name or image.name.endswith("/")):
+                self.unopened.add(f"{prefix}{image.name}")
             yield image if name == image.name else replace(image, name=name)
+
+    def prefix(self, source: PlaceSource) -> str:
+        """What the names of a source's images begin with here."""
+        return f"{row_name(source.given.rstrip('/'))}/" if source.is_container and not self.single else ""
+
+    def out_of_reach(self, name: str) -> bool:
+        """Whether an image may be there although the last pass did not come across it.
+
+        Its folder could not be opened, or its archive, table or bucket not read to the end.
+        """
+        cut_short = [self.prefix(source) for source in self.sources
+                     if source.is_container and source.folder is None and not source.complete]  # fmt: skip
+        return name.startswith((*cut_short, *self.unopened))
 
     def origin(self) -> list[str]:
         """What the names are relative to: see :mod:`refiner_cli.inference.sources.noted`."""

@@ -126,11 +126,17 @@ def with_unique_names(images: Iterable[ImageFile], *, number: bool, taken: set[b
     Args:
         taken: the digests of the names so far.
     """
+    last: dict[bytes, int] = {}  # the number that the last image of a name got: all may have the same
     for image in images:
-        name, count = image.name, 1
-        while (key := name_digest(name)) in taken and number:
-            count += 1
-            name = f"{image.name}#{count}"
-        if key not in taken:
-            taken.add(key)
-            yield image if count == 1 else replace(image, name=name)
+        name, key = image.name, name_digest(image.name)
+        if key in taken:
+            if not number:
+                continue
+            first, count = key, last.get(key, 1)
+            while key in taken:
+                count += 1
+                name = f"{image.name}#{count}"
+                key = name_digest(name)
+            last[first] = count
+        taken.add(key)
+        yield image if name == image.name else replace(image, name=name)

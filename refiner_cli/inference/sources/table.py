@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -107,7 +109,9 @@ def path_column(row: Mapping[str, Any]) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """A value of a table as JSON has it."""
+    """A value of a table as JSON has it, which has no NaN and no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list | tuple):
@@ -126,7 +130,12 @@ def resolve_address(place: str, path: str) -> str:
     """The path or address of what a table at ``place`` calls ``path``."""
     if is_address(path):
         return path
-    return urljoin(place, path) if is_address(place) else str(Path(place).parent / path)
+    if is_web(place):
+        return urljoin(place, path)
+    if is_address(place):  # of a scheme that urljoin does not know
+        scheme, _, table = place.partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(table), path.lstrip('/')))}"
+    return str(Path(place).parent / path)
 
 
 def image_at(where: str, name: str) -> ImageFile:

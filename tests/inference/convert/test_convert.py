@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +23,8 @@ from refiner_cli.inference.convert.cleanlab import fill_probabilities
 from refiner_cli.inference.convert.conversion import WRITERS, check_target, convert_answers
 from refiner_cli.inference.convert.writer import ConvertOptions
 from refiner_cli.inference.sources.noted import NotedPlaces
-from tests.inference.convert.conftest import PHOTOS, predicted
+from tests.conftest import Cli
+from tests.inference.convert.conftest import PHOTOS, predicted, ranked
 
 
 def convert(answers: Answers, to: str, target: Path, **options: Any) -> Path:
@@ -203,6 +205,41 @@ def test_cleanlab_gets_labels_and_whole_distributions(answers: Answers, photos: 
             assert {name_key(names[i]) for i in data[f"{role}_labels"]} == {("half eaten", "plum")[place]}
 
 
+def test_two_predicted_names_are_two_however_they_are_spelled(photos: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = predicted("a.jpg", ("t-shirt", "pear"))
+    row["states"] = ranked(["t-shirt", "T shirt"], 0.6)
+    rows.write_text(json.dumps(row) + "\n")
+    answers = Answers(rows, NotedPlaces([str(photos)]))
+    options = ConvertOptions(labels={photos / "a.jpg": ("T_shirt", "Pear")}, states=("t shirt", "new"))
+    convert_answers(answers, WRITERS["cleanlab"], tmp_path / "out.npz", options)
+    with np.load(tmp_path / "out.npz") as data:
+        assert data["state_names"].tolist() == ["T shirt", "new", "raw", "t-shirt"]
+        assert data["state_labels"].tolist() == [0]
+        np.testing.assert_allclose(data["state_pred_probs"], [[0.3, 0.05, 0.05, 0.6]], rtol=1e-6)
+        assert data["object_labels"].tolist() == [data["object_names"].tolist().index("pear")]
+    convert_answers(answers, WRITERS["label-studio"], tmp_path / "out", options)
+    view = (tmp_path / "out" / "labelling.xml").read_text("utf-8")
+    states = view[view.index('name="state"') : view.index('value="Object"')]
+    assert re.findall(r'Choice value="(.*?)"', states) == ["T shirt", "new", "raw", "t-shirt"]
+
+
+def test_label_studio_serves_the_folder_that_all_photos_of_a_list_lie_in(
+    photos: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    names = [str(photos / "a.jpg"), str(photos / "sub" / "a.jpg")]
+    rows.write_text("".join(json.dumps(predicted(name, ("ripe", "pear"))) + "\n" for name in names))
+    made = convert_answers(
+        Answers(rows, NotedPlaces()), WRITERS["label-studio"], tmp_path / "out", ConvertOptions()
+    )
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text("utf-8"))
+    assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={photos.parent}," in made.notes[1]
+    assert [task["data"]["image"] for task in tasks] == [
+        "/data/local-files/?d=photos/a.jpg", "/data/local-files/?d=photos/sub/a.jpg",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("given", [{}, {0: 0.5, 2: 0.3}, {0: 0.6, 1: 0.4, 2: 0.2}, {0: 0.0, 1: 0.0, 2: 0.0}])
 def test_what_the_best_names_leave_is_spread_over_the_others(given: dict[int, float]) -> None:
     row = fill_probabilities(given, 3)
@@ -267,6 +304,9 @@ def test_names_are_found_where_the_run_says_they_lie(rows: Path, photos: Path, t
         (["/p/list.csv"], "https://h/b.jpg", "https://h/b.jpg"),
         (["https://h/p/list.csv"], "b.jpg", "https://h/p/b.jpg"),
         ([], "https://h/b.jpg", "https://h/b.jpg"),
+        (["s3://bucket/p/list.csv"], "b.jpg", "s3://bucket/p/b.jpg"),
+        (["s3://bucket/p/list.csv"], "../q/b.jpg", "s3://bucket/q/b.jpg"),
+        (["memory://list.csv"], "./b.jpg", "memory://b.jpg"),
         (["/p"], r"\xff.jpg", os.fsdecode(b"/p/\xff.jpg")),
     ):
         assert NotedPlaces(places).locate(name) == file
@@ -282,3 +322,13 @@ def test_a_name_that_is_not_text_is_left_out_where_a_format_is_text(photos: Path
         assert convert_answers(answers, WRITERS[to], target, ConvertOptions()).images == 1
         assert answers.left_out["with a name that is not text"] == 1
     assert convert_answers(answers, WRITERS["label-studio"], tmp_path / "ls", ConvertOptions()).images == 2
+
+
+def test_predictions_that_are_not_complete_are_said_to_be_so(
+    cli: Cli, rows: Path, photos: Path, tmp_path: Path
+) -> None:
+    sidecar = tmp_path / "rows.jsonl.run.json"
+    for complete, says in ((True, False), (False, True)):
+        sidecar.write_text(json.dumps({"complete": complete, "header": {"places": [str(photos)]}}))
+        done = cli("convert", rows, "--to", "csv", "-o", tmp_path / f"{complete}.csv")
+        assert (done.code, "is not complete" in done.err) == (5, says)

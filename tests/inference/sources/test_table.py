@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refiner_cli.data.delimiter import delimiter_of
-from refiner_cli.inference.sources.table import is_path_column
+from refiner_cli.inference.sources.table import is_path_column, json_value
 from tests.conftest import Cli
 
 
@@ -20,6 +20,11 @@ from tests.conftest import Cli
 )  # fmt: skip
 def test_the_header_tells_the_separator(header: str, delimiter: str) -> None:
     assert delimiter_of(header, is_path_column) == delimiter
+
+
+def test_a_value_that_json_does_not_have_is_null() -> None:
+    value = {"a": [float("nan"), 1.5], "b": float("-inf"), "c": "NaN"}
+    assert json_value(value) == {"a": [None, 1.5], "b": None, "c": "NaN"}
 
 
 def test_a_table_with_semicolons_is_predicted(
