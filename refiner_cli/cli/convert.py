@@ -102,6 +102,10 @@ def convert(
     )
     if is_unfinished(answers):
         terminal.note(f"{answers} is not complete: what it holds so far is converted")
+    if not url_prefix and (lost := found.first_lost()):
+        terminal.note(
+            f"there are no photos such as {row_name(lost.where)}; --images DIR says where they are now"
+        )
     made = convert_answers(found, writer, out, options)
     if as_json:
         terminal.json(

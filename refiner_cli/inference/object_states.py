@@ -82,9 +82,9 @@ def state_probabilities(scores: Tensor) -> Tensor:
     The median of an even number of states is the lower one.
     """
     S = scores.shape[1]
-    if S == 1:
-        return torch.full_like(scores, 0.5, dtype=torch.float64)
     values = scores.double() if scores.device.type != "mps" else scores.float()
+    if S == 1:
+        return torch.full_like(values, 0.5)
     middle = (S - 1) // 2  # of the S - 1 others, counted from the best
     rank = torch.arange(S, device=scores.device)
     typical = values[:, torch.where(rank <= middle, middle + 1, middle)]  # B x S

@@ -125,19 +125,20 @@ def search_index(
         ModelFileError: a part is missing or damaged.
     """
     best, typical, done = BestImages.empty(top), TypicalScore.empty(len(query.terms)), 0
+    signs = query.signs.cpu()
     for part in index.info.parts:
         usable = index.readable(part)
         vectors = index.vectors(part)
         for first in range(0, part.images, BLOCK):
             rows = slice(first, first + BLOCK)
-            scores = term_scores(vectors[rows], query, scale)  # N x T
-            typical.update(scores[usable[rows].to(scores.device)])
-            best.update(part, first, scores @ query.signs, usable[rows].to(scores.device))
+            scores = term_scores(vectors[rows], query, scale).cpu()  # N x T; MPS has no float64
+            typical.update(scores[usable[rows]])
+            best.update(part, first, scores @ signs, usable[rows])
         done += part.images
         progress(done, index.images)
     if not typical.images:
         raise UsageError(f"The index {index.folder} holds no image that could be read.")
-    offset = float(typical.value() @ query.signs.double().cpu())
+    offset = float(typical.value() @ signs.double())
     return list(hits(index, best, offset, max(min_score, min_margin + offset)))
 
 

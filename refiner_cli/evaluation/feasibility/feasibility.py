@@ -66,7 +66,7 @@ def text_tower_similarity(backbone: Backbone, space: LabelSpace) -> Similarity:
 
     def cosines(names: Sequence[str]) -> FloatArray:
         vectors = F.normalize(backbone.text.encode_texts([label_to_text(name) for name in names]), dim=-1)
-        table: FloatArray = (vectors @ vectors.T).double().cpu().numpy()
+        table: FloatArray = (vectors @ vectors.T).cpu().double().numpy()  # MPS has no float64
         return table
 
     source = f"the text tower of {backbone.spec.name} ({backbone.spec.pretrained})"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +159,11 @@ class Answers:
             else:
                 self.verdicts.update([row.verdict] if row.verdict else [])
                 yield Answer(row, self.places.locate(row.image))
+
+    def first_lost(self) -> Answer | None:
+        """The first answer, if none of the first hundred has its photo where that is looked for."""
+        first = list(islice((answer for answer in self if not answer.address), 100))
+        return first[0] if first and not any(os.path.exists(one.file) for one in first) else None  # noqa: PTH110
 
     def with_text_paths(self) -> Iterator[tuple[str, Answer]]:
         """The answers for a format that is text, with their absolute paths; others are left out."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubled before the next
 WEB_BLOCK = 1 << 18  # bytes
+SLOWEST = (16 << 10, 60.0)  # bytes in seconds of waiting: a slower transfer is given up, as downloads are
 BUSY = {408, 425, 429, 500, 502, 503, 504}  # answers after which it is worth asking again
 
 
@@ -98,22 +99,35 @@ class WebStream(io.RawIOBase):
             self.stack.close()
             said = f"the server answers {status(response)}"
             raise BusyError(said) if response.status_code in BUSY else UnreadableError(said)
-        self.blocks: Iterator[bytes] = response.iter_bytes(WEB_BLOCK)
-        self.rest = b""
+        self.blocks: Iterator[bytes] = (
+            response.iter_bytes()
+        )  # as they arrive: to fill one could take for ever
+        self.rest, self.arrived, self.waited = b"", 0, 0.0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if not self.rest:
+            begun = time.monotonic()
             try:
                 self.rest = next(self.blocks, b"")
             except self.errors as error:
                 raise BusyError(f"the connection broke: {error}") from None
+            self.keep_pace(len(self.rest), time.monotonic() - begun)
         count = min(len(buffer), len(self.rest))
         buffer[:count] = self.rest[:count]
         self.rest = self.rest[count:]
         return count
+
+    def keep_pace(self, arrived: int, seconds: float) -> None:
+        """Raise BusyError for a server that would keep its reader waiting for ever."""
+        self.arrived, self.waited = self.arrived + arrived, self.waited + seconds
+        least, limit = SLOWEST
+        if arrived and self.waited > limit:
+            if self.arrived < least:
+                raise BusyError(f"the server sent {self.arrived} bytes in {self.waited:.0f} s")
+            self.arrived, self.waited = 0, 0.0
 
     def close(self) -> None:
         if not self.closed:

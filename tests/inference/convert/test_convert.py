@@ -332,3 +332,12 @@ def test_predictions_that_are_not_complete_are_said_to_be_so(
         sidecar.write_text(json.dumps({"complete": complete, "header": {"places": [str(photos)]}}))
         done = cli("convert", rows, "--to", "csv", "-o", tmp_path / f"{complete}.csv")
         assert (done.code, "is not complete" in done.err) == (5, says)
+
+
+def test_photos_that_lie_elsewhere_are_said_to_be_so(
+    cli: Cli, rows: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl.run.json").unlink()
+    for images, says in (([], True), (["--images", photos], False)):
+        done = cli("convert", rows, "--to", "csv", "-o", tmp_path / f"{says}.csv", *images)
+        assert (done.code, "there are no photos such as" in done.err) == (5, says)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib.util
 import io
 import tarfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from refiner_cli.errors import InputError, UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import decode_batches
 from refiner_cli.inference.scan import NO_FILTER, ImageFile, PathFilter
+from refiner_cli.inference.sources import web
 from refiner_cli.inference.sources.braces import expand_braces
 from refiner_cli.inference.sources.content import Failed
 from refiner_cli.inference.sources.places import Places, find_again, find_places
@@ -226,6 +229,37 @@ def test_a_connection_that_breaks_costs_no_row_that_was_read(
     assert isinstance(found.pop(place), str)
     assert len(found) > 2
     assert not any(isinstance(result, str) for result in found.values())
+
+
+def test_a_server_that_keeps_its_reader_waiting_costs_one_row(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (photos / "a" / "0000.jpg").read_bytes()
+    going = threading.Event()
+
+    class Dripping(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) if self.path == "/good.jpg" else 1 << 20))
+            self.end_headers()
+            if self.path == "/good.jpg":
+                self.wfile.write(content)
+                return
+            with contextlib.suppress(OSError):
+                while not going.wait(0.02):
+                    self.wfile.write(b"x")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    monkeypatch.setattr(web, "SLOWEST", (1 << 10, 0.2))
+    monkeypatch.setattr(web, "PAUSE_SECONDS", 0.0)
+    with serve_handler(Dripping) as address:
+        names = [f"{address}/slow.jpg", f"{address}/good.jpg"]
+        found = {image.name: result for image, result in decoded(find_places(names))}
+        going.set()
+    assert "the server sent" in str(found[names[0]])
+    assert not isinstance(found[names[1]], str)
 
 
 def test_several_places_keep_their_names_apart(packed: Path, photos: Path) -> None:
