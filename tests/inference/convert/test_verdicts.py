@@ -16,7 +16,7 @@ from refiner_cli.errors import DatasetError
 from refiner_cli.inference.convert.answers import Answers
 from refiner_cli.inference.convert.conversion import WRITERS, convert_answers
 from refiner_cli.inference.convert.writer import ConvertOptions
-from refiner_cli.inference.formats import FORMATS, format_of
+from refiner_cli.inference.formats import FORMATS, format_of, read_rows
 from refiner_cli.inference.sources.noted import NotedPlaces
 from tests.inference.convert.conftest import predicted
 
@@ -146,6 +146,9 @@ def test_a_source_of_open_verdicts_alone_is_refused(answers: Answers, tmp_path: 
 
 
 def test_a_detection_gets_the_one_class_that_is_sure(answers: Answers, tmp_path: Path) -> None:
+    rows = [row | {"path": f"{row['path']}#0"} for row in read_rows(answers.file)]
+    wide = answers.file.name == "rows.csv"
+    format_of(answers.file, wide=wide, inputs=True).write(answers.file, rows, 2)
     made = json.loads(convert(answers, "megadetector", tmp_path / "out.json").read_text("utf-8"))
     names = made["classification_categories"]
     for image, (verdict, state, name) in zip(made["images"], SAID.values(), strict=True):
