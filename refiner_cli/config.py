@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from refiner_cli.errors import ConfigError
 from refiner_cli.plugins import method_class, method_names
 
 SECTIONS = ("model", "train", "calibration")
@@ -198,8 +199,10 @@ class Config(Section):
 
 
 def method_section(method: str) -> type[MethodConfig]:
-    """The ``[model]`` section of a method. Raises ConfigError for an unknown method."""
-    section: type[MethodConfig] = method_class(method).Config
+    """The ``[model]`` section of a method. Raises ConfigError for an unknown method, or one without."""
+    section = getattr(method_class(method), "Config", None)
+    if not (isinstance(section, type) and issubclass(section, MethodConfig)):
+        raise ConfigError(f"The method {method!r} has no settings: its class needs a MethodConfig as Config.")
     return section
 
 
@@ -227,7 +230,7 @@ def known_keys(method: str = "refiner") -> list[str]:
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Dotted keys and values of nested tables."""
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (value or prefix + name in SECTIONS):
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -84,7 +84,7 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
             place = merged
             for section in sections:
                 place = place.setdefault(section, {})
-            place[leaf] = parse_text(value, fields[key]) if isinstance(value, str) else value
+            place[leaf] = parse_value(value, fields[key])
     try:
         return Config.model_validate(merged), origin
     except ValidationError as error:
@@ -121,13 +121,30 @@ def explicit_values(layers: Iterable[Layer]) -> dict[str, tuple[Any, str]]:
 
     A key of any method is known. Raises ConfigError for an unknown one.
     """
-    fields = {key: field for name in method_names() for key, field in known_fields(name).items()}
+    fields = {key: field for name in method_names() for key, field in fields_of(name).items()}
     found: dict[str, tuple[Any, str]] = {}
     for source, values in layers:
         for key, value in flatten(values):
             check_key(key, source, "refiner", fields)
-            found[key] = (parse_text(value, fields[key]) if isinstance(value, str) else value, source)
+            found[key] = (parse_value(value, fields[key]), source)
     return found
+
+
+def fields_of(method: str) -> dict[str, Any]:
+    """The fields with this method; none where its package cannot be imported: others can be used."""
+    try:
+        return known_fields(method)
+    except ConfigError:
+        return {}
+
+
+def parse_value(value: Any, field: Any) -> Any:
+    """A value as the field wants it: text is read (:func:`parse_text`), and true is no number."""
+    if isinstance(value, list):
+        return [parse_value(one, field) for one in value]
+    if isinstance(value, bool) and value_kinds(field.annotation).isdisjoint({bool, str}):
+        return toml_text(value)  # which validation names; pydantic would take it for 1 or 0
+    return parse_text(value, field) if isinstance(value, str) else value
 
 
 def parse_text(text: str, field: Any) -> Any:
@@ -195,7 +212,7 @@ def check_key(key: str, source: str, method: str, keys: Iterable[str]) -> None:
     if new is not None:
         raise wrong(f"{source}: unknown key '{key}'.", hint=f"It is now called '{new}'.")
     others = [name for name in method_names() if name != method and key.startswith("model.")]
-    owners = [name for name in others if key in known_keys(name)]
+    owners = [name for name in others if key in fields_of(name)]
     if owners:
         raise wrong(
             f"{source}: the method {method} has no setting '{key}'.",

@@ -50,8 +50,11 @@ def outside(tmp_path: Path) -> Path:
     info.mkdir(parents=True)
     (site / "pcvl.py").write_text(BASELINE)
     (site / "broken_method.py").write_text(BROKEN)
+    (site / "bare_method.py").write_text("class Bare: pass\n")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pcvl\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[refiner.methods]\npcvl = pcvl:Pcvl\nbroken = broken_method:X\n")
+    (info / "entry_points.txt").write_text(
+        "[refiner.methods]\npcvl = pcvl:Pcvl\nbroken = broken_method:X\nbare = bare_method:Bare\n"
+    )
     return site
 
 
@@ -97,3 +100,15 @@ def test_a_method_whose_package_fails_is_an_error_that_names_it(outside: Path, s
     assert "The method 'broken' of the package pcvl cannot be imported" in done.stderr
     assert "license key" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_fails_is_no_matter_of_other_methods(outside: Path, small_demo: Path) -> None:
+    wrong = refiner(outside, "config", "--set", "model.nonsense=1")
+    assert wrong.returncode == 2
+    assert "--set: unknown key 'model.nonsense'" in wrong.stderr
+    resumed = refiner(outside, "train", "--resume", "--out", small_demo, "--lr", 1)
+    assert "is not a run" in resumed.stderr
+    bare = refiner(outside, "config", "--method", "bare")
+    assert bare.returncode == 3
+    assert "The method 'bare' has no settings" in bare.stderr
+    assert "Traceback" not in bare.stderr

@@ -156,6 +156,24 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert resolve([from_file(file)]).train.lr == 0.5
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train.epochs = true", "train.epochs = 'true' is not valid: input should be a valid integer"),
+        ("train.lr = false", "train.lr = 'false' is not valid: input should be a valid number"),
+        ("calibration.state_weight = [0.5, true]", "calibration.state_weight = 'true' is not valid"),
+        ("train.lr = {}", "train.lr = {} is not valid"),
+        ("[trian]", "unknown key 'trian'"),
+    ],
+)
+def test_what_is_no_value_of_a_setting_is_an_error(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        resolve([from_file(file)])
+    assert says in str(raised.value)
+
+
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text("[train\n")

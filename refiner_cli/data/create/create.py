@@ -104,8 +104,8 @@ def create_dataset(
     if missing := [fault.path for fault in bad if fault.missing and not Path(fault.path).is_symlink()]:
         verb = "does not exist" if len(missing) == 1 else "do not exist"
         raise DatasetError(f"{len(missing)} of the {len(files)} images listed {verb}, such as {missing[0]}.")
-    unreadable = {fault.path for fault in bad}
-    readable = [photo for photo in photos if str(photo.file) not in unreadable]
+    unreadable = {fault.path for fault in found}  # a file may be listed under two paths
+    readable = [photo for photo in photos if str(photo.file.absolute()) not in unreadable]
     try:
         good, dropped = drop_duplicates(readable)
         parts = split_photos(good, options)

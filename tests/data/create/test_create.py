@@ -5,6 +5,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -193,6 +194,17 @@ def test_images_that_cannot_be_read_are_left_out_and_told(photos: Path, run: Run
     created = run(read_photos(photos).photos)
     assert [fault.path for fault in created.left_out] == [str(bad)]
     assert sum(len(found) for found in load_benchmark(tmp_path / "out").samples.values()) == 89
+
+
+def test_an_unreadable_image_that_is_listed_under_two_paths_is_left_out(
+    photos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    Path("cut_apple/torn.jpg").write_bytes(b"\xff\xd8\xff")
+    found = read_photos(photos).photos
+    torn = next(photo for photo in found if photo.file.name == "torn.jpg")
+    run([replace(torn, file=Path("cut_apple/torn.jpg")), *found])
+    assert not list((tmp_path / "out/images").rglob("torn*"))
 
 
 def test_an_image_that_is_not_there_is_an_error(photos: Path, run: Run) -> None:
