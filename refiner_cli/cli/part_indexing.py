@@ -38,7 +38,7 @@ class IndexRequest:
 def index_units(request: IndexRequest, parts: PartsRequest) -> Index | None:
     """Encode the units of this process; the index, if it is complete now.
 
-    Raises UsageError if the index was made already, or the folder holds something else.
+    Raises UsageError if the folder holds something else, or an index of another model or other images.
     """
     from refiner_cli.inference.index import Index, is_index
     from refiner_cli.inference.parts.index_units import UNITS_FOLDER, list_units
@@ -46,10 +46,11 @@ def index_units(request: IndexRequest, parts: PartsRequest) -> Index | None:
     if request.paths == STDIN and parts.devices:
         raise UsageError("A list on stdin is read by one process.", hint="Leave --devices out.")
     if is_index(request.out):
+        made = open_complete(request)
         terminal.note(
             f"the index {request.out} is complete; without --part, --devices and --engine it is updated"
         )
-        return Index.open(request.out)
+        return made
     share = share_of(parts)
     with stop_with_saved_rows(request.out):
         plan = compute_units(parts, share, request.out / UNITS_FOLDER, partial(plan_index, request))
@@ -57,6 +58,18 @@ def index_units(request: IndexRequest, parts: PartsRequest) -> Index | None:
             return Index.open(request.out)
     terminal.note(f"{plan.count_done()} of {plan.units} units done; next: the other parts")
     return None
+
+
+def open_complete(request: IndexRequest) -> Index:
+    """The index that is there already. Raises UsageError for that of another model or of other images."""
+    from refiner_cli.inference.indexing import open_for_writing
+    from refiner_cli.inference.scan import NO_FILTER
+
+    places = open_places(request.paths, NO_FILTER, null=request.null)
+    model, info = open_model(request.model, request.device)
+    recogniser = prepare_recogniser(model, None, request.encoding).recogniser
+    named = name_places(request.paths, places)
+    return open_for_writing(request.out, recogniser, name_model(request.model), info.method, named)
 
 
 def plan_index(request: IndexRequest, device: str | None) -> IndexUnitWriter:

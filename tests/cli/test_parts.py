@@ -151,6 +151,10 @@ def test_an_index_is_made_in_parts_and_counts_when_all_are_there(
         if one["status"] == "ok":
             assert one["predictions"][0]["score"] == pytest.approx(other["predictions"][0]["score"], abs=0.02)
     assert cli("-q", *options, "--part", "1/2").code == 5  # complete already
+    for other, says in (((photos / "a",), "holds images of"), ((photos,), "another model")):
+        model = "tiny" if says == "another model" else small_export
+        refused = cli("-q", "index", model, *other, "-o", shared, "--part", "1/2")
+        assert (refused.code, says in refused.err) == (2, True)
     (photos / "bad.jpg").unlink()
     again = cli("-q", *options, "--json")
     assert (again.code, again.json["kept"], again.json["dropped"]) == (0, 10, 1)
