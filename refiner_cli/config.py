@@ -58,7 +58,7 @@ class TrainConfig(Section):
     state_weight: float = Field(0.5, ge=0, description="w_s, weight of the state alignment in the loss")
     object_weight: float = Field(0.5, ge=0, description="w_o, weight of the object alignment in the loss")
     concept_weight: float = Field(
-        0.5, ge=0, description="w_c, weight of the queries' own alignment in the loss"
+        0.5, ge=0, description="w_c, weight in the loss of regions and class token, each aligned on its own"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of every cross-entropy")
     augment: Literal["published", "affine", "none"] = Field(

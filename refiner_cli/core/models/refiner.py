@@ -8,6 +8,7 @@ with every part on, the untrained model is CLIP zero-shot.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -102,7 +103,11 @@ class Refiner(Model):
         tokens = self.encode_tokens(images)  # B x N x W, before the last block
         class_token = self.read_class_token(tokens)  # B x D
         refined = self.refine(class_token, tokens)  # state, object and composition embeddings
-        return refined if self.image_to_text is None else self.image_to_text(refined)
+        mapped = self.map_to_text(refined)
+        if self.visual_refinement is None or not self.training:
+            return mapped
+        whole = self.map_to_text(ImageVectors(class_token, class_token, class_token))
+        return replace(mapped, branches=(*mapped.branches, whole))
 
     def encode_pairs(self, space: LabelSpace) -> TextBank:
         return self.prompts.encode(
@@ -115,8 +120,8 @@ class Refiner(Model):
 
     def loss(self, scores: Scores, truth: Tensor, space: LabelSpace, train: TrainConfig) -> Tensor:
         loss = super().loss(scores, truth, space, train)
-        for regions in scores.branches:  # what the queries read is aligned on its own, too
-            loss = loss + train.concept_weight * super().loss(regions, truth, space, train)
+        for branch in scores.branches:  # what the queries read, and the class token, each on its own
+            loss = loss + train.concept_weight * super().loss(branch, truth, space, train)
         return loss
 
     @property
@@ -163,6 +168,10 @@ class Refiner(Model):
         if self.visual_refinement is None:
             return ImageVectors(class_token, class_token, class_token)
         return self.visual_refinement(self.backbone.visual, class_token, tokens)
+
+    def map_to_text(self, vectors: ImageVectors) -> ImageVectors:
+        """Image vectors of each role in the space of the texts."""
+        return vectors if self.image_to_text is None else self.image_to_text(vectors)
 
     @property
     def has_queries(self) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from refiner_cli.config import method_section
+from refiner_cli.config import TrainConfig, method_section
+from refiner_cli.core.models.base import ImageVectors, Model
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.prompts import ROLES
@@ -183,6 +184,30 @@ def test_class_token_and_patches_do_not_see_the_queries(name: str, blocks: int) 
         region = getattr(found.branches[0], role)
         assert not torch.allclose(region, getattr(regions, role), atol=1e-4)
         assert not torch.allclose(getattr(found, role), class_token, atol=1e-4)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_training_aligns_regions_and_class_token_on_their_own(tiny: Backbone, mapped: bool) -> None:
+    model, pixels = Refiner.build(tiny, RefinerConfig(image_to_text=mapped), SPACE), images(tiny)
+    assert model.visual_refinement is not None
+    with torch.no_grad():
+        for group in model.visual_refinement.groups():
+            group.gate_logit.fill_(1.0)
+        model.train()
+        trained, bank = model.encode_images(pixels), model.encode_pairs(SPACE)
+        class_token = model.read_class_token(model.encode_tokens(pixels))
+        want = model.map_to_text(ImageVectors(class_token, class_token, class_token))
+        _, whole = trained.branches
+        scores = model.score(trained, bank)
+        truth, train = torch.tensor([0, 1]), TrainConfig(concept_weight=0.25)
+        alone = [Model.loss(model, one, truth, SPACE, train) for one in (scores, *scores.branches)]
+        assert float(model.loss(scores, truth, SPACE, train)) == pytest.approx(
+            float(alone[0] + 0.25 * (alone[1] + alone[2]))
+        )
+        assert len(model.eval().encode_images(pixels).branches) == 1
+    for role in ROLES:
+        assert torch.equal(getattr(whole, role), getattr(want, role))
+        assert not torch.allclose(getattr(whole, role), getattr(trained, role), atol=1e-3)
 
 
 def test_the_towers_stay_frozen(tiny: Backbone) -> None:
