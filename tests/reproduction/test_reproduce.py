@@ -62,6 +62,7 @@ def served(site: Site, dataset: object, archive: bytes) -> object:
     return dataset.model_copy(update={"sources": (source,), "expected": expected})  # type: ignore[attr-defined]
 
 
+@pytest.mark.timeout(900)  # several trainings in processes of their own
 def test_from_nothing_to_a_table_killed_and_resumed(cli: Cli, catalogue: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = (
