@@ -273,6 +273,15 @@ def sidecar_of(file: Path) -> Path:
     return file.with_name(file.name + ".run.json")
 
 
+def read_run_record(file: Path) -> dict[str, Any]:
+    """What the file beside an output says; empty where it is missing or damaged."""
+    try:
+        found = json.loads(sidecar_of(file).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def require_own_rows(file: Path) -> None:
     """Raise UsageError for a file that is not known to be an output of this program."""
     if file.exists() and not sidecar_of(file).exists():

@@ -6,23 +6,18 @@ rows can be converted, but ``predict`` does not go on with them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from refiner_cli.errors import UsageError
 from refiner_cli.files import write_json
-from refiner_cli.inference.output import OUTPUT_SCHEMA, sidecar_of
+from refiner_cli.inference.output import OUTPUT_SCHEMA, read_run_record, sidecar_of
 from refiner_cli.inference.scan import row_name
 
 
 def refuse_predictions(file: Path) -> None:
     """Raise UsageError for an output of ``predict``, which another command must not replace."""
-    try:
-        schema = json.loads(sidecar_of(file).read_text("utf-8"))["schema"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return
-    if schema == OUTPUT_SCHEMA and file.exists():
+    if read_run_record(file).get("schema") == OUTPUT_SCHEMA and file.exists():
         raise UsageError(
             f"{row_name(str(file))} holds predictions of 'refiner predict'.", hint="Choose another name."
         )

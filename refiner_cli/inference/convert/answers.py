@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from pydantic import BaseModel
 from refiner_cli.core.models.calibration import Level
 from refiner_cli.errors import DatasetError
 from refiner_cli.inference.formats import read_rows
-from refiner_cli.inference.output import sidecar_of
+from refiner_cli.inference.output import read_run_record
 from refiner_cli.inference.scan import row_name
 from refiner_cli.inference.sources.noted import NotedPlaces
 from refiner_cli.inference.sources.source import is_address
@@ -199,18 +198,14 @@ class Answers:
 
 def is_unfinished(file: Path) -> bool:
     """Whether predict has not written all rows of a file yet, as the file beside it says."""
-    try:
-        complete = json.loads(sidecar_of(file).read_text("utf-8"))["complete"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-    return complete is False
+    return read_run_record(file).get("complete") is False
 
 
 def noted_places(file: Path) -> NotedPlaces:
     """What the paths of a file of predictions are relative to, as the file beside it says; else nothing."""
     try:
-        header = json.loads(sidecar_of(file).read_text("utf-8"))["header"]
-        texts = [place for place in header["places"] if isinstance(place, str) and place != "index"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        places = read_run_record(file)["header"]["places"]
+        texts = [place for place in places if isinstance(place, str) and place != "index"]
+    except (KeyError, TypeError):
         texts = []
     return NotedPlaces(texts)

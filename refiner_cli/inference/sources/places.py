@@ -56,9 +56,8 @@ class Places:
     sources: Sequence[PlaceSource]
     several: bool = False  # names begin with their place even if there is one source
     boxes: Boxes | None = None  # an image a box, instead of the complete images
-    unopened: set[str] = field(
-        default_factory=set
-    )  # what the names below folders begin with that were closed
+    # What the names of images begin with whose folder or file could not be opened.
+    unopened: set[str] = field(default_factory=set)
 
     @property
     def single(self) -> PlaceSource | None:

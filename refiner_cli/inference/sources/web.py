@@ -99,9 +99,8 @@ class WebStream(io.RawIOBase):
             self.stack.close()
             said = f"the server answers {status(response)}"
             raise BusyError(said) if response.status_code in BUSY else UnreadableError(said)
-        self.blocks: Iterator[bytes] = (
-            response.iter_bytes()
-        )  # as they arrive: to fill one could take for ever
+        # As they arrive: to fill a block could take for ever.
+        self.blocks: Iterator[bytes] = response.iter_bytes()
         self.rest, self.arrived, self.waited = b"", 0, 0.0
 
     def readable(self) -> bool:
