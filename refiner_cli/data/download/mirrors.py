@@ -21,7 +21,8 @@ from refiner_cli.data.download.archive import ArchiveError
 from refiner_cli.data.download.catalog import Source
 from refiner_cli.data.download.http import is_unresolved, is_untrusted
 from refiner_cli.data.download.partial_download import PartialDownload
-from refiner_cli.data.download.transfer import MirrorError, Pace, TransientError, transfer
+from refiner_cli.data.download.patience import Pace
+from refiner_cli.data.download.transfer import MirrorError, TransientError, transfer
 from refiner_cli.data.progress import Notice, Report, StoppedError
 from refiner_cli.errors import FetchError
 

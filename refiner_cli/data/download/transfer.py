@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from threading import Event
 
 import httpx2 as httpx
@@ -23,9 +22,8 @@ from refiner_cli.data.download.http import (
     status,
 )
 from refiner_cli.data.download.partial_download import PartialDownload
+from refiner_cli.data.download.patience import RETRIED_STATUSES, Pace
 from refiner_cli.data.progress import Progress, Report, StoppedError
-
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another attempt at the same address
 
 
 class MirrorError(Exception):
@@ -38,14 +36,6 @@ class TransientError(Exception):
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
         self.wait = wait  # seconds that the server requested
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The slowest transfer that is not given up: ``count`` bytes in ``seconds``."""
-
-    count: int = 16 << 10
-    seconds: float = 60.0
 
 
 def transfer(web: httpx.Client, part: PartialDownload, report: Report, stop: Event, pace: Pace) -> None:
@@ -69,7 +59,7 @@ def transfer(web: httpx.Client, part: PartialDownload, report: Report, stop: Eve
         ):
             part.discard()
             raise TransientError("the server does not continue the same file, so it starts again", wait=0)
-        if response.status_code in _RETRIED:
+        if response.status_code in RETRIED_STATUSES:
             raise TransientError(f"the server answers {status(response)}", retry_after(response))
         if response.status_code not in {200, 206}:
             raise MirrorError(f"the server answers {status(response)}")

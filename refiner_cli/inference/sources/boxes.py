@@ -79,6 +79,11 @@ class Boxes:
                 )
 
 
+def cropped_name(crop: str) -> str:
+    """The name of the image that a crop was cut from; of what is no crop, its own."""
+    return crop.rpartition("#")[0] or crop
+
+
 def box_of(sides: Iterable[Any], *, fractions: bool = False) -> Box:
     """From x, y, width and height."""
     x, y, width, height = map(float, sides)

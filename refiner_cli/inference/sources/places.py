@@ -7,9 +7,10 @@ starts with its place, so that no two images share one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from refiner_cli.inference.scan import (
     row_name,
     row_path,
 )
-from refiner_cli.inference.sources.boxes import Boxes
+from refiner_cli.inference.sources.boxes import Boxes, cropped_name
 from refiner_cli.inference.sources.braces import expand_braces
 from refiner_cli.inference.sources.bucket import (
     BucketFile,
@@ -155,16 +156,24 @@ class Places:
 
     def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
         """The images that go by some names, in that order; without content where it cannot be read again."""
-        if not self.boxes and all(source.folder or not source.is_container for source in self.sources):
-            noted = self.noted()
-            yield from (image_at(noted.locate(name), name) for name in names)
-            return
+        images: Callable[[], Iterator[ImageFile]] = self.images
+        if all(source.folder or not source.is_container for source in self.sources):
+            located = partial(located_images, self.noted())
+            if not self.boxes:
+                yield from located(names)
+                return
+            images = partial(self.boxes.crops, located(dict.fromkeys(map(cropped_name, names))))
         wanted = set(names)
         again = Failed("it can only be read together with its archive")
         found = {image.name: replace(image, content=again) if isinstance(image.content, Loaded) else image
-                 for image in self.images() if image.name in wanted}  # fmt: skip
+                 for image in images() if image.name in wanted}  # fmt: skip
         lost = Failed("its source does not have it any more")
         yield from (found.get(name) or ImageFile(Path(name), name, lost) for name in names)
+
+
+def located_images(noted: NotedPlaces, names: Iterable[str]) -> Iterator[ImageFile]:
+    """The images of some names, without another pass over their places."""
+    return (image_at(noted.locate(name), name) for name in names)
 
 
 def find_places(

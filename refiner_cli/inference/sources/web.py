@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from refiner_cli.data.download.patience import RETRIED_STATUSES, Pace
 from refiner_cli.data.image_file import UnreadableError
 from refiner_cli.errors import FetchError
 from refiner_cli.inference.scan import UNKNOWN_VERSION, FileVersion, ImageFile, row_name
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5  # before the second attempt; doubled before the next
 WEB_BLOCK = 1 << 18  # bytes
-SLOWEST = (16 << 10, 60.0)  # bytes in seconds of waiting: a slower transfer is given up, as downloads are
-BUSY = {408, 425, 429, 500, 502, 503, 504}  # answers after which it is worth asking again
+SLOWEST = Pace()  # in seconds of waiting for the server, not of decoding what it sent
 
 
 def is_web(address: str) -> bool:
@@ -98,7 +98,7 @@ class WebStream(io.RawIOBase):
         if response.status_code != 200:
             self.stack.close()
             said = f"the server answers {status(response)}"
-            raise BusyError(said) if response.status_code in BUSY else UnreadableError(said)
+            raise BusyError(said) if response.status_code in RETRIED_STATUSES else UnreadableError(said)
         # As they arrive: to fill a block could take for ever.
         self.blocks: Iterator[bytes] = response.iter_bytes()
         self.rest, self.arrived, self.waited = b"", 0, 0.0
@@ -122,9 +122,8 @@ class WebStream(io.RawIOBase):
     def keep_pace(self, arrived: int, seconds: float) -> None:
         """Raise BusyError for a server that would keep its reader waiting for ever."""
         self.arrived, self.waited = self.arrived + arrived, self.waited + seconds
-        least, limit = SLOWEST
-        if arrived and self.waited > limit:
-            if self.arrived < least:
+        if arrived and self.waited > SLOWEST.seconds:
+            if self.arrived < SLOWEST.count:
                 raise BusyError(f"the server sent {self.arrived} bytes in {self.waited:.0f} s")
             self.arrived, self.waited = 0, 0.0
 

@@ -18,7 +18,7 @@ from refiner_cli.data.download.catalog import Source
 from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.download.http import client, probe
 from refiner_cli.data.download.mirrors import RetryPolicy, fetch
-from refiner_cli.data.download.transfer import Pace
+from refiner_cli.data.download.patience import Pace
 from refiner_cli.errors import FetchError
 from tests.data.conftest import Log
 from tests.data.download.raw_server import answering, response

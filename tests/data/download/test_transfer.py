@@ -16,7 +16,7 @@ from refiner_cli.data.download.content import open_archive
 from refiner_cli.data.download.http import client, retry_after
 from refiner_cli.data.download.mirrors import RetryPolicy, fetch
 from refiner_cli.data.download.partial_download import PartialDownload
-from refiner_cli.data.download.transfer import Pace
+from refiner_cli.data.download.patience import Pace
 from refiner_cli.errors import ConfigError, EnvironmentLacksError, FetchError
 from tests.data.conftest import Log
 from tests.data.download.raw_server import Answer, answering, response

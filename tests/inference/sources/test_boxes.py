@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,26 @@ def test_every_box_is_an_image_that_shows_what_is_in_it(photos: Path, tmp_path: 
     if kind == "megadetector":
         assert boxes.left_out == 3
         assert first.inputs["category"] == "animal"
+
+
+@pytest.mark.parametrize("place", ["-", ".", "x.tar"])
+def test_crops_are_found_again(
+    photos: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(photos.iterdir())
+    monkeypatch.chdir(write_tar(photos / "x.tar", photos, files).parent)
+    listed = "".join(f"{file.name}\n" for file in files).encode()
+    places = find_places([place], stdin=BytesIO(listed))
+    places.boxes = read_boxes(table(tmp_path))
+    images = list(places.images())
+    names = [f"{name}#{number}" for name in ("turned.jpg", "a.jpg", "lost.jpg") for number in (1, 0)]
+    found = list(places.locate(names))
+    assert [image.name for image in found] == names
+    assert [image.box for image in found[:4]] == [
+        next(image.box for image in images if image.name == name) for name in names[:4]
+    ]
+    shown = [shown for _, group in decode_batches(iter(found), 4, Crop(8, 8), 0) for shown in group]
+    assert [isinstance(one, str) for one in shown] == [False] * 4 + [True] * 2
 
 
 def test_a_margin_enlarges_a_box_up_to_the_edges(photos: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from refiner_cli.cli.inputs import name_places
 from refiner_cli.data.crop import Crop
+from refiner_cli.data.download.patience import Pace
 from refiner_cli.errors import InputError, UsageError
 from refiner_cli.inference.decode_pool import DecodeResult
 from refiner_cli.inference.decoding import decode_batches
@@ -252,7 +253,7 @@ def test_a_server_that_keeps_its_reader_waiting_costs_one_row(
         def log_message(self, *_: object) -> None:
             """Nothing on stderr."""
 
-    monkeypatch.setattr(web, "SLOWEST", (1 << 10, 0.2))
+    monkeypatch.setattr(web, "SLOWEST", Pace(1 << 10, 0.2))
     monkeypatch.setattr(web, "PAUSE_SECONDS", 0.0)
     with serve_handler(Dripping) as address:
         names = [f"{address}/slow.jpg", f"{address}/good.jpg"]
