@@ -25,6 +25,7 @@ from refiner_cli.errors import ConfigError
 from refiner_cli.plugins import method_class, method_names
 
 SECTIONS = ("model", "train", "calibration")
+EXCLUSIVE_KEYS = (("train.eval_every", "train.val_per_epoch"),)  # one of each may differ from its default
 
 
 class Section(BaseModel):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from refiner_cli.config import SECTIONS, Config, flatten, known_fields, known_keys
+from refiner_cli.config import EXCLUSIVE_KEYS, SECTIONS, Config, flatten, known_fields, known_keys
 from refiner_cli.errors import ConfigError, OptionError
 from refiner_cli.plugins import method_names
 from refiner_cli.printable import json_text
@@ -62,7 +62,8 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
 
     Args:
         bases: the first layers (recipes and the like), as far as there are any. They may hold ``[model]``
-            settings of several methods; those that the chosen method does not have are ignored.
+            settings of several methods; those that the chosen method does not have are ignored, and so is a
+            setting that a later layer excludes.
 
     Raises:
         ConfigError: an unknown key or a wrong value; the message names key, value and source.
@@ -74,19 +75,20 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
     for number, (source, values) in enumerate(flat[: len(below)]):
         usable = {key: v for key, v in values.items() if key in fields or not key.startswith("model.")}
         flat[number] = (source, usable)
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = {}  # by dotted key
     origin: dict[str, str] = {}
-    for source, values in flat:
+    layer: dict[str, int] = {}  # which one each value comes from
+    for number, (source, values) in enumerate(flat):
         for key, value in values.items():
             check_key(key, source, method, fields)
-            origin[key] = source
-            *sections, leaf = key.split(".")
-            place = merged
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[leaf] = parse_value(value, fields[key])
+            merged[key], origin[key], layer[key] = parse_value(value, fields[key]), source, number
+    for pair in EXCLUSIVE_KEYS:
+        if all(key in merged and merged[key] != fields[key].default for key in pair):
+            earlier, later = sorted(pair, key=layer.__getitem__)
+            if layer[earlier] < min(layer[later], len(below)):
+                del merged[earlier], origin[earlier]
     try:
-        return Config.model_validate(merged), origin
+        return Config.model_validate(nested(merged)), origin
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(part for part in first["loc"] if isinstance(part, str))  # without places in lists
@@ -98,6 +100,18 @@ def resolve_with_sources(layers: Iterable[Layer], *bases: Layer | None) -> tuple
             f"{origin.get(key, 'configuration')}: {key} = {first['input']!r} is not valid: "
             f"{message[:1].lower()}{message[1:]}."
         ) from None
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of values by dotted key; the inverse of :func:`~refiner_cli.config.flatten`."""
+    tables: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        place = tables
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return tables
 
 
 def _contradiction(message: str, layers: Sequence[Layer]) -> ConfigError:

@@ -125,7 +125,8 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
 def describe_seeds(folder: Path) -> dict[str, Any]:
     """Several runs that differ in their seed: what each reached, and which one other commands take."""
-    from refiner_cli.training.run_dir import Run, read_best
+    from refiner_cli.training.run_dir import Run
+    from refiner_cli.training.run_files import read_best
     from refiner_cli.training.seeds import SeedRuns, mean_and_deviation
 
     several = SeedRuns.open(folder)

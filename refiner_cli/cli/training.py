@@ -16,13 +16,12 @@ from refiner_cli.cli.signals import StopRequest, stop_on_signal
 from refiner_cli.cli.train_request import TrainRequest
 from refiner_cli.cli.training_data import open_run_data, open_training_data
 from refiner_cli.cli.training_view import fit_with_progress, show_training
-from refiner_cli.errors import RefinerError, UnreadableImageError, UsageError
+from refiner_cli.errors import ModelFileError, RefinerError, UnreadableImageError, UsageError
 
 if TYPE_CHECKING:
     from refiner_cli.config import Config
     from refiner_cli.core.runtime.distributed import DistributedContext
     from refiner_cli.data.benchmark import Benchmark
-    from refiner_cli.training.run_dir import Run
     from refiner_cli.training.seeds import SeedRuns
     from refiner_cli.training.trainer import Trainer
 
@@ -117,11 +116,14 @@ def train_seeds(
     for seed in several.seeds:
         folder = several.run(seed)
         terminal.note(f"seed {seed}, {len(runs) + 1} of {len(several.seeds)}")
-        if is_run(folder):
+        # The main process decides: when another one looks, it may have made the run already.
+        if ranks.broadcast("begun" if is_run(folder) else ""):
             runs.append(fit_with_progress(resumed_trainer(request, folder, ranks), stop))
         else:
+            before = several.first_begun()
             if config is None:
-                first = Run.open(several.run(several.seeds[0]))
+                assert before is not None  # noqa: S101 - resume_seeds() says so
+                first = Run.open(before)
                 config = first.config
                 request = replace(
                     request,
@@ -131,7 +133,6 @@ def train_seeds(
                 )
             try:
                 seeded = config.model_copy(update={"seed": seed})
-                before = several.run(several.seeds[0])  # it keeps what its training started from
                 runs.append(new_training(request, seeded, folder, ranks, stop, before))
             except BaseException:
                 if ranks.is_main:
@@ -149,7 +150,17 @@ def train_seeds(
 
 
 def resume_seeds(request: TrainRequest, several: SeedRuns) -> TrainRequest:
-    """The request as each run of the folder takes it. Raises UsageError for other seeds."""
+    """The request as each run of the folder takes it.
+
+    Raises:
+        UsageError: other seeds are asked for.
+        ModelFileError: none of the trainings has begun.
+    """
+    if several.first_begun() is None:
+        raise ModelFileError(
+            f"No training in {several.folder} has begun.",
+            hint="Give the command that started it again, without --resume.",
+        )
     if request.seeds not in {1, len(several.seeds)}:
         raise UsageError(
             f"--seeds {request.seeds} contradicts {several.folder}, which holds {len(several.seeds)} seeds.",
@@ -179,7 +190,7 @@ def new_training(
     The first process goes ahead: it may have to draw the demo.
 
     Args:
-        before: the first run of several seeds.
+        before: the first run of several seeds, which keeps what its training started from.
     """
     from refiner_cli.inference.encoded import EncodedBenchmark
     from refiner_cli.inference.labelled_index import LABELS, write_labels
@@ -194,10 +205,13 @@ def new_training(
         skipped = unreadable_images(benchmark) if request.skip_unreadable and not encoded else []
         root, labels = str(benchmark.root.resolve()), LABELS if encoded else ""
         ref = DatasetRef(benchmark.name, root, benchmark.fingerprint(), labels)
-        run = Run.create(folder, config, ref, environment() | {"arguments": sys.argv}, skipped)
-        if isinstance(benchmark, EncodedBenchmark):
-            write_labels(run.folder / LABELS, benchmark)
-        copy_initial(run, before)
+
+        def fill(place: Path) -> None:
+            if isinstance(benchmark, EncodedBenchmark):
+                write_labels(place / LABELS, benchmark)
+            copy_initial(config.init, place, before)
+
+        Run.create(folder, config, ref, environment() | {"arguments": sys.argv}, skipped, fill)
     ranks.barrier()
     run = Run.open(folder)
     try:
@@ -211,21 +225,16 @@ def new_training(
         raise
 
 
-def copy_initial(run: Run, before: Path | None) -> None:
+def copy_initial(init: str, folder: Path, before: Path | None) -> None:
     """Copy into a new run what the model learned that it starts from, if it starts from one."""
     from refiner_cli.cli.common import is_zero_shot
-    from refiner_cli.training.run_dir import model_folder
-    from refiner_cli.training.warm_start import INIT, store_initial
+    from refiner_cli.training.run_dir import INIT, model_folder
+    from refiner_cli.training.warm_start import store_initial
 
-    init = run.config.init
     kept = before / INIT if before else None
     if not init or is_zero_shot(Path(init)):
         return
-    try:
-        store_initial(run.folder, kept if kept and kept.is_dir() else model_folder(Path(init)))
-    except BaseException:
-        run.abandon()
-        raise
+    store_initial(folder, kept if kept and kept.is_dir() else model_folder(Path(init)))
 
 
 def unreadable_images(benchmark: Benchmark) -> list[str]:

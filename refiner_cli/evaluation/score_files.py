@@ -42,6 +42,7 @@ UNREADABLE = (
     zlib.error,
     NotImplementedError,
     RuntimeError,
+    MemoryError,  # a damaged header can ask for any size
 )
 
 
@@ -123,6 +124,8 @@ def _member(file: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
             f"{file} holds no array '{name}'.",
             hint="scores, truth, seen, pair_state and pair_object are needed.",
         ) from None
+    except UNREADABLE as error:  # encrypted, of an unknown compression, or damaged
+        raise ScoresError(f"{file}: '{name}' cannot be read ({error}).") from None
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -141,10 +141,13 @@ def train_method(method: FewShotMethod, benchmark: Benchmark, seed: int, start: 
     """A model that learned from the training split, in a run that is thrown away; arguments as above."""
     config = method_config(method, seed, start)
     ref = DatasetRef(benchmark.name, str(benchmark.root), benchmark.fingerprint())
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder) / "run", config, ref, {})
+
+    def fill(place: Path) -> None:
         if start:
-            store_initial(run.folder, start)
+            store_initial(place, start)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder) / "run", config, ref, {}, fill=fill)
         for _ in build_trainer(run, benchmark, lambda _: None).fit():
             pass
         return read_model(model_folder(run.folder))[0]

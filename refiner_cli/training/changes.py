@@ -14,6 +14,7 @@ from typing import Any
 from refiner_cli.config import Config, flatten
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import DatasetError, UsageError
+from refiner_cli.settings import nested
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.schedule import Schedule
 from refiner_cli.training.state import is_free
@@ -102,14 +103,7 @@ def check_extension(run: Run, benchmark: Benchmark, asked: tuple[Any, str]) -> N
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """A configuration with other values of some dotted keys."""
-    content = config.model_dump()
-    for key, value in values.items():
-        *sections, leaf = key.split(".")
-        place = content
-        for section in sections:
-            place = place[section]
-        place[leaf] = value
-    return Config.model_validate(content)
+    return Config.model_validate(nested(dict(flatten(config.model_dump())) | dict(values)))
 
 
 def describe_change(change: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from refiner_cli.config import Config
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import RuntimeOptions
@@ -25,10 +27,10 @@ from refiner_cli.training.calibrate import HeldOut
 from refiner_cli.training.calibration_stage import CalibrationStage
 from refiner_cli.training.changes import with_values
 from refiner_cli.training.events import Stopped
-from refiner_cli.training.run_dir import CALIBRATION, TOKENS, DatasetRef, Run, is_run
+from refiner_cli.training.run_dir import CALIBRATION, INIT, TOKENS, DatasetRef, Run, is_run
+from refiner_cli.training.state import result_settings
 from refiner_cli.training.trainer import StopRequestedError, Trainer
 from refiner_cli.training.training_folds import training_folds
-from refiner_cli.training.warm_start import INIT
 
 FOLDS = "folds"
 
@@ -105,16 +107,27 @@ class CrossValidation:
         shutil.rmtree(run.folder / TOKENS, ignore_errors=True)
 
     def part_run(self, part: Benchmark, number: int) -> Run:
-        """The run of a part; one of other settings or images is replaced."""
+        """The run of a part; one that learned with other settings or from other images is replaced."""
         # A part is not calibrated: it is what the calibration is chosen by.
         config = with_values(self.run.config, {"calibration.folds": 0})
         ref = DatasetRef(f"{self.benchmark.name}, part {number}", str(part.root), part.fingerprint())
         folder = self.run.folder / FOLDS / str(number)
         if is_run(folder):
             found = Run.open(folder)
-            if (found.config, found.dataset) == (config, ref):
+            if is_same_training(found, config, ref):
+                found = replace(found, config=config, dataset=ref)
+                found.write()
                 return found
             shutil.rmtree(folder)
-        if (self.run.folder / INIT).is_dir():  # first: a run is complete with what it starts from
-            shutil.copytree(self.run.folder / INIT, folder / INIT, dirs_exist_ok=True)
-        return Run.create(folder, config, ref, {})
+        return Run.create(folder, config, ref, {}, fill=self.copy_initial)
+
+    def copy_initial(self, folder: Path) -> None:
+        """Give a part's run what this one starts from."""
+        if (self.run.folder / INIT).is_dir():
+            shutil.copytree(self.run.folder / INIT, folder / INIT)
+
+
+def is_same_training(run: Run, config: Config, dataset: DatasetRef) -> bool:
+    """Whether a run computes what a training with this configuration does, wherever the images are now."""
+    settings = [result_settings(one.model_dump(mode="json")) for one in (run.config, config)]
+    return settings[0] == settings[1] and run.dataset.fingerprint == dataset.fingerprint

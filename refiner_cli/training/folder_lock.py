@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,28 +41,6 @@ def folder_lock(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Claim a folder for something new and fill it in this block; of several processes, one wins.
-
-    Raises UsageError if the folder holds anything but the remains of a start that failed.
-    """
-    require_unused(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder_lock(folder):
-        require_unused(folder)
-        remove_temporary(folder)
-        yield
-
-
-def require_unused(folder: Path) -> None:
-    """Raise UsageError if something lies there already."""
-    if folder.is_dir() and all(is_remains(path) for path in folder.iterdir()):
-        return
-    if folder.exists() or folder.is_symlink():
-        raise UsageError(f"{folder} exists already.", hint="Use another --out, or --resume to continue it.")
-
-
 def is_remains(path: Path) -> bool:
     """Whether a file is what a failed start may leave in a run directory."""
     if TEMPORARY.fullmatch(path.name):
@@ -70,6 +48,31 @@ def is_remains(path: Path) -> bool:
     if path.name == "checkpoints":
         return path.is_dir() and all(TEMPORARY.fullmatch(part.name) for part in path.iterdir())
     return bool(STARTED.fullmatch(path.name))
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, remains: Callable[[Path], bool] = is_remains) -> Iterator[None]:
+    """Claim a folder for something new and fill it in this block; of several processes, one wins.
+
+    Args:
+        remains: tells which files a start that failed may have left.
+
+    Raises UsageError if the folder holds anything else.
+    """
+    require_unused(folder, remains)
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        require_unused(folder, remains)
+        remove_temporary(folder)
+        yield
+
+
+def require_unused(folder: Path, remains: Callable[[Path], bool] = is_remains) -> None:
+    """Raise UsageError if something lies there already."""
+    if folder.is_dir() and all(map(remains, folder.iterdir())):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder} exists already.", hint="Use another --out, or --resume to continue it.")
 
 
 def remove_temporary(folder: Path) -> None:

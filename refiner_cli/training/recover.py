@@ -7,7 +7,8 @@ from pathlib import Path
 
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.training.checkpoints import Checkpoints
-from refiner_cli.training.run_dir import RUN, DamagedRunError, Run
+from refiner_cli.training.run_dir import Run
+from refiner_cli.training.run_files import RUN, DamagedRunError
 from refiner_cli.training.state import STATE_FILE
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,13 @@ from refiner_cli.inference.labelled_index import LABELS
 from refiner_cli.printable import quoted
 from refiner_cli.training.checkpoints import Checkpoints, step_of
 from refiner_cli.training.folder_lock import LOCK, folder_lock, new_folder, remove_temporary
+from refiner_cli.training.run_files import BEST, RUN, RUN_FORMAT, DamagedRunError, read_best, read_run_file
 
-RUN_FORMAT = "refiner.run/3"
-OLD_RUN_FORMAT = "refiner.run/1"
-RUN = "run.json"
-BEST = "best.json"
 CALIBRATION = "calibration.json"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
+INIT = "init"  # see training/warm_start.py
 TOKENS = "tokens"  # the token cache, see training/token_cache.py
-
-
-class DamagedRunError(ModelFileError):
-    """run.json is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +76,28 @@ class Run:
         dataset: DatasetRef,
         environment: dict[str, Any],
         skipped: Sequence[str] = (),
+        fill: Callable[[Path], None] = lambda _: None,
     ) -> Run:
-        """Start a run. Raises UsageError if something lies there already or another process is starting."""
-        run = cls(folder, config, dataset, tuple(skipped))
-        with new_folder(folder):
-            run.note_environment(environment)
-            run.write()
+        """Start a run.
+
+        Args:
+            fill: puts into the folder what the training starts from. The run is there once that is complete.
+
+        Raises:
+            UsageError: something lies there already, or another process is starting.
+        """
+        run, claimed = cls(folder, config, dataset, tuple(skipped)), False
+        try:
+            with new_folder(folder):
+                claimed = True
+                run.remove_start()
+                run.note_environment(environment)
+                fill(folder)
+                run.write()
+        except BaseException:
+            if claimed:
+                run.abandon()
+            raise
         return run
 
     @classmethod
@@ -135,13 +145,18 @@ class Run:
                 if self.checkpoints():
                     return
                 self.clean()
-                shutil.rmtree(self.folder / "init", ignore_errors=True)
-                for name in (RUN, ENVIRONMENT, METRICS, BEST, LABELS):
+                self.remove_start()
+                for name in (RUN, ENVIRONMENT, METRICS, BEST):
                     (self.folder / name).unlink(missing_ok=True)
             (self.folder / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.stored.folder.rmdir()
             self.folder.rmdir()
+
+    def remove_start(self) -> None:
+        """Remove what a training starts from: that of a start that failed is not another one's."""
+        shutil.rmtree(self.folder / INIT, ignore_errors=True)
+        (self.folder / LABELS).unlink(missing_ok=True)
 
     def note_environment(self, environment: dict[str, Any], step: int | None = None) -> None:
         """Keep the environment that the run was started in, or resumed in after a step."""
@@ -218,42 +233,6 @@ class Run:
         """What an interrupted training can be resumed from, as a sentence."""
         saved = self.checkpoints()
         return f"The last complete one is {saved[-1].name}." if saved else "There is none yet."
-
-
-def read_run_file(folder: Path) -> dict[str, Any]:
-    """The content of run.json. Raises ModelFileError if it is missing, damaged or of another version."""
-    file = folder / RUN
-    try:
-        content = json.loads(file.read_bytes())
-        found = content["format"]
-    except FileNotFoundError:
-        raise DamagedRunError(f"{folder} is not a run: the file {RUN} is missing.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedRunError(f"The run file {file} is damaged ({type(error).__name__}).") from None
-    if found == OLD_RUN_FORMAT:
-        raise ModelFileError(
-            f"{folder} is a run of refiner 0.1.0, which this version cannot read or resume.",
-            hint="Train again, or export its model with refiner 0.1.0: exported models can be read.",
-        )
-    if found != RUN_FORMAT:
-        raise ModelFileError(f"{file} has the format {found!r}; this version reads {RUN_FORMAT!r}.")
-    return dict(content)
-
-
-def read_best(folder: Path) -> dict[str, Any] | None:
-    """best.json of a run directory, or None if there is none. Raises ModelFileError if it is damaged."""
-    file = folder / BEST
-    try:
-        found = json.loads(file.read_bytes())
-        if not isinstance(found["checkpoint"], str) or Path(found["checkpoint"]).name != found["checkpoint"]:
-            raise TypeError("checkpoint")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelFileError(
-            f"The file {file} is damaged ({type(error).__name__}).", hint="--resume writes it again."
-        ) from None
-    return dict(found)
 
 
 def is_run(path: Path) -> bool:

@@ -15,7 +15,8 @@ from refiner_cli.core.model_io.zero_shot import backbone_text
 from refiner_cli.errors import RefinerError
 from refiner_cli.training.calibration_stage import record_of_best
 from refiner_cli.training.folder_lock import LOCK
-from refiner_cli.training.run_dir import METRICS, Run, is_run, read_best
+from refiner_cli.training.run_dir import METRICS, Run, is_run
+from refiner_cli.training.run_files import read_best
 
 FINISHED, NOT_BEGUN, TRAINING = "finished", "not begun", "training"  # states of a run
 DEPTH = 4  # folders below the given one

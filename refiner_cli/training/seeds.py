@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from refiner_cli.errors import ModelFileError
 from refiner_cli.files import write_json
 from refiner_cli.metric_names import HEADLINE_METRICS
 from refiner_cli.printable import quoted
-from refiner_cli.training.folder_lock import LOCK, new_folder
-from refiner_cli.training.run_dir import is_run, read_best
+from refiner_cli.training.folder_lock import LOCK, is_remains, new_folder
+from refiner_cli.training.run_dir import is_run
+from refiner_cli.training.run_files import read_best
 from refiner_cli.training.run_list import FINISHED, NOT_BEGUN, summarise_run
 from refiner_cli.training.selection import is_better
 
 SEEDS_FORMAT, SEEDS_FILE = "refiner.seeds/1", "seeds.json"
+SEED_FOLDER = re.compile(r"seed-\d+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class SeedRuns:
     def create(cls, folder: Path, seeds: Sequence[int]) -> SeedRuns:
         """Raises UsageError if something lies there already or another process is starting."""
         made = cls(folder, tuple(seeds))
-        with new_folder(folder):
+        with new_folder(folder, is_remains_of_seeds):
             made._write({})
         return made
 
@@ -80,6 +83,10 @@ class SeedRuns:
         runs = {seed: self.run(seed) for seed in self.seeds}
         return {seed: summarise_run(run).state if is_run(run) else NOT_BEGUN for seed, run in runs.items()}
 
+    def first_begun(self) -> Path | None:
+        """The first run there is, of which the others have the settings; None: there is none yet."""
+        return next((run for run in map(self.run, self.seeds) if is_run(run)), None)
+
     def unfinished(self) -> dict[int, str]:
         """The states of those that are not finished."""
         return {seed: state for seed, state in self.states.items() if state != FINISHED}
@@ -109,6 +116,18 @@ class SeedRuns:
 
     def _write(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / SEEDS_FILE, {"format": SEEDS_FORMAT, "seeds": list(self.seeds), **summary})
+
+
+def is_remains_of_seeds(path: Path) -> bool:
+    """Whether a file is what a start of several seeds may leave that ended before its first run began."""
+    if SEED_FOLDER.fullmatch(path.name):
+        return path.is_dir() and all(map(is_remains, path.iterdir()))
+    if path.name == SEEDS_FILE:
+        with contextlib.suppress(ModelFileError):
+            SeedRuns.open(path.parent)
+            return True
+        return False
+    return is_remains(path)
 
 
 def is_seeds(path: Path) -> bool:

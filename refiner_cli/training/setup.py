@@ -35,10 +35,10 @@ from refiner_cli.training.compiled import compile_images
 from refiner_cli.training.cross_validation import CrossValidation
 from refiner_cli.training.gradient_step import GradientStep
 from refiner_cli.training.memory_plan import MemoryPlan, fit_step, memory_left, plain_step
-from refiner_cli.training.run_dir import TOKENS, Run
+from refiner_cli.training.run_dir import INIT, TOKENS, Run
 from refiner_cli.training.token_cache import FrozenBlocksModel, TokenCache
 from refiner_cli.training.trainer import Trainer
-from refiner_cli.training.warm_start import INIT, take_over
+from refiner_cli.training.warm_start import take_over
 
 
 def environment() -> dict[str, Any]:

@@ -42,8 +42,9 @@ from refiner_cli.data.labels import LabelSpace, NameIndex
 from refiner_cli.errors import ConfigError, FetchError
 from refiner_cli.files import atomic_folder, write_json
 from refiner_cli.settings import Layer
+from refiner_cli.training.run_dir import INIT
 
-INIT, TAKEN = "init", "taken.json"
+TAKEN = "taken.json"
 FITTED = "hubness."  # estimated after training, from the images of the data
 SHOWN_WORDS = 12
 MANY = 4  # tensors of one part that the log no longer names one by one

@@ -95,6 +95,25 @@ def test_a_recipe_is_valid_for_its_method(name: str) -> None:
     assert resolve([layer, ("test", {"method": method})]).method == method
 
 
+def test_a_setting_of_a_recipe_gives_way_to_one_that_excludes_it(cli: Cli, tmp_path: Path) -> None:
+    """MIT-States' recipe validates three times an epoch."""
+
+    def rhythm(*options: object) -> dict[str, tuple[int, str]]:
+        outcome = cli("config", "mit-states", *options, "--json")
+        rows = {row["key"].removeprefix("train."): row for row in outcome.json["settings"]}
+        return {key: (rows[key]["value"], rows[key]["source"]) for key in ("eval_every", "val_per_epoch")}
+
+    assert rhythm("--config", "few") == {"eval_every": (10, "few.toml"), "val_per_epoch": (1, "default")}
+    both = ("--config", "few", "--set", "train.val_per_epoch=2")
+    assert rhythm(*both) == {"eval_every": (1, "default"), "val_per_epoch": (2, "--set")}
+    assert rhythm("--set", "train.eval_every=1")["val_per_epoch"] == (3, "mit-states.toml")
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nval_per_epoch = 2\n")
+    own = cli("config", "mit-states", "--config", file, "--set", "train.eval_every=2")
+    assert own.code == 2
+    assert f"train.val_per_epoch is 2 ({file}), train.eval_every is 2 (--set)" in own.err
+
+
 @pytest.mark.parametrize("name", ["own", "vectors", "few-csp", "mit-states-clip"])
 def test_a_folder_that_is_called_as_a_recipe_is_not_of_that_recipe(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -206,11 +206,13 @@ def test_runs_are_listed_with_what_they_are(cli: Cli, seeds: Path, tmp_path: Pat
     run = seeds / "seed-1"
     (seeds / "broken").mkdir()
     (seeds / "broken" / "run.json").write_text("{")
+    shutil.copytree(seeds / "seed-1", seeds / "half")
+    (seeds / "half" / "best.json").write_text('{"checkpoint": "step-00000003"}')
     lines = (seeds / "seed-0" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (seeds / "seed-0" / "metrics.jsonl").write_text("".join(lines[:-1]))
     found = {Path(one["folder"]).name: one for one in cli("runs", tmp_path, "--json").json["runs"]}
-    assert list(found) == ["broken", "seed-0", "seed-1"]
-    assert found["broken"]["state"].startswith("damaged")
+    assert list(found) == ["broken", "half", "seed-0", "seed-1"]
+    assert all(found[name]["state"].startswith("damaged") for name in ("broken", "half"))
     assert (found["seed-0"]["state"], found["seed-1"]["state"]) == ("interrupted", "finished")
     assert (found["seed-1"]["method"], found["seed-1"]["seed"]) == ("refiner", 1)
     assert found["seed-1"]["val"]["AUC"] == cli("info", run, "--json").json["validation"]["AUC"]

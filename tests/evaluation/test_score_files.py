@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,37 @@ def test_missing_torn_and_foreign_files(tmp_path: Path) -> None:
     for name in ("absent", "torn", "text"):
         with pytest.raises(ScoresError, match=name):
             open_scores(tmp_path / f"{name}.npz")
+
+
+def with_header_field(content: bytes, local: int, central: int, value: int) -> bytes:
+    """A zip archive with another value at a place of each member's two headers."""
+    changed = bytearray(content)
+    for signature, place in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        at = changed.find(signature)
+        while at >= 0:
+            changed[at + place] = value
+            at = changed.find(signature, at + 1)
+    return bytes(changed)
+
+
+def test_members_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    whole = file.read_bytes()
+    headless = whole.replace(b"PK\x03\x04", b"PK\x03\x05")
+    encrypted, foreign = with_header_field(whole, 6, 8, 1), with_header_field(whole, 8, 10, 97)
+    for content in (headless, encrypted, foreign):
+        file.write_bytes(content)
+        with pytest.raises(ScoresError, match=r"'scores' cannot be read \(.+\)\."):
+            open_scores(file)
+
+
+def test_a_header_that_asks_for_any_size_is_refused(tmp_path: Path) -> None:
+    file = saved(tmp_path, truth=None)
+    with zipfile.ZipFile(file, "a") as archive, archive.open("truth.npy", "w") as stream:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (2**60,)}
+        np.lib.format.write_array_header_1_0(stream, header)
+    with pytest.raises(ScoresError, match="'truth' cannot be read"):
+        open_scores(file)
 
 
 def test_a_damaged_compressed_matrix_is_noticed(tmp_path: Path) -> None:

@@ -215,6 +215,9 @@ def test_a_training_without_validation_images_is_calibrated_by_cross_validation(
         assert again.code == 0, again.err
         assert again.json["calibration"] == record["calibration"]
         assert again.json["cross_validation"] == record["cross_validation"]
+        narrower = cli("-q", "calibrate", run, "--set", "calibration.wise_ft_alpha=1", "--json")
+        assert narrower.code == 0, narrower.err
+        assert len(narrower.json["candidates"]) < len(record["candidates"])
     fewer = cli("calibrate", run, "--set", "calibration.folds=2")
     assert fewer.code == 0, fewer.err
     assert "chosen on cross-validation" in fewer.out

@@ -344,6 +344,27 @@ def test_a_folder_with_anything_else_in_it_is_not_used_for_a_run(tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == [other]
 
 
+def test_a_run_is_there_once_it_has_what_it_starts_from(tmp_path: Path) -> None:
+    def create(fill: Callable[[Path], None]) -> Run:
+        return Run.create(folder, resolve([]), DatasetRef("demo", "/nowhere", "0" * 16), {}, fill=fill)
+
+    folder = tmp_path / "run"
+    (folder / "init").mkdir(parents=True)  # of a start that was killed
+    (folder / "init" / "config.json").write_text("{}")
+
+    def fails(place: Path) -> None:
+        assert not is_run(place)
+        assert not (place / "init").exists()
+        (place / "init").mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(fails)
+    assert not folder.exists()
+    create(lambda place: (place / "init").mkdir())
+    assert (folder / "init").is_dir()
+
+
 def test_an_abandoned_run_leaves_nothing_and_one_with_a_checkpoint_stays(
     pristine: Path, tmp_path: Path
 ) -> None:

@@ -42,8 +42,34 @@ def test_seeds_print_mean_and_deviation_and_each_equals_its_own_run(
     assert again.json["mean"] == summary["mean"]
 
 
-def test_a_folder_of_seeds_is_not_overwritten(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
-    (tmp_path / "seeds.json").write_text("{}")
+UNBEGUN = json.dumps({"format": "refiner.seeds/1", "seeds": [0, 1]})
+
+
+@pytest.mark.parametrize(("content", "begun"), [("{}", False), (UNBEGUN, True)])
+def test_a_folder_of_seeds_is_not_overwritten(
+    cli: Cli, small_demo: Path, small_run: Path, tmp_path: Path, content: str, begun: bool
+) -> None:
+    (tmp_path / "seeds.json").write_text(content)
+    if begun:
+        shutil.copytree(small_run, tmp_path / "seed-1")
     outcome = cli("train", small_demo, "--out", tmp_path, "--seeds", 2, *FEW)
     assert outcome.code == 2
     assert "exists already" in outcome.err
+
+
+def test_seeds_that_were_killed_before_the_first_run_start_again(
+    cli: Cli, small_demo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs"
+    (out / "seed-0" / "init").mkdir(parents=True)
+    (out / "seed-0" / "environment.json").write_text("{}")
+    (out / "seeds.json").write_text(UNBEGUN)
+    resumed = cli("train", "--resume", "--out", out)
+    assert resumed.code == 3
+    assert f"No training in {out} has begun." in resumed.err
+    clip = ("--backbone", "tiny", "--method", "clip", "--set", "calibration.tta_shifts=1")
+    started = cli("-q", "train", small_demo, "--out", out, "--seeds", 2, *clip, "--json")
+    assert started.code == 0, started.err
+    shutil.rmtree(out / "seed-0")  # the second one has the settings, too
+    again = cli("-q", "train", "--resume", "--out", out, "--json")
+    assert [run["val"] for run in again.json["runs"]] == [run["val"] for run in started.json["runs"]]

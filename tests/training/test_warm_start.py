@@ -18,11 +18,10 @@ from refiner_cli.data.benchmark import Benchmark, load_benchmark
 from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ConfigError, ModelFileError
 from refiner_cli.settings import resolve
-from refiner_cli.training.run_dir import DatasetRef, Run, model_folder
+from refiner_cli.training.run_dir import INIT, DatasetRef, Run, model_folder
 from refiner_cli.training.setup import build_trainer, resume_trainer
 from refiner_cli.training.trainer import Trainer
 from refiner_cli.training.warm_start import (
-    INIT,
     WordsTaken,
     copy_tensors,
     initial_layer,
@@ -105,8 +104,7 @@ def benchmark(small_demo: Path) -> Benchmark:
 def begin(folder: Path, benchmark: Benchmark, start: Path) -> Trainer:
     config = resolve([("test", {"init": str(start), "train.max_steps": 2})], initial_layer(str(start), start))
     ref = DatasetRef(benchmark.name, str(benchmark.root), benchmark.fingerprint())
-    run = Run.create(folder, config, ref, {})
-    store_initial(folder, start)
+    run = Run.create(folder, config, ref, {}, fill=lambda place: store_initial(place, start))
     return build_trainer(run, benchmark, lambda line: None)
 
 

@@ -85,7 +85,7 @@ def read_vectors(file: Path, wanted: set[str]) -> dict[str, FloatArray]:
             for number, line in enumerate(lines, 1):
                 word, _, rest = line.rstrip().partition(" ")
                 width = width or rest.count(" ") + 1
-                if word in wanted:
+                if word in wanted and rest.count(" ") < width:  # else a phrase, as some tables have
                     vectors[word] = _numbers(file, number, rest, width)
     except FileNotFoundError:
         raise DatasetError(

@@ -99,7 +99,9 @@ def space_of(states: list[str], objects: list[str]) -> LabelSpace:
     return LabelSpace(tuple(states), tuple(objects), (), frozenset())
 
 
-TABLE = "the 9 9\nfake 1 0\nfur 0 1\nold 1 1\nmid 1 0\ncalf 0 2\nboots 3 4\ntower 0 1\n"
+TABLE = (
+    "the 9 9\nfake 1 0\nfake name@domain.com 5 5\nfur 0 1\nold 1 1\nmid 1 0\ncalf 0 2\nboots 3 4\ntower 0 1\n"
+)
 
 
 def test_names_are_read_as_published_and_parts_averaged(tmp_path: Path) -> None:
