@@ -168,11 +168,17 @@ def peaks_of(step: GradientStep, images: Tensor) -> tuple[int, int]:
     return max(encoded, carried_back), of_images
 
 
-def memory_left(model: Model, config: TrainConfig) -> int:
-    """Bytes for a step beside the weights: those that are free, or what ``train.memory_gb`` leaves."""
+def memory_left(model: Model, config: TrainConfig, ranks: DistributedContext = SINGLE_PROCESS) -> int:
+    """Bytes for a step beside the weights: those that are free, or what ``train.memory_gb`` leaves.
+
+    Args:
+        ranks: the processes of a machine share its memory, unless each has a GPU.
+    """
+    sharing = 1 if model.device.type == "cuda" else ranks.local_size
     if not config.memory_gb:
-        return free_memory(model.device)
-    return max(0, round(config.memory_gb * 1e9) - bytes_of([*model.parameters(), *model.buffers()]))
+        return free_memory(model.device) // sharing
+    weights = bytes_of([*model.parameters(), *model.buffers()])
+    return max(0, round(config.memory_gb * 1e9) // sharing - weights)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -211,23 +217,24 @@ def fit_step(
         The plan. The model's memory options say whether activations are recomputed.
     """
     step = plain_step(model, space, config, precision, log)
-    plan = plan_memory(step, image, len(ranks.shard_rows(range(config.batch_size))))
+    plan = plan_memory(step, image, ranks)
     log(f"memory: {plan.reason}")
     if note := batch_norm_note(model, plan.micro_batch, config.batch_size):
         log(note)
     return plan
 
 
-def plan_memory(step: GradientStep, image: Tensor, batch: int) -> MemoryPlan:
-    """The plan for steps of ``batch`` images such as ``image``."""
+def plan_memory(step: GradientStep, image: Tensor, ranks: DistributedContext = SINGLE_PROCESS) -> MemoryPlan:
+    """The plan for a process's share of batches of images such as ``image``."""
     model, config = step.model, step.config
+    batch = len(ranks.shard_rows(range(config.batch_size)))
     model.train()
     before = copy_buffers(model)  # the steps that are measured are no training
     parameters = list(model.trainable_parameters().values())
     learned = bytes_of(parameters)
     # Beside a step's own peak: the images of the batch, and Adam's moments, which come with a first step.
     beside = batch * bytes_of([image]) + 2 * learned
-    free = memory_left(model, config)
+    free = memory_left(model, config, ranks)
     wanted = min(batch, config.micro_batch or (batch if batch_norms(model) else LEAST_BUSY))
     plan = None
     for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing]:

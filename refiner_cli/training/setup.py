@@ -66,13 +66,19 @@ def frozen_backbone(config: Config, device: torch.device, precision: torch.dtype
 
 
 def place_model(
-    model: Model, train: TrainConfig, prompts: int, device: torch.device, precision: torch.dtype, log: LogFn
+    model: Model,
+    train: TrainConfig,
+    prompts: int,
+    device: torch.device,
+    precision: torch.dtype,
+    log: LogFn,
+    ranks: DistributedContext = SINGLE_PROCESS,
 ) -> None:
     """Move a model to its device, and choose how many of the ``prompts`` of a step it encodes at once."""
     model.to(device)
     text = model.backbone.text
     context = len(text.tokens.encode(getattr(model.config, "prompt_init", "")))
-    free = memory_left(model, train)
+    free = memory_left(model, train, ranks)
     if train.memory_gb:
         log(f"memory planned for {train.memory_gb:g} GB: {free / GIB:.1f} GiB beside the weights")
     size, why = pick_chunk_size(train.text_chunk_size, text, prompts, precision, context, free)
@@ -89,6 +95,14 @@ def fitted_step(
     plan = fit_step(model, space, train, precision, image, log)
     step.micro_batch = plan.micro_batch
     return step, plan
+
+
+def describe_ranks(ranks: DistributedContext, device: torch.device, batch: int) -> str:
+    """What the processes of a training share, as a sentence."""
+    shared = f"{ranks.world_size} processes, {batch} images per step shared between them"
+    if device.type == "cuda" or ranks.local_size == 1:
+        return shared
+    return f"{shared}, and the free memory of this machine between its {ranks.local_size}"
 
 
 def build_trainer(
@@ -109,7 +123,7 @@ def build_trainer(
     if ranks.world_size > 1:
         if device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
-        log(f"{ranks.world_size} processes, {config.train.batch_size} images per step shared between them")
+        log(describe_ranks(ranks, device, config.train.batch_size))
     if config.train.deterministic:
         use_deterministic_kernels()
     precision, why_precision = pick_precision(config.precision, device)
@@ -125,7 +139,7 @@ def build_trainer(
     if (run.folder / INIT).is_dir() and not run.checkpoints():
         for line in take_over(run.folder, model, config.init, config.pretrained).lines():
             log(line)
-    place_model(model, config.train, len(set(benchmark.pairs["train"])), device, precision, log)
+    place_model(model, config.train, len(set(benchmark.pairs["train"])), device, precision, log, ranks)
     count = sum(p.numel() for p in model.trainable_parameters().values())
     log(f"{config.method} on {config.backbone} ({backbone.spec.pretrained}): {count:,} trainable parameters")
     cache = None

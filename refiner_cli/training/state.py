@@ -13,7 +13,7 @@ the learning rate of the step. Nothing in these files can run code.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.checkpoints import step_of
+from refiner_cli.training.gradient_step import GradientStep, batch_norm_note
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.selection import is_better
 
@@ -176,6 +177,31 @@ class TrainerState:
             # A step count (a number) stays on the CPU, where the optimizer keeps it.
             put = value.to(parameter.device) if value.ndim else value
             self.optimizer.state.setdefault(parameter, {})[key] = put
+
+
+def restore_sizes(step: GradientStep, progress: TrainProgress, share: int) -> None:
+    """Compute as many images and prompts at once as before, on which the last digits of a result depend.
+
+    More than the plan for the memory that is free now allows would not fit; the smaller number counts.
+
+    Args:
+        step: as it was planned.
+        share: images of a batch that this process computes.
+    """
+    planned = step.micro_batch, step.model.memory.text_chunk_size
+    before = min(progress.micro_batch, share), progress.text_chunk_size
+    images, prompts = map(min, planned, before)
+    step.micro_batch = images
+    step.model.memory = replace(step.model.memory, text_chunk_size=prompts)
+    if (images, prompts) != before:
+        step.log(
+            f"{images} images and {prompts} prompts at once, because more do not fit now; before it was "
+            f"interrupted it computed {before[0]} and {before[1]}, which changes the last digits of a result"
+        )
+    elif before != planned:
+        step.log(f"{images} images and {prompts} prompts at once, as before it was interrupted")
+        if note := batch_norm_note(step.model, images, step.config.batch_size):
+            step.log(note)
 
 
 def is_free(key: str) -> bool:

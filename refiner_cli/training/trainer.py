@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -42,7 +42,7 @@ from refiner_cli.training.optimizer_step import OptimizerStep
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.schedule import Schedule
 from refiner_cli.training.selection import best_record, is_better
-from refiner_cli.training.state import NotSavedError, TrainerState, TrainProgress
+from refiner_cli.training.state import NotSavedError, TrainerState, TrainProgress, restore_sizes
 from refiner_cli.training.token_cache import TokenCache
 from refiner_cli.training.validation_loss import measure_plain
 
@@ -296,5 +296,5 @@ class Trainer:
         progress = self.state.restore_newest(self.log)
         if progress is not None:
             self.progress = progress
-            self.optimizer_step.gradient_step.micro_batch = progress.micro_batch
-            self.model.memory = replace(self.model.memory, text_chunk_size=progress.text_chunk_size)
+            share = len(self.ranks.shard_rows(range(self.config.batch_size)))
+            restore_sizes(self.optimizer_step.gradient_step, progress, share)

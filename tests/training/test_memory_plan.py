@@ -26,11 +26,13 @@ from refiner_cli.training.gradient_step import GradientStep
 from refiner_cli.training.memory_plan import (
     MemoryPlan,
     fit_step,
+    memory_left,
     peaks_of,
     plain_step,
     plan_memory,
     probe_memory,
 )
+from refiner_cli.training.state import TrainProgress, restore_sizes
 from tests.core.cases import SPACE
 
 CPU = torch.device("cpu")
@@ -75,7 +77,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, model: Model, free: int, **settings: o
     monkeypatch.setattr(memory_plan, "free_memory", lambda device: free)
     image = torch.zeros(1, 3, *model.backbone.image_size)
     config = TrainConfig.model_validate({"batch_size": 32, **settings})
-    return plan_memory(step_of(model, config), image, config.batch_size)
+    return plan_memory(step_of(model, config), image)
 
 
 def test_two_small_steps_tell_the_peak_of_a_larger_one(model: Refiner) -> None:
@@ -242,3 +244,39 @@ def test_measuring_changes_no_state_of_a_model(
     after = model.state_dict() | model.saved_tensors()
     assert after.keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("planned", "before", "share", "used", "says"),
+    [
+        ((32, 9), (32, 9), 32, (32, 9), ""),
+        ((32, 9), (8, 4), 32, (8, 4), "8 images and 4 prompts at once, as before"),
+        ((8, 9), (32, 9), 32, (8, 9), "more do not fit now; before it was interrupted it computed 32 and 9"),
+        ((16, 9), (32, 9), 16, (16, 9), ""),  # more processes share a batch
+    ],
+)
+def test_a_resumed_training_computes_as_many_at_once_as_before_or_says_why_not(
+    model: Refiner,
+    planned: tuple[int, int],
+    before: tuple[int, int],
+    share: int,
+    used: tuple[int, int],
+    says: str,
+) -> None:
+    said: list[str] = []
+    step = plain_step(model, SPACE.training(), TrainConfig(batch_size=32), torch.float32, said.append)
+    step.micro_batch, model.memory = planned[0], MemoryOptions(text_chunk_size=planned[1])
+    restore_sizes(step, TrainProgress(micro_batch=before[0], text_chunk_size=before[1]), share)
+    assert (step.micro_batch, model.memory.text_chunk_size) == used
+    assert [says in line for line in said] == ([True] if says else [])
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, model: Refiner) -> None:
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 900)
+    beside, alone = DistributedContext(1, 6, 1, 3), DistributedContext(1, 6, 0, 1)
+    assert [memory_left(model, TrainConfig(), ranks) for ranks in (beside, alone)] == [300, 900]
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    given = TrainConfig(memory_gb=3 * (weights + 500) / 1e9)
+    assert memory_left(model, given, beside) == pytest.approx(500, abs=1)
+    monkeypatch.setattr(Refiner, "device", torch.device("cuda", 1))  # one each
+    assert memory_left(model, TrainConfig(), beside) == 900

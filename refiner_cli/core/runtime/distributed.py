@@ -31,8 +31,7 @@ from refiner_cli.errors import EnvironmentLacksError, RefinerError, UsageError
 
 HEARTBEAT_SECONDS = 3.0  # between heartbeats
 SILENCE_SECONDS = 30.0  # without a heartbeat, after which a process counts as lost
-LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TORCHRUN_NUMBERS = {"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": "0"}  # and what stands for a missing one
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the others wait while the main process validates
 
 
@@ -47,6 +46,7 @@ class DistributedContext:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0  # on this machine: which GPU it uses
+    local_size: int = 1  # processes on this machine
 
     @property
     def is_main(self) -> bool:
@@ -161,8 +161,10 @@ def launched_ranks(environment: Mapping[str, str]) -> DistributedContext:
     if given["WORLD_SIZE"] in {"", "1"}:
         return SINGLE_PROCESS
     try:
-        size, rank, local = (int(given[name] or default) for name, default in TORCHRUN_NUMBERS.items())
-        if not (0 <= rank < size and local >= 0 and given["MASTER_ADDR"] and int(given["MASTER_PORT"]) > 0):
+        size, rank, local = (int(given[name] or "0") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+        beside = int(given["LOCAL_WORLD_SIZE"] or size)  # all of them, where nothing is said
+        here = 0 <= rank < size and 0 <= local < beside <= size
+        if not (here and given["RANK"] and given["MASTER_ADDR"] and int(given["MASTER_PORT"]) > 0):
             raise ValueError
     except ValueError:
         found = ", ".join(f"{name}={value}" for name, value in given.items())
@@ -170,7 +172,7 @@ def launched_ranks(environment: Mapping[str, str]) -> DistributedContext:
             f"The environment variables of torchrun do not fit together ({found}).",
             hint="Start with torchrun, or unset WORLD_SIZE to train in one process.",
         ) from None
-    return DistributedContext(rank, size, local)
+    return DistributedContext(rank, size, local, beside)
 
 
 @contextlib.contextmanager

@@ -48,11 +48,20 @@ def test_without_torchrun_there_is_one_process(environment: dict[str, str]) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"RANK": ""}, {"RANK": "2"}, {"WORLD_SIZE": "many"}, {"MASTER_ADDR": ""}, {"MASTER_PORT": "http"}],
+    [
+        {"RANK": ""},
+        {"RANK": "2"},
+        {"LOCAL_RANK": "2"},
+        {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "many"},
+        {"MASTER_ADDR": ""},
+        {"MASTER_PORT": "http"},
+    ],
 )
 def test_variables_of_torchrun_that_do_not_fit_are_one_sentence(change: dict[str, str]) -> None:
     whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    assert (launched_ranks(whole).rank, launched_ranks(whole).local_rank) == (1, 0)
+    assert launched_ranks(whole) == DistributedContext(1, 2, 0, 2)
+    assert launched_ranks(whole | {"LOCAL_WORLD_SIZE": "1"}).local_size == 1
     with pytest.raises(UsageError, match="variables of torchrun do not fit together"):
         launched_ranks(whole | change)
 
@@ -65,6 +74,7 @@ def test_two_processes_with_half_the_batch_equal_one(cli: Cli, small_demo: Path,
     said = [process.communicate() for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     assert said[1] == ("", "")  # the first process alone speaks
+    assert "between them, and the free memory of this machine between its 2" in said[0][1]
     ours, theirs = (
         load_file(tmp_path / name / "checkpoints" / "step-00000020" / "model.safetensors")
         for name in ("one", "two")
