@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +57,7 @@ def recalibrate(
     from refiner_cli.core.model_io.checkpoint import read_model
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.training.calibration_stage import CalibrationStage
-    from refiner_cli.training.changes import check_data
+    from refiner_cli.training.changes import changed_run, check_data
     from refiner_cli.training.run_dir import model_folder
     from refiner_cli.training.setup import cross_validation
 
@@ -70,9 +69,7 @@ def recalibrate(
         chosen, reason = pick_device(device)
         terminal.note(f"device {chosen} ({reason})")
         options = runtime_options(model.to(chosen), precision, workers, batch)
-        if changed != opened.config:
-            opened = dataclasses.replace(opened, config=changed)
-            opened.write()
+        opened = changed_run(opened, changed, opened.dataset.path)
         folds = cross_validation(opened, benchmark, model, options, terminal.note).models
         record = CalibrationStage(opened, model, benchmark, options, folds).run_now(progress)
     if as_json:

@@ -87,6 +87,8 @@ def compare(
     from refiner_cli.evaluation.comparison_text import comparison_text
 
     comparison = compare_runs([evaluate_side(request, run, mixed=bool(models)) for run in runs])
+    for note in comparison.notes:
+        terminal.note(note)
     made = date_and_command()
     origin = f"{made['date']}: {made['command']}"
     if as_json:

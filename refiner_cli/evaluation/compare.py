@@ -6,10 +6,12 @@ small but consistent gain can be told from chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
+
+import numpy as np
 
 from refiner_cli.config import Config
 from refiner_cli.errors import UsageError
@@ -54,6 +56,7 @@ class Comparison:
     sides: tuple[EvaluatedRun, ...]
     against_first: dict[str, dict[str, dict[str, Difference]]]  # run -> world -> metric -> difference
     seeds: tuple[SeedSummary, ...]
+    notes: tuple[str, ...]  # what makes sides hard to compare, a sentence each
 
     def to_json(self) -> dict[str, Any]:
         first = self.sides[0].result.to_json()
@@ -90,6 +93,7 @@ class Comparison:
                 }
                 for group in self.seeds
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -114,7 +118,30 @@ def compare_runs(sides: Sequence[EvaluatedRun]) -> Comparison:
         }
         for side in sides[1:]
     }  # fmt: skip
-    return Comparison(tuple(sides), against_first, tuple(_seed_summaries(sides)))
+    return Comparison(
+        tuple(sides), against_first, tuple(_seed_summaries(sides)), tuple(comparability_notes(sides))
+    )
+
+
+def comparability_notes(sides: Sequence[EvaluatedRun]) -> Iterator[str]:
+    """A sentence for every side that was measured among other pairs than the first, or counts others as seen.
+
+    Score files may hold any world, and say themselves what training saw.
+    """
+    first, *others = sides
+    for side in others:
+        for world, result in side.result.worlds.items():
+            ours, theirs = first.result.worlds[world].measured, result.measured
+            if ours.candidates != theirs.candidates:
+                yield (
+                    f"{side.name} has {len(theirs.candidates)} candidates and {first.name} "
+                    f"{len(ours.candidates)}, not the same pairs: among fewer, every image is easier."
+                )
+            if not np.array_equal(ours.summary.truth_seen, theirs.summary.truth_seen):
+                yield (
+                    f"{side.name} and {first.name} disagree on which pairs training saw: their S, U, HM and "
+                    "AUC are of other images."
+                )
 
 
 def _seed_summaries(sides: Sequence[EvaluatedRun]) -> list[SeedSummary]:

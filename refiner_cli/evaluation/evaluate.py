@@ -120,8 +120,9 @@ def evaluate_score_file(
     for rows, truth in source.blocks():
         stream.update(rows, truth)
         progress(len(stream), len(source))
+    measured = MeasuredSplit(stream.summary(), source.space, allowed=source.allowed)
     world = summarise_world(
-        MeasuredSplit(stream.summary(), source.space), options.protocol, ks=options.ks,
+        measured, options.protocol, ks=options.ks,
         bootstrap_samples=options.bootstrap_samples, seed=options.seed,
     )  # fmt: skip
     images = [str(row) for row in range(len(source))]

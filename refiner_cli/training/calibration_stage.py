@@ -2,12 +2,13 @@
 
 Without validation images, and where the settings ask for it, models of a cross-validation are trained first.
 
-The checkpoint is replaced as a whole by one with the calibration in it. Last comes the record::
+Once it is chosen, the run's settings are written, the checkpoint is replaced as a whole by one with the
+calibration in it, and last comes the record::
 
     calibration.json    settings, every candidate with its value, the choice, and which images it was made on
 
-so a stage that was interrupted has no record of its checkpoint and is done again. Training files in the
-checkpoint stay as they are: calibration changes nothing that training computes.
+so a stage that was interrupted has either changed nothing, or has no record and is done again. Training
+files in the checkpoint stay as they are: calibration changes nothing that training computes.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class CalibrationStage:
         folds = () if self.benchmark.samples["val"] else self.folds(progress)
         self.load(best["checkpoint"])
         found = calibrate(self.model, self.benchmark, settings, self.options, progress, folds)
+        self.run.forget_calibration()
+        self.run.write()
         self.replace_checkpoint(best["checkpoint"], found)
         record = {
             "schema": RECORD_SCHEMA,

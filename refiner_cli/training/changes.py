@@ -14,7 +14,7 @@ from typing import Any
 from refiner_cli.config import Config, flatten
 from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.errors import DatasetError, UsageError
-from refiner_cli.settings import nested
+from refiner_cli.settings import resolve
 from refiner_cli.training.run_dir import Run
 from refiner_cli.training.schedule import Schedule
 from refiner_cli.training.state import is_free
@@ -33,29 +33,35 @@ def change_run(run: Run, benchmark: Benchmark, asked: Asked) -> Run:
     Raises:
         DatasetError: other data than those of the run.
         UsageError: a setting contradicts the run.
+        ConfigError: a setting has a value that is not valid.
     """
     check_data(run, benchmark)
     present = dict(flatten(run.config.model_dump()))
-    changed = {key: value for key, (value, _) in asked.items() if value != present.get(key)}
-    for key in changed:
+    changed = {key: one for key, one in asked.items() if one[0] != present.get(key)}
+    for key, (value, source) in changed.items():
         if key == EPOCHS:
             check_extension(run, benchmark, asked[key])
         elif not is_free(key):
-            value, source = asked[key]
             raise UsageError(
                 f"{source} says {key} = {value!r}, and the run {run.folder} has {present.get(key)!r}.",
                 hint="Leave it out, or start another run with another --out.",
             )
-    made: dict[str, Any] = {key: [present[key], value] for key, value in changed.items()}
-    root = str(benchmark.root.resolve())
-    if root != run.dataset.path:
-        made["dataset"] = [run.dataset.path, root]
+    given = [(source, {key: value}) for key, (value, source) in changed.items()]
+    return changed_run(run, resolve([("run.json", present), *given]), str(benchmark.root.resolve()))
+
+
+def changed_run(run: Run, config: Config, place: str) -> Run:
+    """The run with another configuration and dataset folder, and what is another listed in "changes"."""
+    before, after = (dict(flatten(one.model_dump())) for one in (run.config, config))
+    made: dict[str, Any] = {key: [before[key], value] for key, value in after.items() if value != before[key]}
+    if place != run.dataset.path:
+        made["dataset"] = [run.dataset.path, place]
     if not made:
         return run
     return replace(
         run,
-        config=with_values(run.config, changed),
-        dataset=replace(run.dataset, path=root),
+        config=config,
+        dataset=replace(run.dataset, path=place),
         changes=(*run.changes, {"after_step": run.newest_step(), **made}),
     )
 
@@ -99,11 +105,6 @@ def check_extension(run: Run, benchmark: Benchmark, asked: tuple[Any, str]) -> N
             "nothing.",
             hint="Start another run.",
         )
-
-
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with other values of some dotted keys."""
-    return Config.model_validate(nested(dict(flatten(config.model_dump())) | dict(values)))
 
 
 def describe_change(change: Mapping[str, Any]) -> str:

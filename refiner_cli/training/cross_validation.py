@@ -25,7 +25,6 @@ from refiner_cli.data.benchmark import Benchmark
 from refiner_cli.evaluation.scoring import ProgressFn
 from refiner_cli.training.calibrate import HeldOut
 from refiner_cli.training.calibration_stage import CalibrationStage
-from refiner_cli.training.changes import with_values
 from refiner_cli.training.events import Stopped
 from refiner_cli.training.run_dir import CALIBRATION, INIT, TOKENS, DatasetRef, Run, is_run
 from refiner_cli.training.state import result_settings
@@ -109,7 +108,8 @@ class CrossValidation:
     def part_run(self, part: Benchmark, number: int) -> Run:
         """The run of a part; one that learned with other settings or from other images is replaced."""
         # A part is not calibrated: it is what the calibration is chosen by.
-        config = with_values(self.run.config, {"calibration.folds": 0})
+        settings = self.run.config.calibration.model_copy(update={"folds": 0})
+        config = self.run.config.model_copy(update={"calibration": settings})
         ref = DatasetRef(f"{self.benchmark.name}, part {number}", str(part.root), part.fingerprint())
         folder = self.run.folder / FOLDS / str(number)
         if is_run(folder):

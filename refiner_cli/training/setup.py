@@ -215,10 +215,11 @@ def resume_trainer(
     if ranks.is_main:
         with run.locked():
             run.clean()
-            if changed != run:
-                changed.write()
     ranks.barrier()
     trainer = build_trainer(changed, benchmark, log, ranks)
     trainer.restore()
+    if ranks.is_main and changed != run:  # now that it is known to work: a missing device is not kept
+        with run.locked():
+            changed.write()
     log(f"resuming after step {trainer.step} of {trainer.total}")
     return trainer

@@ -70,7 +70,9 @@ def test_a_run_keeps_what_it_does_without_and_what_was_changed(
     assert done.code == 0, done.err
     after = Run.open(run)
     assert after.config.calibration.tta_shifts == (1,)
-    assert after == dataclasses.replace(before, config=after.config)
+    assert after == dataclasses.replace(before, config=after.config, changes=after.changes)
+    assert after.changes[:-1] == before.changes
+    assert after.changes[-1]["calibration.tta_shifts"] == [[4], [1]]
     assert after.skipped == (unreadable,)
 
 
@@ -87,6 +89,26 @@ def test_a_stage_that_was_interrupted_is_done_again(
     assert again.code == 0
     assert read(run / "calibration.json")["calibration"] == whole
     assert again.json["val"] == read_config(model_folder(run))["metrics"]
+
+
+def test_an_interrupted_calibration_changes_nothing_or_is_done_again(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    files = [run / name for name in ("run.json", "best.json", "calibration.json")]
+    before = [file.read_bytes() for file in files]
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration_stage, "calibrate", stop)
+        assert cli("-q", "calibrate", run, *ONE_VIEW).code == 130
+    assert [file.read_bytes() for file in files] == before
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration_stage.CalibrationStage, "write_best", stop)
+        assert cli("-q", "calibrate", run, *ONE_VIEW).code == 130
+    assert cli("runs", run, "--json").json["runs"][0]["state"] == "not calibrated"
+    assert cli("-q", "train", "--resume", "--out", run).code == 0
+    assert read(run / "calibration.json")["calibration"]["tta_shifts"] == 1
 
 
 def test_what_cannot_be_calibrated_is_named(cli: Cli, run: Path, small_export: Path, tmp_path: Path) -> None:

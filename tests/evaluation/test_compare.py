@@ -78,3 +78,21 @@ def test_one_run_or_other_images_cannot_be_compared(sides: list[EvaluatedRun], t
     )
     with pytest.raises(ScoresError, match="Image 0"):
         compare_runs([sides[0], EvaluatedRun("other", None, other)])
+
+
+def test_other_candidates_or_other_seen_pairs_are_said(sides: list[EvaluatedRun], tmp_path: Path) -> None:
+    assert compare_runs(sides).notes == ()
+    options, few = EvalOptions(bootstrap_samples=2), CASE.allowed.copy()
+    few[np.setdiff1d(np.flatnonzero(CASE.allowed), CASE.truth)[:1]] = False
+    few[np.flatnonzero(~CASE.allowed)[:1]] = True  # as many, but others
+    narrow = EvaluatedRun("narrow", None, evaluate_score_file(saved(tmp_path, allowed=few), options))
+    whole = EvaluatedRun("whole", None, evaluate_score_file(saved(tmp_path, allowed=None), options))
+    seen = ~CASE.space.seen
+    other = EvaluatedRun("other", None, evaluate_score_file(saved(tmp_path, seen=seen), options))
+    said = compare_runs([sides[0], narrow, whole, other]).to_json()["notes"]
+    count = np.count_nonzero(CASE.allowed)
+    assert [line.split(",")[0].split(":")[0] for line in said] == [
+        f"narrow has {np.count_nonzero(few)} candidates and run0 {count}",
+        f"whole has {len(CASE.allowed)} candidates and run0 {count}",
+        "other and run0 disagree on which pairs training saw",
+    ]

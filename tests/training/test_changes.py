@@ -12,7 +12,8 @@ from refiner_cli.training.run_dir import Run
 from tests.conftest import Cli
 
 SMALL = ("--backbone", "tiny", "--batch-size", 64, "--workers", 0, "--epochs", 1, "--lr", 0.0005,
-         "--set", "train.augment=published", "--set", "train.max_steps=0")  # fmt: skip
+         "--set", "train.augment=published", "--set", "train.max_steps=0",
+         "--set", "calibration.tta_shifts=4")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,29 @@ def test_a_setting_that_contradicts_the_run_is_named_with_it(
     assert (run / "run.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--set", "calibration.tta_shifts=3"),
+        ("--set", "calibration.folds=1"),
+        ("--workers", -5),
+        ("--device", "abacus"),
+        ("--device", "cuda:99"),
+    ],
+)
+def test_a_value_that_is_not_valid_is_named_and_not_kept(
+    cli: Cli, run: Path, options: tuple[object, ...]
+) -> None:
+    before = (run / "run.json").read_bytes()
+    outcome = cli("train", "--resume", "--out", run, *options)
+    assert outcome.code == (6 if "cuda:99" in options else 2)
+    assert str(options[1]).rpartition("=")[2] in outcome.err
+    assert (run / "run.json").read_bytes() == before
+
+
 def test_settings_that_agree_or_change_no_result_are_taken_over(cli: Cli, run: Path) -> None:
     agreeing = ["--method", "refiner", "--epochs", 1, "--set", "train.checkpoint_minutes=3", "--seed", 0]
+    agreeing += ["--set", "calibration.tta_shifts=[4]"]
     assert cli("-q", "train", "--resume", "--out", run, *agreeing).code == 0
     now = Run.open(run)
     assert now.config.train.checkpoint_minutes == 3

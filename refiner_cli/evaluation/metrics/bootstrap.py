@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from refiner_cli.data.labels import IntArray, LabelSpace
+from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace, Pair
 from refiner_cli.errors import ScoresError
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.breakdown import top_k
@@ -147,6 +148,13 @@ class MeasuredSplit:
     summary: ScoreSummary
     space: LabelSpace
     confidence: MeasuredConfidence | None = None  # where it was asked for
+    allowed: BoolArray | None = None  # P, of a score file: the pairs that may compete; None: all
+
+    @property
+    def candidates(self) -> frozenset[Pair]:
+        """The pairs that compete."""
+        pairs = self.space.pairs
+        return frozenset(pairs if self.allowed is None else compress(pairs, self.allowed))
 
 
 def differences(
