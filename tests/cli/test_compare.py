@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from refiner_cli.demo.dataset import DemoSize, make_demo
 from tests.conftest import SMALL_RUN_SETTINGS, Cli
 
 SAMPLES = "--bootstrap-samples"
@@ -75,13 +76,22 @@ def test_the_table_has_runs_differences_and_seeds(cli: Cli, small_run: Path, oth
         assert f"{low:.1f}..{high:.1f}" in text
 
 
-def test_a_run_is_not_compared_with_itself_or_other_data(
-    cli: Cli, small_run: Path, shared: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_not_compared_with_itself_or_other_data(cli: Cli, small_run: Path, tmp_path: Path) -> None:
     assert cli("compare", small_run).code == 2
     assert cli("compare", small_run, small_run).code == 2
-    other = tmp_path / "grocery"
-    cli("train", shared / "grocery", "--backbone", "tiny", "--method", "clip", "--out", other)
+    make_demo(tmp_path / "drawn", 9, DemoSize(1, 1, 1))
+    other = tmp_path / "other"
+    cli(
+        "train",
+        tmp_path / "drawn",
+        "--backbone",
+        "tiny",
+        "--method",
+        "clip",
+        "--out",
+        other,
+        *SMALL_RUN_SETTINGS,
+    )
     outcome = cli("compare", small_run, other, SAMPLES, 2)
     assert outcome.code == 3
     assert "other data" in outcome.err

@@ -28,7 +28,7 @@ from refiner_cli.experiments.variants import ABLATIONS, AMOUNTS, METHODS, REFINE
 from refiner_cli.training import provenance
 from refiner_cli.training.run_dir import model_folder
 
-SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch_size": 8}
+SHORT = {"train.max_steps": 2, "train.epochs": 1, "train.batch_size": 8, "calibration.tta_shifts": (1,)}
 
 
 @pytest.fixture(scope="module")
