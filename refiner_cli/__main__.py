@@ -7,6 +7,10 @@ import errno
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refiner_cli.errors import RefinerError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,20 +51,26 @@ def main(arguments: list[str] | None = None) -> None:
         hint = "Free some space, then run the same command again: what is complete is kept." if full else ""
         terminal.error(kind(f"The system refused: {error.strerror or error}{place}.", hint=hint))
         sys.exit(kind.exit_code)
-    except RuntimeError as error:  # torch's signal handler speaks wherever the main thread is
-        if terminal.debug or "DataLoader worker" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        found = None if terminal.debug else known_failure(error)
+        if found is None:
             raise
-        from refiner_cli.core.runtime.loader import worker_ended
+        terminal.error(found)
+        sys.exit(found.exit_code)
 
-        terminal.error(worker_ended(error))
-        sys.exit(RefinerError.exit_code)
-    except MemoryError:
-        if terminal.debug:
-            raise
-        terminal.error(
-            RefinerError("There is not enough memory.", hint="Use a smaller --batch or a smaller backbone.")
+
+def known_failure(error: RuntimeError | MemoryError) -> RefinerError | None:
+    """The sentence where memory ends or a process dies, which PyTorch tells; None for any other error."""
+    from refiner_cli.core.runtime.loader import worker_ended
+    from refiner_cli.core.runtime.memory import is_out_of_memory
+    from refiner_cli.errors import RefinerError
+
+    if is_out_of_memory(error):
+        return RefinerError(
+            "There is not enough memory.", hint="Use a smaller --batch or a smaller backbone."
         )
-        sys.exit(RefinerError.exit_code)
+    # torch's signal handler speaks wherever the main thread is
+    return worker_ended(error) if "DataLoader worker" in str(error) else None
 
 
 def let_children_end() -> None:

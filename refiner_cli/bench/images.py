@@ -87,7 +87,8 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
     """
     config = backbone.spec.preprocess
     bare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
-    crop = Preprocess(config).crop
+    own = EvalTransform(Preprocess(config))
+    crop = own.preprocess.crop
     resize = v2.Compose(
         [
             v2.PILToTensor(),
@@ -106,18 +107,22 @@ def bench_decode(backbone: Backbone, files: Sequence[Path], machine: BenchMachin
 
         return read_all
 
+    def predicting() -> None:
+        for rows in sequential_batches(len(files), 32):
+            frames = torch.from_numpy(np.stack([crop.load(files[row]) for row in rows]))
+            own.finish(frames.to(machine.device), ())
+
     def read(transform: ImageTransform, workers: int) -> Callable[[], object]:
         order = sequential_batches(len(files), 32)
         return lambda: sum(
             len(b.rows) for b in load_batches(files, transform, order, device=machine.device, workers=workers)
         )
 
-    own = EvalTransform(Preprocess(config))
     ways: dict[str, Callable[[], object]] = {
         "PIL and open_clip's transform": plain(bare),
         "PIL and torchvision's transforms": plain(resize),
         "refiner, evaluation": read(own, 0),
-        "refiner, prediction": lambda: [crop.load(file) for file in files],
+        "refiner, prediction": predicting,
         **{f"refiner, training {name}": read(TrainTransform(augment(config), 0), 0)
            for name, augment in AUGMENTS.items()},
     }  # fmt: skip

@@ -59,7 +59,8 @@ def run_bench(order: BenchOptions, config: Config, log: LogFn) -> Iterator[Bench
     if "onnx" in order.parts:
         from refiner_cli.bench.onnx import bench_onnx
 
-        yield from bench_onnx(backbone, first, config, order.folder, machine)
+        own = load_backbone(config.backbone, config.pretrained, config.seed)  # in float32 on the CPU
+        yield from bench_onnx(own, first, config, order.folder, machine)
     if {"decode", "predict"} & set(order.parts):
         files = write_noise_photos(order.folder, order.photos)
         if "decode" in order.parts:

@@ -50,7 +50,7 @@ def bench(
         typer.Option(min=0, help="Prompts to measure the full context with, extrapolated to all; 0: all."),
     ] = 128,
     photos: Annotated[
-        int, typer.Option(min=1, help="Number of generated photos for decode and predict.")
+        int, typer.Option(min=2, help="Number of generated photos for decode and predict.")
     ] = 64,
     assign: Annotated[
         list[str] | None,
@@ -83,8 +83,10 @@ def bench(
         )
         results = list(show_results(run_bench(options, config, terminal.note)))
     if as_json:
-        terminal.json({"schema": "refiner.bench/1", "machine": describe_machine(config),
-                       "results": [result.to_json() for result in results]})  # fmt: skip
+        terminal.json({
+            "schema": "refiner.bench/1", "machine": describe_machine(config), "backbone": config.backbone,
+            "results": [result.to_json() for result in results],
+        })  # fmt: skip
         return
     terminal.data(f"{backbone}, random weights")
     for work, ways in groupby(results, lambda result: result.name.partition(": ")[0]):

@@ -7,9 +7,8 @@ what it imports know neither PyTorch nor NumPy.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Generator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from threading import Event
 from refiner_cli.data.decode import read
 from refiner_cli.data.image_file import MissingFileError, UnreadableError, default_limits
 from refiner_cli.data.progress import Notice, Progress, Report, StoppedError
-from refiner_cli.data.workers import init_worker
+from refiner_cli.data.workers import in_processes
 from refiner_cli.errors import RefinerError
 from refiner_cli.machine import semaphores_work
 
@@ -64,19 +63,13 @@ def find_unreadable(
 
 
 def _results(chunks: list[tuple[str, Sequence[str]]], workers: int) -> Generator[Checked, None, None]:
-    if workers <= 1:
-        yield from map(_decode, chunks)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=init_worker)
     try:
-        yield from pool.map(_decode, chunks)
+        yield from in_processes(_decode, chunks, workers)
     except BrokenExecutor as error:
         raise RefinerError(
             "A process that decodes images died: memory may be short, or an image crashes its decoder.",
             hint="Try again with --workers 1.",
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _decode(chunk: tuple[str, Sequence[str]]) -> Checked:

@@ -1,4 +1,4 @@
-"""What all processes that decode images need at their start. Imports neither torch nor numpy."""
+"""Processes beside this one: how they start and end. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
+from typing import TypeVar
+
+WorkItem = TypeVar("WorkItem")
+WorkResult = TypeVar("WorkResult")
 
 
 def init_worker() -> None:
@@ -16,3 +22,25 @@ def init_worker() -> None:
     if parent is not None:
         sentinel = parent.sentinel
         threading.Thread(target=lambda: connection.wait([sentinel]) and os._exit(1), daemon=True).start()
+
+
+def in_processes(
+    work: Callable[[WorkItem], WorkResult], items: Iterable[WorkItem], workers: int, *, chunk: int = 1
+) -> Generator[WorkResult, None, None]:
+    """``work`` on every item, in their order; with less than two ``workers`` in this process.
+
+    Args:
+        chunk: items that a process is given at once.
+
+    Raises:
+        BrokenExecutor: a process died.
+    """
+    if workers < 2:
+        yield from map(work, items)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, initializer=init_worker)
+    try:
+        yield from pool.map(work, items, chunksize=chunk)
+    finally:
+        pool.shutdown(cancel_futures=True)

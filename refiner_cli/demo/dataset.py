@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,15 @@ from refiner_cli.data.benchmark import (
     write_pairs,
 )
 from refiner_cli.data.labels import Pair
+from refiner_cli.data.workers import in_processes
 from refiner_cli.demo import scenes
 from refiner_cli.demo.vocabulary import demo_split, feasible
+from refiner_cli.errors import RefinerError
 from refiner_cli.files import atomic_folder
+from refiner_cli.machine import cores, semaphores_work
 
 JPEG_QUALITY = 92
+WORTH_A_PROCESS = 256  # images that take longer to draw than a process takes to start
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,18 @@ def scene_of(task: DrawTask) -> scenes.Scene:
     rng = np.random.default_rng(task.seed)
     # Clutter shows training pairs only: no image contains a held-out pair by accident.
     return scenes.draw_scene(task.pair, demo_split(task.holdout).train, rng, task.clutter)
+
+
+def draw_all(tasks: Sequence[DrawTask]) -> None:
+    """Draw many images, on all cores. Raises RefinerError if a process dies."""
+    workers = min(cores(), len(tasks) // WORTH_A_PROCESS) if semaphores_work() else 1
+    try:
+        for _ in in_processes(draw, tasks, workers, chunk=16):
+            pass
+    except BrokenExecutor:
+        raise RefinerError(
+            "A process that draws images died.", hint="Often the memory is too small."
+        ) from None
 
 
 def demo_pairs(holdout: int) -> dict[Split, tuple[Pair, ...]]:
@@ -105,9 +121,7 @@ def make_demo(
         for pair in feasible(*map(frozenset, zip(*itertools.chain(*pairs.values()), strict=True))):
             (part / IMAGES / "_".join(pair)).mkdir(parents=True, exist_ok=True)
         jobs = list(draw_tasks(part, pairs, size, seed, clutter, holdout))
-        with ProcessPoolExecutor() as workers:
-            for _ in workers.map(draw, jobs, chunksize=64):
-                pass
+        draw_all(jobs)
         for name in SPLITS:
             write_pairs(part / SPLIT_FOLDER / f"{name}_pairs.txt", pairs[name])
         samples: dict[Split, list[Sample]] = {name: [] for name in SPLITS}

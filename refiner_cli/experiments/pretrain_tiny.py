@@ -18,7 +18,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +31,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refiner_cli.core.towers import tiny
 from refiner_cli.data.labels import Pair
+from refiner_cli.data.workers import in_processes
 from refiner_cli.demo import scenes
 from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, demo_split, kind_of
+from refiner_cli.machine import cores
 
 IMAGES_PER_TASK = 500  # drawn by one task
 MAX_SHIFT = 5  # pixels of random shift
@@ -87,10 +88,10 @@ def draw_pool(recipe: Recipe, folder: Path) -> tuple[np.ndarray, list[list[Pair]
     )
     shown: list[list[Pair]] = []
     tasks = [(recipe.holdout, i) for i in range(recipe.images // IMAGES_PER_TASK)]
-    with ProcessPoolExecutor() as workers:
-        for i, (pixels, names) in enumerate(workers.map(draw_chunk, tasks, [recipe.holdout] * len(tasks))):
-            pool[i * IMAGES_PER_TASK : (i + 1) * IMAGES_PER_TASK] = pixels
-            shown += names
+    drawn = in_processes(partial(draw_chunk, holdout=recipe.holdout), tasks, cores())
+    for i, (pixels, names) in enumerate(drawn):
+        pool[i * IMAGES_PER_TASK : (i + 1) * IMAGES_PER_TASK] = pixels
+        shown += names
     return pool, shown
 
 

@@ -27,9 +27,9 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from refiner_cli.core.model_io.tensor_files import save_tensors
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import atomic_file, reason_of, write_json
@@ -204,7 +204,7 @@ class Index:
         """Write the files of a part; it counts once index.json lists it."""
         half = {role: vectors[role].to("cpu", torch.float16).contiguous() for role in self.info.roles}
         with atomic_file(self._file(part, "safetensors")) as file:
-            save_file(half, file)
+            save_tensors(half, file)
         with atomic_file(self._file(part, "parquet")) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], COLUMNS), file)
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from refiner_cli.config import flatten
@@ -29,13 +27,13 @@ from refiner_cli.core.model_io.checkpoint import (
     load_saved_tensors,
     read_stored,
     read_tensors,
-    usual_permissions,
     write_model,
 )
-from refiner_cli.core.model_io.tensor_files import load_tensors_from
+from refiner_cli.core.model_io.tensor_files import load_tensors_from, save_tensors
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.log import LogFn
 from refiner_cli.errors import ModelFileError, RefinerError
+from refiner_cli.files import reason_of
 from refiner_cli.training.checkpoints import step_of
 from refiner_cli.training.gradient_step import GradientStep, batch_norm_note
 from refiner_cli.training.run_dir import Run
@@ -88,13 +86,12 @@ class TrainerState:
         try:
             with self.run.stored.new(step) as folder:
                 write_model(folder, self.model, info, with_backbone=False)
-                save_file(self._tensors(), folder / OPTIMIZER_FILE)
-                usual_permissions(folder / OPTIMIZER_FILE)
+                save_tensors(self._tensors(), folder / OPTIMIZER_FILE)
                 (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+        except OSError as error:
             raise NotSavedError(
-                f"The checkpoint of step {step} could not be written to {self.run.folder} ({reason}).",
+                f"The checkpoint of step {step} could not be written to {self.run.folder} "
+                f"({reason_of(error)}).",
                 hint=f"{self.run.resume_point()} Free some disk space, then resume with --resume.",
             ) from None
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from refiner_cli.core.model_io.tensor_files import load_tensors_from
+from refiner_cli.core.model_io.tensor_files import load_tensors_from, save_tensors
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.runtime.device import GIB, autocast
 from refiner_cli.core.runtime.loader import ImageBatch, TrainTransform, load_batches
@@ -130,7 +129,7 @@ class TokenCache:
         keys = [view * len(self.files) + row for row in rows]
         (batch,) = load_batches(self.files, look, [keys], device=self.model.device, workers=self.workers)
         part = self.place / f"{view:03d}-{start:08d}.part"
-        save_file({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
+        save_tensors({"tokens": self.tokens(batch.images).cpu().contiguous()}, part)
         file = self.place / f"{view:03d}-{start:08d}-{sha256(part)[:DIGITS]}.safetensors"
         with atomic_file(file) as target:
             part.replace(target)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refiner_cli.core.model_io.checkpoint import (
@@ -31,9 +30,9 @@ from refiner_cli.core.model_io.checkpoint import (
     read_stored,
     read_tensors,
     require_numbers,
-    usual_permissions,
 )
 from refiner_cli.core.model_io.schema import CONFIG
+from refiner_cli.core.model_io.tensor_files import save_tensors
 from refiner_cli.core.models.adapters import BlockAdapter
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.towers.architectures import find_architecture
@@ -125,8 +124,7 @@ def store_initial(run: Path, folder: Path) -> None:
     learned = {name: value.contiguous() for name, value in tensors.items() if name.startswith(TRAINED)}
     require_numbers(learned, folder / WEIGHTS_FILE)
     with atomic_folder(run / INIT) as part:
-        save_file(learned, part / WEIGHTS_FILE)
-        usual_permissions(part / WEIGHTS_FILE)
+        save_tensors(learned, part / WEIGHTS_FILE)
         write_json(part / CONFIG, config | {"backbone": config["backbone"] | {"included": False}})
 
 

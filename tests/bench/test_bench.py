@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from refiner_cli.bench.measure import Peak, median_seconds
 from refiner_cli.bench.spaces import SPACE_SIZES, label_space
+from refiner_cli.bench.suite import BenchOptions, run_bench
 from refiner_cli.bench.text import PromptVectors, padded, with_prefix_cache
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.errors import UsageError
+from refiner_cli.settings import resolve
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")
@@ -95,3 +98,21 @@ def test_the_table_names_the_baselines(cli: Cli) -> None:
 
 def test_an_unknown_part_is_wrong_usage(cli: Cli) -> None:
     assert cli("bench", "speed").code == 2
+
+
+def test_a_single_photo_is_too_few_to_be_timed(cli: Cli) -> None:
+    assert cli("bench", "predict", "--photos", 1).code == 2
+
+
+def test_onnx_is_measured_on_the_cpu_wherever_the_rest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = ModuleType("refiner_cli.bench.onnx")
+    given = []
+    onnx.bench_onnx = lambda backbone, *_: given.append(backbone) or []  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, onnx.__name__, onnx)
+    monkeypatch.setattr("refiner_cli.bench.suite.pick_device", lambda _: (torch.device("meta"), "a GPU"))
+    order = BenchOptions(("onnx",), ("ut-zappos",), None, 1, 0, 2, tmp_path)
+    config = resolve([("test", {"backbone": "tiny", "pretrained": "none"})])
+    assert list(run_bench(order, config, lambda _: None)) == []
+    assert {(p.device, p.dtype) for p in given[0].clip.parameters()} == {(CPU, torch.float32)}

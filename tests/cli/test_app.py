@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from refiner_cli._version import __version__
 from tests.conftest import Cli
@@ -171,3 +172,15 @@ def test_a_full_disk_is_told_what_to_do(
     assert outcome.code == 1
     assert "Free some space, then run the same command again" in outcome.err
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_memory_of_a_gpu_that_others_took_is_one_sentence(
+    cli: Cli, small_run: Path, small_demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr("refiner_cli.core.models.base.Model.to", full)
+    outcome = cli("predict", small_run, small_demo / "images")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith("Error: There is not enough memory.")

@@ -6,6 +6,8 @@ import errno
 import filecmp
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,12 @@ import torch
 from refiner_cli.core.towers import tiny
 from refiner_cli.core.towers.backbone import load_backbone
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.demo import scenes
-from refiner_cli.demo.dataset import DemoSize, make_demo
+from refiner_cli.demo import dataset, scenes
+from refiner_cli.demo.dataset import DemoSize, demo_pairs, draw_all, draw_tasks, make_demo
 from refiner_cli.demo.shapes import SHAPES
 from refiner_cli.demo.states import EFFECTS
 from refiner_cli.demo.vocabulary import KINDS, STATES, backbone_pairs, demo_split, feasible
-from refiner_cli.errors import ModelFileError
+from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.experiments import pretrain_tiny
 from tests.conftest import Cli
 
@@ -146,3 +148,26 @@ def test_a_demo_that_another_process_draws_at_the_same_time_is_used(
     monkeypatch.setenv("REFINER_HOME", str(tmp_path))
     monkeypatch.setattr("refiner_cli.demo.dataset.make_demo", lose_the_race)
     assert cli("info", "demo", "--json").json["name"] == "demo"
+
+
+def test_processes_draw_what_one_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "cores", lambda: 2)
+    pairs, drawn = demo_pairs(0), []
+    for name, worth in (("one", 100), ("two", 1)):
+        monkeypatch.setattr(dataset, "WORTH_A_PROCESS", worth)
+        tasks = list(draw_tasks(tmp_path / name, pairs, DemoSize(0, 0, 1), 0, 1, 0))[:6]
+        for task in tasks:
+            task.file.parent.mkdir(parents=True, exist_ok=True)
+        draw_all(tasks)
+        drawn.append([task.file.read_bytes() for task in tasks])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_drawing_process_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object, **__: object) -> Iterator[None]:
+        raise BrokenProcessPool("terminated abruptly")
+        yield
+
+    monkeypatch.setattr(dataset, "in_processes", die)
+    with pytest.raises(RefinerError, match="A process that draws images died"):
+        draw_all([])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import open_clip
 
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checkpoint import ModelInfo
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.calibration import ChosenOn
 from refiner_cli.core.towers import tiny
+from refiner_cli.core.towers.architectures import split_language
 from refiner_cli.core.towers.backbone import BackboneSpec
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
@@ -106,7 +108,7 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
         data_licence=facts.data_licence,
         backbone_licence=licence_of_backbone(spec),
         data_fingerprint=info.dataset_fingerprint or "none",
-        backbone_fingerprint=model.backbone.fingerprint(),
+        backbone_fingerprint=model.backbone.fingerprint_by_name(),
         hashes="\n".join(rows),
     ).rstrip() + "\n"  # fmt: skip
 
@@ -136,5 +138,7 @@ def licence_of_backbone(spec: BackboneSpec) -> str:
     """The licence of a backbone's weights, where it is known."""
     if spec.name == tiny.NAME:
         return "MIT, as refiner"
-    tag = re.split(r"[=/\\]", spec.pretrained)[0]
+    name, tag = split_language(spec.name)[0], spec.pretrained.partition("=")[0]
+    if not open_clip.get_pretrained_cfg(name, tag):  # a file, or weights of a repository
+        return UNKNOWN_LICENCE
     return next((text for start, text in TAG_LICENCES.items() if tag.startswith(start)), UNKNOWN_LICENCE)

@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from refiner_cli._version import __version__
 from refiner_cli.config import MethodConfig
 from refiner_cli.core.model_io.migrate import OLD_FORMATS, migrate_config, migrate_tensors
-from refiner_cli.core.model_io.schema import CLIP, CONFIG, ONNX_FORMAT, StoredModel
+from refiner_cli.core.model_io.schema import CLIP, CONFIG, MODEL_FORMATS, ONNX_FORMAT, StoredModel
 from refiner_cli.core.model_io.stored_backbone import stored_backbone
 from refiner_cli.core.model_io.stored_json import read_json, write_stored
-from refiner_cli.core.model_io.tensor_files import load_tensors_from
+from refiner_cli.core.model_io.tensor_files import load_tensors_from, save_tensors
 from refiner_cli.core.models.base import Model
 from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
 from refiner_cli.core.models.registry import build_model
@@ -66,7 +64,7 @@ def stored_config(model: Model, info: ModelInfo, *, with_backbone: bool) -> dict
         "model": model.config.model_dump(),
         "backbone": {
             **dataclasses.asdict(spec),
-            "fingerprint": model.backbone.fingerprint(),
+            "fingerprint": model.backbone.fingerprint_by_name(),
             "included": with_backbone,
         },
         "labels": model.space.to_json(),
@@ -94,9 +92,8 @@ def write_model(
     if with_backbone:
         tensors |= {CLIP + name: value for name, value in model.clip.state_dict().items()}
     tensors = {name: stored_form(value, dtype) for name, value in tensors.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
+    save_tensors(tensors, folder / WEIGHTS_FILE, {"format": MODEL_FORMAT})
     write_stored(folder / CONFIG, stored_config(model, info, with_backbone=with_backbone))
-    usual_permissions(folder / WEIGHTS_FILE)
 
 
 def stored_form(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -104,14 +101,6 @@ def stored_form(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if value.is_floating_point():
         value = value.to(torch.float32 if value.numel() == 1 else dtype)
     return value.cpu().contiguous().clone()
-
-
-def usual_permissions(file: Path) -> None:
-    """Give a file the permissions of any new file: safetensors makes its files private."""
-    probe = file.with_name(f".{file.name}.permissions")
-    probe.touch()
-    file.chmod(stat.S_IMODE(probe.stat().st_mode))
-    probe.unlink()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -137,14 +126,20 @@ def read_stored(folder: Path) -> tuple[dict[str, Any], StoredModel, MethodConfig
         except (KeyError, TypeError, AttributeError, RefinerError) as error:
             raise ModelFileError(f"{file} is incomplete or damaged ({error!r}).") from None
     elif found != MODEL_FORMAT:
-        shown = found if isinstance(found, str) else type(found).__name__
-        raise ModelFileError(
-            f"{file} has the format {shown!r}; this version reads {MODEL_FORMAT!r}.",
-            hint="An ONNX export is for 'refiner predict': give the run that it was made from."
-            if shown == ONNX_FORMAT
-            else "",
-        )
+        raise unknown_format(found, file)
     return config, *StoredModel.parse(config, file)
+
+
+def unknown_format(found: object, file: Path) -> ModelFileError:
+    """The error for a config.json of something else, or of a version to come."""
+    if not isinstance(found, str):
+        return ModelFileError(f"{file} is not the configuration of a model of refiner: it states no format.")
+    hint = ""
+    if found == ONNX_FORMAT:
+        hint = "An ONNX export is for 'refiner predict': give the run that it was made from."
+    elif found.startswith(MODEL_FORMATS):
+        hint = "A newer version may have written it: update refiner."
+    return ModelFileError(f"{file} has the format {found!r}; this version reads {MODEL_FORMAT!r}.", hint=hint)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

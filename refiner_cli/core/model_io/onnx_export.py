@@ -95,7 +95,7 @@ def export_onnx(
     bank = text_bank(model, space)
     with atomic_folder(folder) as part:
         with fixed_scale(model.eval()):
-            trace_image_side(model, part / IMAGE_FILE, check.pixels[:2])
+            trace_image_side(model, part / IMAGE_FILE)
             trace_scores(model, bank, part / SCORES_FILE)
         if precision == "int8":
             quantize(part / IMAGE_FILE)
@@ -199,8 +199,10 @@ def fixed_scale(model: Model) -> Iterator[None]:
         model.backbone = own
 
 
-def trace_image_side(model: Model, file: Path, images: Tensor) -> None:
+def trace_image_side(model: Model, file: Path) -> None:
     """Write the graph from images to vectors, for any number of images."""
+    # Two: a graph that is traced with a single image takes no other number.
+    images = torch.zeros(2, 3, *model.backbone.image_size)
     batch = torch.export.Dim("batch")
     trace(ImageSide(model), (images,), file, ["images"], list(ROLES_OF_VECTORS), {"images": {0: batch}})
 
@@ -246,7 +248,8 @@ def onnx_config(model: Model, info: ModelInfo, bank: TextBank, precision: OnnxPr
         "precision": precision, "width": bank.pairs.shape[1], "outputs": list(ROLES_OF_VECTORS),
         "tensors": list(bank_tensors(bank)),
         "backbone": {
-            "name": spec.name, "pretrained": spec.pretrained, "fingerprint": model.backbone.fingerprint(),
+            "name": spec.name, "pretrained": spec.pretrained,
+            "fingerprint": model.backbone.fingerprint_by_name(),
         },
         "preprocess": spec.preprocess, "labels": bank.space.to_json(),
         "calibration": model.calibration.to_json()
@@ -259,9 +262,10 @@ def require_agreement(
     model: Model, bank: TextBank, exported: OnnxModel, precision: OnnxPrecision, check: CheckImages
 ) -> Agreement:
     """How far an export's scores are from the model's. Raises RefinerError if that is too far."""
+    parts = [check.pixels[:1], *check.pixels[1:].split(16)]  # batches of several sizes
     ours, theirs = (
         torch.cat([one.combine(one.corrected_scores(one.encode_images_tta(part), bank), bank.space)
-                   for part in check.pixels.split(16)])
+                   for part in parts if len(part)])
         for one in (model, exported)
     )  # fmt: skip
     agreement = Agreement(

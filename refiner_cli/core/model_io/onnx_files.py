@@ -22,6 +22,7 @@ from pydantic import Field
 
 from refiner_cli.core.model_io.schema import (
     CONFIG,
+    MODEL_FORMATS,
     Part,
     PreprocessConfig,
     StoredCalibration,
@@ -80,8 +81,17 @@ class StoredOnnx(Part):
 
 
 def is_onnx(folder: Path) -> bool:
-    """Whether a folder is an ONNX export."""
-    return (folder / IMAGE_FILE).is_file() and (folder / CONFIG).is_file()
+    """Whether a folder is an ONNX export.
+
+    Another one may hold a graph, too: in a repository of the Hub the files of an earlier export stay.
+    """
+    if not ((folder / IMAGE_FILE).is_file() and (folder / CONFIG).is_file()):
+        return False
+    try:
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return True
+    return not (isinstance(config, dict) and str(config.get("format")).startswith(MODEL_FORMATS))
 
 
 def read_onnx_config(folder: Path) -> tuple[dict[str, Any], StoredOnnx]:

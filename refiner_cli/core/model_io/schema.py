@@ -18,6 +18,7 @@ from refiner_cli.core.towers.transformers_config import TextSizes
 
 CONFIG = "config.json"
 ONNX_FORMAT = "refiner.onnx/1"  # in config.json of an ONNX export
+MODEL_FORMATS = "refiner.model/"  # what that of a model directory begins with, in every version
 CLIP = "clip."  # first part of the names of a backbone's tensors in model.safetensors
 MAX_PARAMETERS = 6e9  # of a backbone; the largest of open_clip has 5e9
 TIMM_NAME = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def stored_backbone(
                 f"{folder / CONFIG} does not fit its weights: the backbone would be far larger than they are."
             )
         tokenizer = folder / "tokenizer"
-        return build_backbone(spec, state, tokenizer if tokenizer.is_dir() else None)
+        backbone = build_backbone(spec, state, tokenizer if tokenizer.is_dir() else None)
+        return replace(backbone, named_fingerprint=stored.fingerprint)
     with network_for(spec, folder):
         backbone = reload_backbone(spec)
     if backbone.fingerprint() != stored.fingerprint:

@@ -55,7 +55,7 @@ def pick_device(requested: str = "auto") -> tuple[torch.device, str]:
         raise EnvironmentLacksError(
             "The device mps is not available: PyTorch sees no Apple GPU.", hint="Use --device auto."
         )
-    return torch.device(requested), "requested"
+    return torch.device(kind, int(number)) if number else torch.device(kind), "requested"
 
 
 def pick_precision(requested: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -62,6 +62,7 @@ class Backbone:
     text: TextTower
     notes: tuple[str, ...] = ()  # sentences for the log: how the weights were recognised and adapted
     float32_fingerprint: str = ""  # of the weights before they were cast to half precision, if they were
+    named_fingerprint: str = ""  # of the weights that the name stands for, where these are a rounded copy
 
     @cached_property
     def logit_scale(self) -> float:
@@ -96,6 +97,10 @@ class Backbone:
             sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
             digest.update(f"{name}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def fingerprint_by_name(self) -> str:
+        """The same over the weights that the description names, of which these may be a rounded copy."""
+        return self.named_fingerprint or self.fingerprint()
 
     def use_fingerprint(self) -> str:
         """16 hex digits over the weights and how they are used: activation, heads, the prompts' language."""

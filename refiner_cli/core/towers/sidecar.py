@@ -11,7 +11,7 @@ from refiner_cli.core.towers.weights_profile import WeightsProfile
 
 MODEL_CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"  # of transformers
 TOWER_SIZES = {"hidden_size": "width", "num_hidden_layers": "layers", "patch_size": "patch_size"}
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+BILINEAR = 2  # Pillow's number
 
 
 def read_sidecar(file: Path, model: dict[str, Any]) -> tuple[WeightsProfile, str]:
@@ -90,7 +90,7 @@ def transformers_preprocess(file: Path) -> dict[str, Any] | None:
     preprocess = {
         "mean": content["image_mean"],
         "std": content["image_std"],
-        "interpolation": RESAMPLE.get(content.get("resample", 3), "bicubic"),
+        "interpolation": "bilinear" if content.get("resample") == BILINEAR else "bicubic",
         "resize_mode": "shortest" if content.get("do_center_crop", True) else "squash",
     }
     check_preprocess(preprocess, beside)

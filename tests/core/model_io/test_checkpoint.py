@@ -13,13 +13,15 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from refiner_cli.config import CalibrationConfig, method_section
+from refiner_cli.core.model_io.card import UNKNOWN_LICENCE, licence_of_backbone
 from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model, write_model
 from refiner_cli.core.model_io.export import export_model
+from refiner_cli.core.model_io.onnx_files import is_onnx
 from refiner_cli.core.model_io.stored_json import read_json, write_stored
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import PRECISIONS
-from refiner_cli.core.towers.backbone import load_backbone
+from refiner_cli.core.towers.backbone import BackboneSpec, load_backbone
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import model_folder
 from tests.core.cases import SPACE
@@ -133,6 +135,14 @@ def other_format(folder: Path) -> None:
     (folder / "config.json").write_text('{"format": "refiner.model/9"}')
 
 
+def other_program(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+
+
+def no_object(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -142,7 +152,9 @@ def other_format(folder: Path) -> None:
         (cut_config, "config.json cannot be read"),
         (drop_labels, "incomplete or damaged"),
         (other_width, "has a different shape"),
-        (other_format, "has the format 'refiner.model/9'"),
+        (other_format, "reads 'refiner.model/3'. A newer version may have written it: update refiner."),
+        (other_program, "is not the configuration of a model of refiner: it states no format."),
+        (no_object, "is not the configuration of a model of refiner: it states no format."),
     ],
 )
 def test_damage_is_named(
@@ -154,6 +166,35 @@ def test_damage_is_named(
     with pytest.raises(ModelFileError) as raised:
         read_model(folder)
     assert says in str(raised.value)
+
+
+def test_a_rounded_model_without_its_backbone_takes_the_one_it_was_trained_on(
+    tmp_path: Path, small_export: Path
+) -> None:
+    exact, info = read_model(small_export)
+    export_model(tmp_path / "rounded", exact, info, dtype="bf16", with_backbone=True)
+    rounded, _ = read_model(tmp_path / "rounded")
+    assert rounded.backbone.fingerprint() != exact.backbone.fingerprint()
+    export_model(tmp_path / "small", rounded, info, dtype="fp32", with_backbone=False)
+    small, _ = read_model(tmp_path / "small")
+    assert small.backbone.fingerprint() == exact.backbone.fingerprint()
+
+
+def test_a_graph_of_an_earlier_export_does_not_make_a_model_another_one(
+    tmp_path: Path, small_export: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(small_export, folder)
+    (folder / "image.onnx").write_bytes(b"stays in a repository of the Hub")
+    assert not is_onnx(folder)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "licence"),
+    [("openai", "MIT"), ("openai=own.pt", "MIT"), ("openai.pt", UNKNOWN_LICENCE), ("own", UNKNOWN_LICENCE)],
+)
+def test_a_licence_is_that_of_published_weights(pretrained: str, licence: str) -> None:
+    assert licence_of_backbone(BackboneSpec("ViT-B-32", pretrained, {}, {})) == licence
 
 
 def test_a_backbone_that_changed_is_refused(tmp_path: Path, small_run: Path) -> None:

@@ -172,6 +172,21 @@ def test_an_export_that_does_not_agree_is_discarded(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_graph_for_one_number_of_images_does_not_pass(exported: Path, source: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(exported, tmp_path / "model")
+    graph = onnx.load(exported / "image.onnx")
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(graph, tmp_path / "model" / "image.onnx")
+    (model, _), config = read_model(source), json.loads((exported / "config.json").read_text())
+    bank = onnx_export.text_bank(model, model.space)
+    with pytest.raises(ModelFileError, match="cannot be run"):
+        onnx_export.require_agreement(
+            model, bank, OnnxModel.from_config(tmp_path / "model", config), "fp32",
+            CheckImages(torch.randn(2, 3, 96, 96), "noise"),
+        )  # fmt: skip
+
+
 def copy_graph(graph: Path, *given: object) -> None:
     """A stand-in for tracing, which takes seconds."""
     (file,) = [value for value in given if isinstance(value, Path)]

@@ -1,4 +1,4 @@
-"""The precision is that of the device it is asked for."""
+"""Devices by name; the precision is that of the device it is asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from refiner_cli.core.runtime.device import pick_precision
+from refiner_cli.core.runtime.device import pick_device, pick_precision
 
 
 def test_the_precision_is_that_of_the_requested_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +25,13 @@ def test_the_precision_is_that_of_the_requested_gpu(monkeypatch: pytest.MonkeyPa
     assert pick_precision("auto", torch.device("cuda", 0))[0] == torch.float16
     assert pick_precision("auto", torch.device("cuda", 1))[0] == torch.bfloat16
     assert len(current) == 1
+
+
+@pytest.mark.parametrize(
+    ("requested", "meant"), [("cpu:", "cpu"), ("cuda:", "cuda"), ("cuda:01", "cuda:1"), ("cuda:1", "cuda:1")]
+)
+def test_a_number_of_a_device_may_be_missing_or_written_in_another_way(
+    requested: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device(requested)[0] == torch.device(meant)
