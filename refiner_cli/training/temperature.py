@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from refiner_cli.core.models.calibration import Calibration, Confidence, Temperatures
 from refiner_cli.core.runtime.device import autocast
-from refiner_cli.data.benchmark import World
+from refiner_cli.data.benchmark import Sample, World
 from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.evaluation.metrics.bootstrap import Interval
 from refiner_cli.evaluation.metrics.confidence import ConfidenceStream, class_probabilities, find_promises
@@ -56,10 +57,21 @@ class BiasedScores:
 
     scores: Tensor  # N x P
     truth: Tensor  # N int64, the true pairs
+    images: tuple[Sample, ...]  # N
 
     @classmethod
     def join(cls, parts: Sequence[BiasedScores]) -> BiasedScores:
-        return cls(torch.cat([one.scores for one in parts]), torch.cat([one.truth for one in parts]))
+        """All parts, in which an image may be several times."""
+        return cls(
+            torch.cat([one.scores for one in parts]),
+            torch.cat([one.truth for one in parts]),
+            tuple(image for one in parts for image in one.images),
+        )
+
+    def image_numbers(self) -> IntArray:
+        """``N`` int64, the same where the image is the same."""
+        number = {image: place for place, image in enumerate(dict.fromkeys(self.images))}
+        return np.array([number[image] for image in self.images], dtype=np.int64)
 
 
 def fit_world(found: BiasedScores, space: LabelSpace) -> Confidence:
@@ -75,7 +87,8 @@ def fit_world(found: BiasedScores, space: LabelSpace) -> Confidence:
     temperatures = Temperatures(pair, obj, state)
     stream = ConfidenceStream(space, (temperatures,), bias=0.0)  # the scores have it already
     stream.update(scores, truth)
-    return Confidence(temperatures, find_promises(*stream.results()))
+    (sure,) = stream.results()
+    return Confidence(temperatures, find_promises(sure, found.image_numbers()))
 
 
 @torch.no_grad()
@@ -86,7 +99,8 @@ def biased_scores(images: EncodedImages, worlds: Sequence[World], most: int) -> 
         most: scores of a world held at once.
     """
     model, benchmark = images.model, images.benchmark
-    pairs, views = [sample.pair for sample in benchmark.samples[images.split]], model.calibration.tta_shifts
+    samples, views = benchmark.samples[images.split], model.calibration.tta_shifts
+    pairs = [sample.pair for sample in samples]
     spaces = [benchmark.label_space(images.split, world) for world in worlds]
     wanted = [spread_mask(len(pairs), most // len(space.pairs)) for space in spaces]
     biases = [
@@ -102,7 +116,11 @@ def biased_scores(images: EncodedImages, worlds: Sequence[World], most: int) -> 
                 scores = model.corrected_scores(vectors[views].take(chosen), bank)
                 held.append(model.combine(scores, space).float().cpu() + bias)
     return [
-        BiasedScores(torch.cat(held), torch.from_numpy(space.indices(pairs))[mask])
+        BiasedScores(
+            torch.cat(held),
+            torch.from_numpy(space.indices(pairs))[mask],
+            tuple(compress(samples, mask.tolist())),
+        )
         for space, mask, held in zip(spaces, wanted, parts, strict=True)
     ]
 

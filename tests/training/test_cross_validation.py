@@ -19,6 +19,7 @@ from refiner_cli.core.runtime.device import RuntimeOptions
 from refiner_cli.core.towers.backbone import Backbone
 from refiner_cli.data.benchmark import Benchmark, Sample, load_benchmark
 from refiner_cli.data.labels import Pair
+from refiner_cli.evaluation.metrics import confidence
 from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
 from refiner_cli.evaluation.scoring import ProgressFn, no_progress
@@ -27,7 +28,7 @@ from refiner_cli.training import candidates
 from refiner_cli.training.calibrate import HeldOut, calibrate, measure_candidates
 from refiner_cli.training.encoded_images import EncodedImages
 from refiner_cli.training.run_dir import Run, model_folder
-from refiner_cli.training.temperature import WORLDS
+from refiner_cli.training.temperature import WORLDS, fit_confidence
 from refiner_cli.training.trainer import StopRequestedError, Trainer
 from refiner_cli.training.training_folds import training_folds
 from tests.conftest import Cli
@@ -159,6 +160,11 @@ def test_an_image_that_is_held_out_twice_counts_once(
         found, wanted = (candidates.criterion_samples(one.worlds[0][0], criterion) for one in (twice, once))
         assert found == pytest.approx(wanted)
         assert np.ptp(wanted) > 0
+    monkeypatch.setattr(confidence, "pair_correlation", lambda *_: 0.0)  # it would make up for some of it
+    single, double = (fit_confidence(Calibration(), [part] * times).closed.promises for times in (1, 2))
+    found = [[one.object.coverage + one.pair.coverage for one in promises] for promises in (single, double)]
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][0] > 0
 
 
 @pytest.fixture(scope="module")

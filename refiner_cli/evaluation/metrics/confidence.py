@@ -3,11 +3,8 @@
 A *verdict* says of an image what is sure: the pair where its probability reaches a threshold, else the
 object alone, else the state alone, else nothing. A threshold keeps a promised precision if, with 95 %
 confidence, that share of the verdicts it gives is right (Wilson's lower bound on validation). Each
-threshold is found on the images that those before it leave over, as it is used.
-
-Images of one pair are alike: a split of 44 pairs with 12 images each says less than 528 images of 528
-pairs would. So images count by Kish's design effect, ``1 + rho (m - 1)``, with ``m`` images a pair and
-``rho`` the correlation of being right within a pair.
+threshold is found on the images that those before it leave over, as it is used; see
+:mod:`~refiner_cli.evaluation.metrics.precision_thresholds`.
 
 Shapes: ``N`` or ``B`` images, ``P`` pairs, ``S`` states or objects.
 """
@@ -17,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -34,12 +30,18 @@ from refiner_cli.core.models.calibration import (
 )
 from refiner_cli.data.labels import BoolArray, IntArray, LabelSpace
 from refiner_cli.evaluation.metrics.breakdown import bin_confidences
+from refiner_cli.evaluation.metrics.precision_thresholds import (
+    SURE,
+    counted_images,
+    pair_correlation,
+    widest_threshold,
+    wilson_interval,
+)
 from refiner_cli.evaluation.metrics.score_summary import FloatArray
 from refiner_cli.evaluation.metrics.streaming import BLOCK_ELEMENTS
 
 PROMISES = (*(percent / 100 for percent in range(50, 100, 5)), 0.97, 0.98, 0.99)
 NOTHING = len(LEVELS)  # the verdict that nothing is sure
-SURE = 0.95  # confidence that a promise is kept
 
 
 @dataclass(frozen=True)
@@ -144,68 +146,14 @@ def joined(
     )
 
 
-def wilson_interval(
-    share: FloatArray, counted: FloatArray, confidence: float
-) -> tuple[FloatArray, FloatArray]:
-    """Wilson's score intervals of shares among so many independent images, elementwise.
+def find_promises(found: TopProbabilities, images: IntArray | None = None) -> tuple[Promise, ...]:
+    """The thresholds of every precision in ``PROMISES``, on validation.
 
-    Each side is passed with probability ``(1 - confidence) / 2``.
+    Args:
+        images: ``N``, which image each row is of; None: another one each.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    spread = z * z / counted
-    middle = share + spread / 2
-    reach = z * np.sqrt(share * (1 - share) / counted + spread / (4 * counted))
-    low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
-    return np.clip(low, 0, 1), np.clip(high, 0, 1)
-
-
-def pair_correlation(right: BoolArray, pairs: IntArray) -> float:
-    """``rho`` in 0..1: how much alike images of one pair are in being right; both arguments ``N``.
-
-    From the variance of a share over pairs, divided by that of as many independent images.
-    """
-    if not len(right):
-        return 0.0
-    share = right.mean()
-    _, group = np.unique(pairs, return_inverse=True)
-    sizes = np.bincount(group)
-    excess = np.bincount(group, right - share)  # right images of each pair beyond the mean
-    size = float((sizes**2).sum() / len(right))  # m
-    if share in {0, 1} or len(sizes) < 2 or size <= 1:
-        return 0.0
-    effect = (excess**2).sum() * len(sizes) / (len(sizes) - 1) / (len(right) * share * (1 - share))
-    return float(np.clip((effect - 1) / (size - 1), 0, 1))
-
-
-def counted_images(pairs: IntArray, correlation: float) -> FloatArray:
-    """As how many independent images the first 1, 2, ... N images count."""
-    seen: dict[int, int] = {}
-    added = np.empty(len(pairs))  # to the sum of the squared sizes of all pairs
-    for place, pair in enumerate(pairs.tolist()):
-        added[place] = 2 * seen.get(pair, 0) + 1
-        seen[pair] = seen.get(pair, 0) + 1
-    images = np.arange(1, len(pairs) + 1)
-    return images / (1 + correlation * (np.cumsum(added) / images - 1))
-
-
-def widest_threshold(
-    probability: FloatArray, right: BoolArray, pairs: IntArray, precision: float, correlation: float
-) -> float | None:
-    """The lowest probability from which on guesses keep a precision, surely; None if none does."""
-    if not len(probability):
-        return None
-    order = np.argsort(-probability, kind="stable")
-    ranked, images = probability[order], np.arange(1, len(order) + 1)
-    share = np.cumsum(right[order]) / images
-    low, _ = wilson_interval(share, counted_images(pairs[order], correlation), 2 * SURE - 1)
-    ends = np.append(ranked[1:] < ranked[:-1], True)  # equal probabilities are on one side of a threshold
-    kept = np.flatnonzero(ends & (low >= precision))
-    return float(ranked[kept[-1]]) if len(kept) else None
-
-
-def find_promises(found: TopProbabilities) -> tuple[Promise, ...]:
-    """The thresholds of every precision in ``PROMISES``, on validation."""
     promises = []
+    images = np.arange(len(found)) if images is None else images
     alike = {level: pair_correlation(found.right[level], found.pairs) for level in LEVELS}
     for precision in PROMISES:
         left = np.ones(len(found), np.bool_)
@@ -213,7 +161,7 @@ def find_promises(found: TopProbabilities) -> tuple[Promise, ...]:
         for level in LEVELS:
             probability, right = found.probability[level], found.right[level]
             value = widest_threshold(
-                probability[left], right[left], found.pairs[left], precision, alike[level]
+                probability[left], right[left], found.pairs[left], precision, alike[level], images[left]
             )
             given = left & (probability >= (np.inf if value is None else value))
             thresholds[level] = Threshold(value, *share_and_precision(given, right))

@@ -19,11 +19,13 @@ from refiner_cli.evaluation.metrics.confidence import (
     PROMISES,
     ConfidenceStream,
     TopProbabilities,
-    counted_images,
     find_promises,
     kept_promises,
-    pair_correlation,
     verdicts,
+)
+from refiner_cli.evaluation.metrics.precision_thresholds import (
+    counted_images,
+    pair_correlation,
     widest_threshold,
     wilson_interval,
 )
@@ -129,6 +131,21 @@ def test_a_threshold_is_the_lowest_that_surely_keeps_its_promise(seed: int, prec
         if low >= precision:
             kept.append(value)
     assert widest_threshold(probability, right, pairs, precision, rho) == (kept[0] if kept else None)
+
+
+def test_an_image_that_several_models_were_measured_on_counts_once() -> None:
+    found = made_up(2)
+    probability, right, pairs = found.probability["state"], found.right["state"], found.pairs
+    rows = np.sort(np.concatenate([np.arange(400), np.arange(0, 400, 2), np.arange(0, 400, 4)]))
+    rho = pair_correlation(right, pairs)
+    for end in (1, 7, 100, len(rows)):
+        once = counted_images(pairs[np.unique(rows[:end])], rho)[-1]
+        assert counted_images(pairs[rows[:end]], rho, rows[:end])[-1] == pytest.approx(once)
+    twice = np.repeat(np.arange(400), 2)
+    copied = probability[twice], right[twice], pairs[twice]
+    found_once = [widest_threshold(probability, right, pairs, p, rho) for p in (0.6, 0.7, 0.8)]
+    assert [widest_threshold(*copied, p, rho, twice) for p in (0.6, 0.7, 0.8)] == found_once
+    assert [widest_threshold(*copied, p, rho) for p in (0.6, 0.7, 0.8)] != found_once  # as 800 images
 
 
 def test_every_threshold_counts_for_what_those_before_it_leave_over() -> None:
