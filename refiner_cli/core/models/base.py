@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from refiner_cli.config import MethodConfig, TrainConfig
 from refiner_cli.core.models.calibration import Calibration
-from refiner_cli.core.models.hubness import CENTRES, HubnessCorrection
+from refiner_cli.core.models.hubness import HubnessCorrection
 from refiner_cli.core.models.shifted_views import SHIFTS, Shift, shifted_view
 from refiner_cli.core.runtime.device import to_device
 from refiner_cli.core.towers.backbone import Backbone
@@ -166,9 +166,18 @@ class Model(nn.Module, ABC):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """The tensors that a file of the model holds, by name: trained ones, and those fitted afterwards."""
-        saved: dict[str, Tensor] = dict(self.trainable_parameters())
-        return saved if self.hubness is None else saved | {CENTRES: self.hubness.centres}
+        """The tensors that a file of the model holds, by name: trained ones, and the numbers beside them.
+
+        These are the persistent buffers: running statistics of batch normalisation, centres of the hubness
+        correction.
+        """
+        state = self.state_dict(keep_vars=True)
+        beside = {
+            name: value
+            for name, value in state.items()
+            if not (isinstance(value, nn.Parameter) or name.startswith("clip.")) and value.is_floating_point()
+        }
+        return {**self.trainable_parameters(), **beside}
 
     def label_tables(self) -> dict[str, Literal["state", "object"]]:
         """The saved tensors with one row per state or object of ``space``, by name."""

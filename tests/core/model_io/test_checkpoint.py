@@ -6,22 +6,32 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from refiner_cli.config import CalibrationConfig, method_section
 from refiner_cli.core.model_io.card import UNKNOWN_LICENCE, licence_of_backbone
-from refiner_cli.core.model_io.checkpoint import MODEL_FORMAT, ModelInfo, read_model, write_model
+from refiner_cli.core.model_io.checkpoint import (
+    MODEL_FORMAT,
+    ModelInfo,
+    load_saved_tensors,
+    read_model,
+    write_model,
+)
 from refiner_cli.core.model_io.export import export_model
 from refiner_cli.core.model_io.onnx_files import is_onnx
 from refiner_cli.core.model_io.stored_json import read_json, write_stored
+from refiner_cli.core.models.baselines.clip import Clip
 from refiner_cli.core.models.calibration import Calibration
 from refiner_cli.core.models.registry import build_model
 from refiner_cli.core.runtime.device import PRECISIONS
-from refiner_cli.core.towers.backbone import BackboneSpec, load_backbone
+from refiner_cli.core.towers.backbone import Backbone, BackboneSpec, load_backbone
+from refiner_cli.data.labels import LabelSpace
 from refiner_cli.errors import ModelFileError, RefinerError
 from refiner_cli.training.run_dir import model_folder
 from tests.core.cases import SPACE
@@ -35,6 +45,27 @@ def test_an_export_and_its_run_hold_the_same_model(small_run: Path, small_export
     assert ours.saved_tensors()["hubness.centres"].any(1).all()  # measured for every seen pair
     assert ours.backbone.fingerprint() == theirs.backbone.fingerprint()
     assert (ours.space, ours.calibration) == (theirs.space, theirs.calibration)
+
+
+class Normalised(Clip):
+    """A method of another package with batch normalisation and a frozen projection."""
+
+    def __init__(self, backbone: Backbone, config: Any, space: LabelSpace) -> None:
+        super().__init__(backbone, config, space)
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("projection", torch.zeros(2, 3))
+
+
+def test_running_statistics_of_any_method_are_stored() -> None:
+    backbone, settings = load_backbone("tiny", "built-in"), method_section("clip")()
+    ours, theirs = (Normalised(backbone, settings, SPACE) for _ in range(2))
+    ours.norm(torch.randn(8, 3))
+    ours.projection.fill_(2)
+    load_saved_tensors(theirs, {k: v.clone() for k, v in ours.saved_tensors().items()}, Path("file"))
+    stored = theirs.state_dict()
+    for name in ("norm.running_mean", "norm.running_var", "norm.weight", "projection"):
+        assert torch.equal(stored[name], ours.state_dict()[name])
+    assert stored["norm.running_mean"].any()
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -158,15 +158,6 @@ class Troika(TractionModel):
         self.norm_patches = nn.LayerNorm(D)
         self.amount = nn.Parameter(torch.full((D,), INITIAL_AMOUNT))
 
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors and the running statistics."""
-        running = {
-            f"disentangle.{role}.norm.{name}": getattr(self.disentangle[role].norm, name)
-            for role in self.disentangle
-            for name in ("running_mean", "running_var")
-        }
-        return super().saved_tensors() | running
-
     def encode_images(self, images: Tensor) -> PatchedVectors:
         tower = self.backbone.visual
         adapters = [cast("ScaledBlockAdapter", block) for block in self.adapters]
