@@ -19,8 +19,8 @@ from concurrent.futures import as_completed
 from pathlib import Path
 
 from refiner_cli.data.benchmark import load_benchmark
-from refiner_cli.errors import RefinerError
 from refiner_cli.experiments import few_shot, regions, warm_starts
+from refiner_cli.experiments.arguments import exit_with_sentence, positive
 from refiner_cli.experiments.plan import by_fold, by_holdout, by_seed, processes
 from refiner_cli.experiments.tables import FOLD, HOLDOUT, TEST, Results, study_text
 from refiner_cli.experiments.trial import Found, Trial, run_trials
@@ -64,14 +64,16 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="python -m refiner_cli.experiments", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="output folder; an existing study resumes")
-    parser.add_argument("--seeds", type=int, default=0, help="measure on test with N seeds")
-    parser.add_argument("--folds", type=int, default=0, help="measure on N folds of the training split")
-    parser.add_argument("--holdouts", type=int, default=0, help="measure on N other lists of unseen pairs")
+    parser.add_argument("--seeds", type=positive, default=0, help="measure on test with N seeds")
+    parser.add_argument("--folds", type=positive, default=0, help="measure on N folds of the training split")
+    parser.add_argument(
+        "--holdouts", type=positive, default=0, help="measure on N other lists of unseen pairs"
+    )
     parser.add_argument(
         "--variants", nargs="+", choices=[variant.name for variant in VARIANTS], help="measure these only"
     )
     parser.add_argument("--dataset", type=Path, help="study a dataset folder instead of the demo benchmark")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trials in parallel")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="trials in parallel")
     return parser
 
 
@@ -93,28 +95,24 @@ def planned(options: argparse.Namespace) -> dict[str, list[Trial]]:
     return parts
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argument_parser()
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.holdouts and options.dataset is not None:
         parser.error("--holdouts are lists of the demo benchmark; use --folds or --seeds with --dataset")
-    try:
-        if options.dataset is not None:
-            load_benchmark(options.dataset)  # report a fault before anything is trained
-        text = study_text(measure_parts(planned(options), options.workers))
-        with atomic_file(options.out / "study.md") as part:
-            part.write_text(text, "utf-8")
-        print(text)
-    except RefinerError as error:
-        sys.exit(f"{error}")
+    if options.dataset is not None:
+        load_benchmark(options.dataset)  # report a fault before anything is trained
+    text = study_text(measure_parts(planned(options), options.workers))
+    with atomic_file(options.out / "study.md") as part:
+        part.write_text(text, "utf-8")
+    print(text)
 
+
+STUDIES = {"regions": regions.main, "few-shot": few_shot.main, "warm-start": warm_starts.main}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["regions"]:
-        regions.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["few-shot"]:
-        few_shot.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["warm-start"]:
-        warm_starts.main(sys.argv[2:])
-    else:
-        main()
+    with exit_with_sentence():
+        if sys.argv[1:2] and sys.argv[1] in STUDIES:
+            STUDIES[sys.argv[1]](sys.argv[2:])
+        else:
+            main(sys.argv[1:])

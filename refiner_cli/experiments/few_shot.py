@@ -42,6 +42,7 @@ from refiner_cli.data.labels import Pair
 from refiner_cli.evaluation.metrics.bias_sweep import Metrics, sweep
 from refiner_cli.evaluation.metrics.score_summary import ScoreSummary
 from refiner_cli.evaluation.scoring import image_batches, measure_split
+from refiner_cli.experiments.arguments import positive
 from refiner_cli.experiments.linear_probe import PENALTIES, probe_metrics
 from refiner_cli.experiments.plan import demo_folder
 from refiner_cli.experiments.result_file import StudyFigures, determinants_of, kept_figures
@@ -268,8 +269,8 @@ def few_shot_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="output folder; an existing study resumes")
     parser.add_argument("--dataset", type=Path, nargs="*", default=[], help="dataset folders beside the demo")
-    parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS), help="images a pair")
-    parser.add_argument("--draws", type=int, default=5, help="draws of these images, a training each")
+    parser.add_argument("--shots", type=positive, nargs="+", default=list(SHOTS), help="images a pair")
+    parser.add_argument("--draws", type=positive, default=5, help="draws of these images, a training each")
     parser.add_argument("--methods", nargs="+", choices=[m.name for m in LEARNED], help="these only")
     parser.add_argument("--no-demo", action="store_true", help="leave the demo benchmark out")
     return parser
@@ -280,6 +281,8 @@ def main(arguments: Sequence[str]) -> None:
     data = {folder.name: folder for folder in options.dataset}
     if len(data) < len(options.dataset) or "demo" in data:
         few_shot_parser().error("--dataset: the folders need different names, other than demo")
+    if options.no_demo and not data:
+        few_shot_parser().error("--no-demo leaves nothing to study: add --dataset")
     if not options.no_demo:
         data["demo"] = demo_folder(options.out / "data" / "seed-0", 0)
     methods = [m for m in LEARNED if options.methods is None or m.name in options.methods]

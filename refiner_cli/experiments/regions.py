@@ -34,7 +34,7 @@ from refiner_cli.data.crop import Crop
 from refiner_cli.data.images import Preprocess, decode
 from refiner_cli.demo.dataset import DrawTask, demo_pairs, draw_tasks, scene_of
 from refiner_cli.demo.scenes import CLUTTER
-from refiner_cli.errors import DatasetError, RefinerError, UsageError
+from refiner_cli.errors import DatasetError, UsageError
 from refiner_cli.training.run_dir import Run, is_run, model_folder
 
 REGIONS_SCHEMA = "refiner.regions/1"
@@ -264,16 +264,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--boxes", type=Path, help="a CSV file: path, x, y, width, height in pixels")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    try:
-        model, info = read_model(model_folder(options.run))
-        if options.boxes:
-            masks = box_masks(options.boxes)
-        else:
-            seed = Run.open(options.run).config.seed if is_run(options.run) else 0
-            benchmark = load_benchmark(options.dataset or Path(info.dataset_path))
-            masks = demo_masks(benchmark, options.split, sorted({seed, 0}))
-        report = measure_model(model, masks)
-    except RefinerError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        sys.exit(error.exit_code)
+    model, info = read_model(model_folder(options.run))
+    if options.boxes:
+        masks = box_masks(options.boxes)
+    else:
+        seed = Run.open(options.run).config.seed if is_run(options.run) else 0
+        benchmark = load_benchmark(options.dataset or Path(info.dataset_path))
+        masks = demo_masks(benchmark, options.split, sorted({seed, 0}))
+    report = measure_model(model, masks)
     sys.stdout.write((json.dumps(report, indent=2) if options.json else table(report)) + "\n")

@@ -23,6 +23,7 @@ from refiner_cli.core.model_io.checkpoint import ModelInfo, write_model
 from refiner_cli.core.model_io.zero_shot import zero_shot_model
 from refiner_cli.core.models.base import Model
 from refiner_cli.data.benchmark import SPLITS, Benchmark, load_benchmark
+from refiner_cli.experiments.arguments import positive
 from refiner_cli.experiments.few_shot import (
     MEASURED,
     FewShotMethod,
@@ -111,8 +112,8 @@ def warm_start_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="output folder; an existing study resumes")
     parser.add_argument("--dataset", type=Path, required=True, help="dataset folder")
-    parser.add_argument("--shots", type=int, default=4, help="images a pair of the second half")
-    parser.add_argument("--draws", type=int, default=5, help="divisions of the objects")
+    parser.add_argument("--shots", type=positive, default=4, help="images a pair of the second half")
+    parser.add_argument("--draws", type=positive, default=5, help="divisions of the objects")
     return parser
 
 

@@ -18,7 +18,8 @@ from refiner_cli.data.benchmark import load_benchmark
 from refiner_cli.demo.dataset import DemoSize, make_demo
 from refiner_cli.demo.vocabulary import demo_split
 from refiner_cli.errors import DatasetError
-from refiner_cli.experiments.__main__ import argument_parser, by_training, planned
+from refiner_cli.experiments.__main__ import STUDIES, argument_parser, by_training, main, planned
+from refiner_cli.experiments.arguments import exit_with_sentence
 from refiner_cli.experiments.folds import FOLD_PAIRS, MIN_LEFT, fold
 from refiner_cli.experiments.plan import by_fold, by_holdout, make_backbone
 from refiner_cli.experiments.pretrain_tiny import Recipe
@@ -311,3 +312,22 @@ def test_the_command_measures_in_processes_of_its_own_and_goes_on(small_demo: Pa
     wrong = study("--holdouts", "2")
     assert wrong.returncode == 2
     assert "--holdouts are lists of the demo benchmark" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "code", "says"),
+    [
+        ("warm-start", ["--dataset", "gone"], 3, "Error: The dataset folder gone does not exist."),
+        ("", ["--dataset", "gone"], 3, "Error: The dataset folder gone does not exist."),
+        ("", ["--seeds", "-1"], 2, "'-1' is not a whole number from 1 on"),
+        ("few-shot", ["--no-demo"], 2, "--no-demo leaves nothing to study"),
+    ],
+)
+def test_a_study_that_cannot_be_made_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], study: str, arguments: list[str], code: int, says: str
+) -> None:
+    with pytest.raises(SystemExit) as left, exit_with_sentence():
+        STUDIES.get(study, main)([*arguments, "--out", str(tmp_path / "out")])
+    assert left.value.code == code
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
