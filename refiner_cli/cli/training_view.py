@@ -72,10 +72,11 @@ def show_event(event: Event, trainer: Trainer) -> None:
         if event.waiting > DATA_BOUND and trainer.config.num_workers >= 0:  # a number that the user chose
             terminal.note("Decoding limits the speed: try more processes, --set train.num_workers=N.")
     elif isinstance(event, CalibrationDone):
-        before, after = (format_metric(metrics["AUC"]) for metrics in (event.before, event.after))
-        chosen = describe_calibration(event.calibration)
-        source = event.calibration["chosen_on"]
-        measured = f"; {source} AUC {before} -> {after}" if source != "nothing" else ", as the settings say"
+        chosen, source = describe_calibration(event.calibration), event.calibration["chosen_on"]
+        before, after = (format_metric(found.get(event.criterion)) for found in (event.before, event.after))
+        measured = f"; {source} {event.criterion} {before} -> {after}"
+        if source == "nothing":
+            measured = ", as the settings say"
         terminal.note(f"calibrated {event.checkpoint}: {chosen}{measured}")
     elif isinstance(event, Stopped):
         terminal.note(f"stopped after step {event.step}; the state is saved")

@@ -81,7 +81,7 @@ class CalibrationStage:
         measured = record.get("cross_validation", record["val"])
         return CalibrationDone(
             record["checkpoint"], record["calibration"], measured["before"], measured["after"],
-            record["seconds"],
+            record["criterion"], record["seconds"],
         )  # fmt: skip
 
     def run_now(self, progress: ProgressFn = no_progress) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def read_record(run: Run) -> dict[str, Any] | None:
     """calibration.json of a run; None if it is missing or damaged, as the stage can be repeated."""
     try:
         record = json.loads((run.folder / CALIBRATION).read_bytes())
-        known = {"checkpoint", "settings", "val", "calibration"} <= record.keys()
+        known = {"checkpoint", "settings", "criterion", "val", "calibration"} <= record.keys()
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return record if known and record.get("schema") == RECORD_SCHEMA else None

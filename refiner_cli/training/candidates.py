@@ -25,6 +25,7 @@ from refiner_cli.evaluation.metrics.seen_unseen import step_curve
 
 COMPARISON_SAMPLES = 200  # bootstrap samples of the validation set on which candidates are compared
 GAIN_LEVEL = 0.95
+FEWEST_PAIRS = 5  # with fewer, all of them agree by chance in more than one case of 20
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ class Candidate:
 def criterion_samples(split: MeasuredSplit, criterion: str) -> FloatArray:
     """A metric on resampled pairs: a choice is made for other pairs, and images of one pair are alike.
 
-    The area needs the breakpoints of the images alone.
+    NaN where there are too few pairs to tell anything. The area needs the breakpoints of the images alone.
     """
     summary = split.summary
+    if len(np.unique(summary.truth)) < FEWEST_PAIRS:
+        return np.full(COMPARISON_SAMPLES, np.nan)
     if criterion != "AUC":
         found = resample(summary, split.space, bootstrap_samples=COMPARISON_SAMPLES, clusters=summary.truth)
         return found[criterion]

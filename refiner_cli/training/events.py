@@ -56,6 +56,7 @@ class CalibrationDone:
     calibration: dict[str, Any]
     before: dict[str, Any]  # metrics on the images that it was chosen on
     after: dict[str, Any]
+    criterion: str  # the metric that the settings were compared by; "none" where nothing was
     seconds: float
 
 

@@ -24,6 +24,7 @@ from refiner_cli.data.labels import IntArray, LabelSpace
 from refiner_cli.evaluation.metrics.bootstrap import Interval
 from refiner_cli.evaluation.metrics.confidence import ConfidenceStream, class_probabilities, find_promises
 from refiner_cli.evaluation.metrics.score_summary import FloatArray
+from refiner_cli.training.candidates import FEWEST_PAIRS
 from refiner_cli.training.encoded_images import EncodedImages, spread_mask
 
 MAX_SCORES_HELD = 1 << 27  # scores held at once; where there are more, evenly spread images are taken
@@ -146,8 +147,13 @@ def best_temperature(logits: Tensor, truth: Tensor, pairs: IntArray) -> float:
 
 
 def surely_positive(values: FloatArray, pairs: IntArray) -> bool:
-    """Whether the mean of ``N`` values is above 0 beyond chance, by a bootstrap over the pairs."""
-    _, group = np.unique(pairs, return_inverse=True)
+    """Whether the mean of ``N`` values is above 0 beyond chance, by a bootstrap over the pairs.
+
+    A few pairs cannot tell.
+    """
+    names, group = np.unique(pairs, return_inverse=True)
+    if len(names) < FEWEST_PAIRS:
+        return False
     sums, sizes = np.bincount(group, values), np.bincount(group)
     drawn = np.random.default_rng(0).integers(len(sizes), size=(PAIR_SAMPLES, len(sizes)))
     interval = Interval.of(sums[drawn].sum(1) / sizes[drawn].sum(1))

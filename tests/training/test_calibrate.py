@@ -21,12 +21,14 @@ from refiner_cli.core.towers.backbone import Backbone, load_backbone
 from refiner_cli.core.towers.half import cast_frozen
 from refiner_cli.data.benchmark import Benchmark, World, load_benchmark
 from refiner_cli.data.labels import LabelSpace
+from refiner_cli.evaluation.metrics.bias_sweep import sweep
 from refiner_cli.evaluation.metrics.bootstrap import MeasuredSplit, resample
 from refiner_cli.evaluation.scoring import evaluate_worlds, no_progress
 from refiner_cli.training import calibrate as module
 from refiner_cli.training import candidates as grid
 from refiner_cli.training.calibrate import calibrate, fit_hubness, measure_candidates, spread_rows
 from refiner_cli.training.candidates import (
+    Candidate,
     choose,
     composition_candidates,
     criterion_samples,
@@ -82,6 +84,20 @@ def test_a_gain_is_sure_if_it_is_more_than_chance() -> None:
     assert sure_gain(weak - strong) < 0
     assert sure_gain(same - weak) <= 0
     assert sure_gain(np.full(200, np.nan)) == -np.inf
+
+
+@pytest.mark.parametrize(("pairs", "sure"), [(1, False), (4, False), (5, True)])
+def test_a_gain_on_a_few_pairs_is_not_sure(pairs: int, sure: bool) -> None:
+    case = make_case(3, images=100, skill=-1.0)
+    truth = np.flatnonzero(case.space.seen)[np.arange(100) % pairs]
+    better = case.scores.copy()
+    better[np.arange(100), truth] += 100
+    splits = [
+        MeasuredSplit(type(case)(case.space, scores, truth, case.allowed).summary(), case.space)
+        for scores in (case.scores, better)
+    ]
+    plain, best = (Candidate(Calibration(), ((one, sweep(one.summary, one.space)),)) for one in splits)
+    assert (choose([plain, best]) is best) == sure
 
 
 def test_a_gain_on_many_images_of_one_pair_is_not_sure() -> None:
@@ -272,6 +288,9 @@ def test_a_temperature_below_one_has_to_help_surely() -> None:
     assert best_temperature(3 * logits, truth, few) == pytest.approx(3 * exact, rel=0.01)
     assert best_temperature(0.95 * logits / exact, truth, alone) == 1
     assert best_temperature(0.3 * logits / exact, truth, alone) == pytest.approx(0.3, rel=0.01)
+    # A few pairs are all alike by chance.
+    assert best_temperature(0.3 * logits / exact, truth, np.arange(300) % 4) == 1
+    assert best_temperature(0.3 * logits / exact, truth, np.arange(300) % 5) == pytest.approx(0.3, rel=0.01)
     values = np.concatenate([np.full(50, 1.0), np.full(50, -0.5)])
     assert surely_positive(values, np.arange(100))
     assert not surely_positive(values, np.repeat(np.arange(2), 50))  # two pairs say little

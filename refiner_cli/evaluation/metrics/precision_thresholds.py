@@ -38,7 +38,8 @@ def wilson_interval(
 def pair_correlation(right: BoolArray, pairs: IntArray) -> float:
     """``rho`` in 0..1: how much alike images of one pair are in being right; both arguments ``N``.
 
-    From the variance of a share over pairs, divided by that of as many independent images.
+    From the variance of a share over pairs, divided by that of as many independent images. A single pair
+    shows none of it, and is counted as one image.
     """
     if not len(right):
         return 0.0
@@ -47,7 +48,9 @@ def pair_correlation(right: BoolArray, pairs: IntArray) -> float:
     sizes = np.bincount(group)
     excess = np.bincount(group, right - share)  # right images of each pair beyond the mean
     size = float((sizes**2).sum() / len(right))  # m
-    if share in {0, 1} or len(sizes) < 2 or size <= 1:
+    if len(sizes) < 2:
+        return 1.0
+    if share in {0, 1} or size <= 1:
         return 0.0
     effect = (excess**2).sum() * len(sizes) / (len(sizes) - 1) / (len(right) * share * (1 - share))
     return float(np.clip((effect - 1) / (size - 1), 0, 1))

@@ -71,7 +71,7 @@ def calibration_sentences(chosen: Calibration) -> Iterator[str]:
     )
     yield capital(f"{weights}: by the same rule {where}, by the closed-world AUC.")
     measured = "closed-world harmonic mean" if chosen.open_bias is None else "harmonic mean of each world"
-    yield capital(f"{bias}: that of the best {measured} {where}.")
+    yield capital(f"{bias}: that of the best {measured} {where}, 0 where that is undefined.")
     if (chosen.closed.temperatures, chosen.open.temperatures) != (Temperatures(), Temperatures()):
         yield f"Temperatures of the probabilities: by maximum likelihood {where}."
 

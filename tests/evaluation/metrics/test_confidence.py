@@ -114,6 +114,7 @@ def test_images_of_a_pair_that_are_alike_count_as_fewer() -> None:
     assert pair_correlation(rng.random(1000) < 0.6, many) < 0.05
     assert pair_correlation(np.repeat(rng.random(50) < 0.6, 20), many) == pytest.approx(1, abs=0.05)
     assert pair_correlation(np.ones(1000, bool), many) == 0
+    assert pair_correlation(rng.random(20) < 0.6, np.zeros(20, int)) == 1  # one pair shows nothing of others
 
 
 @pytest.mark.parametrize("seed", range(5))
