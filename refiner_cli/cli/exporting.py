@@ -14,10 +14,11 @@ from refiner_cli.cli.common import open_model
 from refiner_cli.cli.console import terminal
 from refiner_cli.cli.outputs import check_output_folder
 from refiner_cli.errors import InputError, UsageError
+from refiner_cli.files import reason_of
 from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
-    from refiner_cli.core.model_io.card import CardFacts
+    from refiner_cli.core.model_io.card import CardFacts, EvaluationFigures
     from refiner_cli.core.model_io.checkpoint import ModelInfo
     from refiner_cli.core.model_io.onnx_export import CheckImages
     from refiner_cli.core.models.base import Model
@@ -80,6 +81,8 @@ def run_export(request: ExportRequest, *, as_json: bool) -> None:
     model, info = open_model(request.run, "cpu")
     if isinstance(model, OnnxModel):
         raise UsageError(f"{request.run} is an ONNX export already.", hint="Export the run it was made from.")
+    if figures:
+        check_same_model(figures, model, request)
     if name:  # a token that is refused is better known before the work
         open_repository(name, private=request.private)
     facts = card_facts(info, str(name or "."), figures)
@@ -181,7 +184,7 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-def card_facts(info: ModelInfo, place: str, figures: dict[str, Any] | None) -> CardFacts:
+def card_facts(info: ModelInfo, place: str, figures: EvaluationFigures | None) -> CardFacts:
     """What the card says besides what the model knows."""
     from refiner_cli.core.model_io.card import UNKNOWN_LICENCE, CardFacts
 
@@ -204,17 +207,32 @@ def licence_of_data(info: ModelInfo) -> str:
     return ""
 
 
-def read_evaluation(file: Path) -> dict[str, Any]:
-    """The object that ``refiner eval --json`` printed. Raises InputError for anything else."""
+def read_evaluation(file: Path) -> EvaluationFigures:
+    """The figures that ``refiner eval --json`` printed. Raises InputError for anything else."""
+    from pydantic import ValidationError
+
+    from refiner_cli.core.model_io.card import EvaluationFigures
+
     try:
         if file.stat().st_size > MAX_EVALUATION_BYTES:
             raise ValueError("it is too large")
-        content = json.loads(file.read_text("utf-8"))
-        if content["schema"] != "refiner.eval/1":
-            raise ValueError(f"its schema is {content['schema']!r}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return EvaluationFigures.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}".removeprefix(": ")
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+    raise InputError(
+        f"{file} is not the output of 'refiner eval --json' ({reason}).",
+        hint=f"Make it with: refiner eval RUN --json > {quoted(file)}",
+    )
+
+
+def check_same_model(figures: EvaluationFigures, model: Model, request: ExportRequest) -> None:
+    """Raise InputError for figures of a model that was calibrated in another way: it is another one."""
+    own = json.loads(json.dumps(model.calibration.to_json()))  # with lists in the place of tuples
+    if figures.calibration not in (None, own):
         raise InputError(
-            f"{file} is not the output of 'refiner eval --json' ({error}).",
-            hint=f"Make it with: refiner eval RUN --json > {quoted(file)}",
-        ) from None
-    return dict(content)
+            f"The figures in {request.evaluation} are not of {request.run}: its calibration is another one.",
+            hint=f"Evaluate it again: refiner eval {quoted(request.run)} --json",
+        )

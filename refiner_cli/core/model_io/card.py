@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
+from pydantic import BaseModel, ConfigDict, Field
 
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checkpoint import ModelInfo
@@ -67,13 +68,37 @@ CHOSEN: dict[ChosenOn, str] = {
 }
 
 
+class WorldFigures(BaseModel):
+    """The figures of one world, in percent; None: undefined."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    S: float | None
+    U: float | None
+    HM: float | None
+    AUC: float | None
+    intervals: dict[str, tuple[float, float] | None] = {}
+
+
+class EvaluationFigures(BaseModel):
+    """What a card takes from the object that ``refiner eval --json`` printed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["refiner.eval/1"] = Field(alias="schema")
+    dataset: str
+    split: str
+    worlds: dict[str, WorldFigures]
+    calibration: dict[str, Any] | None = None  # of the model that was evaluated; None: of a score file
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """What a card says besides what the model itself knows."""
 
     place: str = "."  # where the model lies: this folder, or hf-hub:OWNER/NAME
     data_licence: str = UNKNOWN_LICENCE
-    evaluation: Mapping[str, Any] | None = None  # what ``refiner eval --json`` printed
+    evaluation: EvaluationFigures | None = None
     weights: str = ""  # a sentence on how the weights are stored
     kind: str = "safetensors"
     hashes: Mapping[str, str] | None = None  # SHA-256 by file
@@ -113,7 +138,7 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
     ).rstrip() + "\n"  # fmt: skip
 
 
-def figures_table(info: ModelInfo, evaluation: Mapping[str, Any] | None) -> str:
+def figures_table(info: ModelInfo, evaluation: EvaluationFigures | None) -> str:
     """The figures of an evaluation with 95 % intervals, else those of validation."""
     head = f"| %s | {' | '.join(HEADLINE_METRICS)} |\n{'|---' * (len(HEADLINE_METRICS) + 1)}|"
     if evaluation is None:
@@ -121,16 +146,16 @@ def figures_table(info: ModelInfo, evaluation: Mapping[str, Any] | None) -> str:
         return f"{head % 'validation, closed world'}\n| after step {info.step} | {values} |"
     rows = [
         f"| {world} world | {' | '.join(with_interval(found, name) for name in HEADLINE_METRICS)} |"
-        for world, found in evaluation["worlds"].items()
+        for world, found in evaluation.worlds.items()
     ]
-    title = f"{evaluation['dataset']}, {evaluation['split']} split; in brackets: 95 % interval"
+    title = f"{evaluation.dataset}, {evaluation.split} split; in brackets: 95 % interval"
     return "\n".join([head % title, *rows])
 
 
-def with_interval(found: Mapping[str, Any], name: str) -> str:
+def with_interval(found: WorldFigures, name: str) -> str:
     """A metric, and its interval where it has one."""
-    span = found.get("intervals", {}).get(name)
-    value = format_metric(found.get(name))
+    span = found.intervals.get(name)
+    value = format_metric(getattr(found, name))
     return f"{value} ({span[0]:.1f} to {span[1]:.1f})" if span else value
 
 

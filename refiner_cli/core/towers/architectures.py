@@ -40,7 +40,7 @@ WEIGHTS_FILES = (
 class Architecture:
     """A named model configuration, without weights."""
 
-    name: str  # as open_clip spells it
+    name: str  # as open_clip spells it; a file or folder by its complete path
     config: dict[str, Any]  # open_clip's model configuration
     preprocess: dict[str, Any] | None = None  # what the source of the configuration says of preprocessing
     folder: Path | None = None  # holds the weights and the tokenizer (local-dir:)
@@ -74,13 +74,13 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
         config, preprocess = read_model_config(folder / CONFIG_FILE)
-        return Architecture(name, config, preprocess, folder)
+        return Architecture(f"{LOCAL_DIR}{folder.absolute()}", config, preprocess, folder)
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)
         config, preprocess = read_model_config(download_hub_file(repository, CONFIG_FILE))
         return Architecture(name, config, preprocess, repository=repository)
     if name.endswith(".json"):
-        return Architecture(name, *read_model_config(Path(name)))
+        return Architecture(str(Path(name).absolute()), *read_model_config(Path(name)))
     spelled = name if name in open_clip.list_models() else name.replace("@", "-").replace("/", "-")
     spelled = spelled.removesuffix("px") if "@" in name else spelled
     if spelled not in open_clip.list_models():

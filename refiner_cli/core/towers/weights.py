@@ -34,7 +34,7 @@ CONFIG_DEFAULT = "openai"  # the configuration's default, which names with weigh
 class WeightsSource:
     """Chosen weights, not downloaded or loaded yet."""
 
-    pretrained: str  # as the description of the backbone stores it
+    pretrained: str  # as the description of the backbone stores it: a file by its complete path
     profile: WeightsProfile = UNKNOWN
     file: Path | None = None
     state: StateDict | None = None  # the content of the file, if it was read already
@@ -105,12 +105,12 @@ def source_from_tag(architecture: Architecture, pretrained: str) -> WeightsSourc
         return WeightsSource(pretrained, tag_profile(name, tag), tag=entry)
     if not Path(file).is_file():
         raise ConfigError(f"The weights file {file} does not exist, or is not a file.")
-    return WeightsSource(pretrained, tag_profile(name, tag), Path(file))
+    return WeightsSource(f"{tag}={Path(file).absolute()}", tag_profile(name, tag), Path(file))
 
 
 def source_from_file(architecture: Architecture, file: Path, known: WeightsProfile) -> WeightsSource:
     """A weights file without a tag."""
-    pretrained = str(file)
+    pretrained = str(file.absolute())
     if architecture.name == tiny.NAME and tiny.is_compact(file):
         return WeightsSource(pretrained, file=file, state=tiny.load_compact(file))
     state, from_openai = (None, False) if is_big_vision(file) else read_state_dict(file)

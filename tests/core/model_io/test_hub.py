@@ -11,6 +11,7 @@ import pytest
 
 from refiner_cli.core.model_io.hub import HubName, hub_model
 from refiner_cli.errors import FetchError, UsageError
+from refiner_cli.metric_names import HEADLINE_METRICS
 from tests.conftest import Cli
 from tests.core.model_io.hub_server import TOKEN, LoopbackHub, loopback_hub
 
@@ -187,7 +188,26 @@ def test_what_names_no_repository(text: str) -> None:
 def test_usage(cli: Cli, small_run: Path, tmp_path: Path) -> None:
     assert cli("export", small_run).code == 2
     assert cli("export", small_run, tmp_path / "x", "--private").code == 2
-    (tmp_path / "eval.json").write_text('{"schema": "refiner.train/1"}')
-    refused = cli("export", small_run, tmp_path / "x", "--eval", tmp_path / "eval.json")
-    assert refused.code == 3  # a file of another kind
-    assert "its schema is 'refiner.train/1'" in refused.err
+
+
+WORLDS: dict[str, object] = {"closed": dict.fromkeys(HEADLINE_METRICS, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"schema": "refiner.train/1"}, "(schema: input should be 'refiner.eval/1')"),
+        ({"worlds": [1]}, "(worlds: input should be an object)"),
+        ({"worlds": {"closed": {"S": "high"}}}, "(worlds.closed.S: input should be a valid number"),
+        ({"worlds": WORLDS, "calibration": {"bias": 1.0}}, "not of {run}: its calibration is another one."),
+    ],
+)
+def test_a_card_takes_no_figures_of_something_else(
+    cli: Cli, small_export: Path, tmp_path: Path, content: dict[str, object], says: str
+) -> None:
+    whole = {"schema": "refiner.eval/1", "dataset": "demo", "split": "test"} | content
+    (tmp_path / "eval.json").write_text(json.dumps(whole))
+    refused = cli("export", small_export, tmp_path / "x", "--no-backbone", "--eval", tmp_path / "eval.json")
+    assert refused.code == 3
+    assert says.format(run=small_export) in refused.err
+    assert not (tmp_path / "x").exists()

@@ -428,3 +428,24 @@ def test_a_digest_changes_with_the_content_alone(tmp_path: Path) -> None:
     moved = folder.rename(tmp_path / "moved")
     assert local_digest(f"local-dir:{moved}", "own") == third[0]
     assert local_digest("ViT-B-32", "openai") == local_digest("ViT-L-14", "openai")  # the tag says which
+
+
+def test_files_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    Path("tiny.json").write_text(json.dumps(tiny.tiny_config()))
+    shutil.copy(tiny.weights_path(), "w.safetensors")
+    save_file(tiny.load_compact(), "model.safetensors")
+    (tmp_path / "data" / "open_clip_config.json").write_text(json.dumps(tiny.tiny_config()))
+    described = [
+        load_backbone(name, pretrained).spec
+        for name, pretrained in (
+            ("tiny", "w.safetensors"),
+            ("tiny.json", "model.safetensors"),
+            ("local-dir:.", "own"),
+        )
+    ]
+    tagged = find_weights(find_architecture("ViT-B-32"), f"{GELU_TAG}=w.safetensors").pretrained
+    monkeypatch.chdir(tmp_path)
+    assert Path(tagged.partition("=")[2]).is_file()
+    assert len({reload_backbone(spec).fingerprint() for spec in described}) == 1
