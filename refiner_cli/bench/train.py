@@ -38,10 +38,13 @@ def random_images(backbone: Backbone, count: int, device: torch.device) -> Tenso
 def bench_step(
     name: str, backbone: Backbone, space: LabelSpace, config: Config, machine: BenchMachine, log: LogFn
 ) -> Iterator[BenchResult]:
-    """One optimizer step on random images of a label space."""
+    """One optimizer step on random images of a label space; nothing for a method that trains nothing."""
     device, B = machine.device, config.train.batch_size
     torch.manual_seed(0)
     model = build_model(config.method, backbone, config.model, space)
+    if not model.trainable_parameters():
+        log(f"{name}: the method {config.method} trains nothing")
+        return
 
     def note(line: str) -> None:
         log(f"{name}: {line}")

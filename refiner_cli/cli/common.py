@@ -151,9 +151,15 @@ def is_zero_shot(path: Path) -> bool:
 
 def runtime_options(model: Model, precision: str, workers: int, batch: int = 1) -> RuntimeOptions:
     """How to run on the model's device, logging the reasons."""
+    from refiner_cli.core.model_io.onnx_model import OnnxModel
     from refiner_cli.core.runtime.device import RuntimeOptions, pick_precision
     from refiner_cli.core.runtime.loader import pick_num_workers
 
+    if isinstance(model, OnnxModel) and precision not in {"auto", "fp32"}:
+        raise UsageError(
+            f"An ONNX export computes as it was exported, not in {precision}.",
+            hint="Leave --precision out; 'refiner export --dtype int8' makes a faster one.",
+        )
     dtype, why = pick_precision(precision, model.device)
     count, because = pick_num_workers(workers, model.device)
     terminal.note(

@@ -164,9 +164,13 @@ def describe_backbone(name: str) -> dict[str, Any]:
     """A backbone that was not trained, from open_clip's own tables: nothing is downloaded."""
     from refiner_cli.core.model_io.zero_shot import split_name
     from refiner_cli.core.towers.architectures import find_architecture
+    from refiner_cli.core.towers.weights import find_weights
 
     model, tag = split_name(name)
-    config = find_architecture(model).config
+    architecture = find_architecture(model)
+    if tag:
+        find_weights(architecture, tag)  # or there is no such tag
+    config = architecture.config
     vision, text = config["vision_cfg"], config["text_cfg"]
     return {
         "kind": "backbone", "name": model, "tag": tag or None, "joint_width": config["embed_dim"],

@@ -100,6 +100,12 @@ def test_an_unknown_part_is_wrong_usage(cli: Cli) -> None:
     assert cli("bench", "speed").code == 2
 
 
+def test_a_method_that_trains_nothing_has_no_step(cli: Cli) -> None:
+    done = cli("bench", "train", "--spaces", "ut-zappos", "--set", "method=clip", "--json")
+    assert (done.code, done.json["results"]) == (0, [])
+    assert "the method clip trains nothing" in done.err
+
+
 def test_a_single_photo_is_too_few_to_be_timed(cli: Cli) -> None:
     assert cli("bench", "predict", "--photos", 1).code == 2
 

@@ -73,6 +73,11 @@ def test_evaluation_takes_the_labels_of_the_dataset(cli: Cli, small_demo: Path) 
 
 def test_info_describes_a_backbone_without_loading_it(cli: Cli) -> None:
     assert cli("info", "ViT-L-14:openai", "--json").json["image_size"] == 224
+    unknown = cli("info", "ViT-L-14:nothing")
+    assert (unknown.code, "'nothing' is neither a weights file nor a tag of ViT-L-14" in unknown.err) == (
+        3,
+        True,
+    )
 
 
 def test_export_makes_a_model_of_it_that_still_needs_a_vocabulary(

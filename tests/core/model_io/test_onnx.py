@@ -219,7 +219,8 @@ def test_other_commands_say_what_an_onnx_folder_is_for(cli: Cli, exported: Path,
     assert "An ONNX export is for 'refiner predict'" in done.err
     facts = cli("info", exported, "--json").json
     assert (facts["kind"], facts["precision"], facts["agreement"]["changed"]) == ("onnx", "fp32", 0)
-    assert cli("predict", exported, small_demo, "--device", "cuda").code == 2
+    for option in (["--device", "cuda"], ["--precision", "bf16"]):
+        assert cli("predict", exported, small_demo / "images", *option).code == 2
 
 
 def damaged_copies(folder: Path, place: Path) -> dict[str, Path]:
