@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +29,7 @@ from refiner_cli.cli.metrics import (
     undefined_notes,
     worlds_of,
 )
+from refiner_cli.cli.training_data import learned_from_vectors
 from refiner_cli.errors import DatasetError, UsageError
 from refiner_cli.metric_names import METRIC_NAMES, UNDEFINED
 
@@ -86,7 +88,10 @@ def compare(
     from refiner_cli.evaluation.compare import compare_runs
     from refiner_cli.evaluation.comparison_text import comparison_text
 
-    comparison = compare_runs([evaluate_side(request, run, mixed=bool(models)) for run in runs])
+    own = set() if dataset else {run for run in trained if learned_from_vectors(run)}
+    requests = [replace(request, dataset=None) if run in own else request for run in runs]
+    sides = [evaluate_side(one, run, mixed=bool(models)) for one, run in zip(requests, runs, strict=True)]
+    comparison = compare_runs(sides)
     for note in comparison.notes:
         terminal.note(note)
     made = date_and_command()

@@ -69,11 +69,15 @@ def open_run_data(run: Run, moved: str = "", *, hint: str = "") -> Benchmark:
     return load_benchmark(found, run.dataset.name)
 
 
-def kept_vectors(model: Path) -> Benchmark | None:
-    """The labelled index that a run was trained on; None for any other model."""
+def learned_from_vectors(model: Path) -> bool:
+    """Whether a model is a run that was trained on a labelled index."""
     from refiner_cli.training.run_dir import Run, is_run
 
-    if not is_run(model):
-        return None
-    run = Run.open(model)
-    return open_run_data(run) if run.dataset.labels else None
+    return is_run(model) and bool(Run.open(model).dataset.labels)
+
+
+def kept_vectors(model: Path) -> Benchmark | None:
+    """The labelled index that a run was trained on; None for any other model."""
+    from refiner_cli.training.run_dir import Run
+
+    return open_run_data(Run.open(model)) if learned_from_vectors(model) else None

@@ -130,7 +130,8 @@ def best_temperature(logits: Tensor, truth: Tensor, pairs: IntArray) -> float:
     """The temperature with the lowest mean negative log-likelihood of the truth.
 
     The likelihood is concave in 1 / T, so the minimum over log T is the only one. One below 1, which makes
-    a model surer of itself, has to help surely, else it is 1: other pairs may be harder than validation's.
+    a model surer of itself, has to help surely, else it is 1: other pairs may be harder than validation's. So
+    it is where every image is right and the likelihood has no maximum.
 
     Args:
         logits: ``N x C``.
@@ -142,6 +143,8 @@ def best_temperature(logits: Tensor, truth: Tensor, pairs: IntArray) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), truth, reduction="none")
 
     found = minimum(lambda x: float(losses(x).mean()), math.log(RANGE[0]), math.log(RANGE[1]))
+    if found < math.log(RANGE[0]) + 2 * PRECISION:
+        return 1.0
     gain = (losses(0.0) - losses(found)).double().numpy()
     return math.exp(found) if found > 0 or surely_positive(gain, pairs) else 1.0
 

@@ -291,6 +291,8 @@ def test_a_temperature_below_one_has_to_help_surely() -> None:
     # A few pairs are all alike by chance.
     assert best_temperature(0.3 * logits / exact, truth, np.arange(300) % 4) == 1
     assert best_temperature(0.3 * logits / exact, truth, np.arange(300) % 5) == pytest.approx(0.3, rel=0.01)
+    # Where all are right, no temperature is the best one.
+    assert best_temperature(5.0 * F.one_hot(truth, 5), truth, alone) == 1
     values = np.concatenate([np.full(50, 1.0), np.full(50, -0.5)])
     assert surely_positive(values, np.arange(100))
     assert not surely_positive(values, np.repeat(np.arange(2), 50))  # two pairs say little

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,10 @@ def test_a_run_on_an_index_resumes_and_is_measured_without_the_table(
     measured = cli("eval", run, "--world", "closed", "--bootstrap-samples", 10, "--json")
     assert measured.code == 0, measured.err
     assert measured.json["worlds"]["closed"]["n_seen"] == 12
+    twin = shutil.copytree(run, tmp_path / "twin")
+    compared = cli("compare", run, twin, "--world", "closed", "--bootstrap-samples", 2, "--json")
+    assert compared.code == 0, compared.err
+    assert [one["worlds"]["closed"]["n_seen"] for one in compared.json["runs"]] == [12, 12]
 
 
 def test_without_splits_pairs_and_images_are_held_out(index: Path, labels: Path, tmp_path: Path) -> None:
