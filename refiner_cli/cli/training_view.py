@@ -63,7 +63,7 @@ def show_event(event: Event, trainer: Trainer) -> None:
                 "There are no validation images: the best checkpoint is selected by "
                 f"{MEANING[event.criterion]}, and {calibration_plan(trainer.run.config)}."
             )
-        elif event.step == 0 and event.criterion != "AUC":
+        elif event.step == 0 and event.metrics.AUC is None:
             missing = "seen" if event.metrics.n_unseen else "unseen"
             terminal.note(
                 f"Validation has no {missing} pair, so AUC is undefined: the best checkpoint is selected by "

@@ -75,10 +75,21 @@ class Benchmark:
         return self.vocabulary.objects
 
     def label_space(self, split: Split, world: World = "closed") -> LabelSpace:
-        """The candidates of a split: its own and the training pairs, or every combination."""
+        """The candidates of a split: its own and the training pairs, or every combination.
+
+        Raises DatasetError if an image of the split shows a pair that is not a candidate of it.
+        """
         if world == "open":
             return self.vocabulary.open_world()
-        return self.vocabulary.with_pairs({*self.pairs[split], *self.pairs["train"]})
+        own = {*self.pairs[split], *self.pairs["train"]}
+        odd = next((sample for sample in self.samples[split] if sample.pair not in own), None)
+        if odd is not None:
+            raise DatasetError(
+                f"The image {odd.path} of the split {split!r} of {self.root} shows {' '.join(odd.pair)}, "
+                f"which is neither in {split}_pairs.txt nor in train_pairs.txt.",
+                hint="Add the pair to the list of its split, or leave the image out.",
+            )
+        return self.vocabulary.with_pairs(own)
 
     def without(self, unreadable: Collection[str]) -> Benchmark:
         """This benchmark without some images of the training and validation splits, by path.

@@ -169,8 +169,9 @@ def build_trainer(
     trainer = Trainer(model, benchmark, run, options, log, ranks, cache, folds=folds)
     if trainer.total:
         image = torch.zeros(1, 3, *backbone.image_size, device=device)
+        batch = {"batch_size": trainer.schedule.batch_images(0)}  # a small dataset has fewer images than that
         trainer.optimizer_step.gradient_step.micro_batch = fit_step(
-            model, trainer.optimizer_step.space, config.train, precision,
+            model, trainer.optimizer_step.space, config.train.model_copy(update=batch), precision,
             image if cache is None else cache.tokens(image), log, ranks,
         ).micro_batch  # fmt: skip
     if config.train.compile:  # after the plan, which tries several sizes

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from refiner_cli.data.benchmark import (
     METADATA,
+    Sample,
+    Split,
     load_benchmark,
     read_metadata,
     read_pairs,
@@ -46,6 +49,16 @@ def test_images_are_split_by_their_rows_and_not_by_the_pair_lists(folder: Path) 
     """A pair of test occurs in train, too; its training images are no test images."""
     test = load_benchmark(folder).samples["test"]
     assert {sample.path.split("/")[1].split("_")[0] for sample in test} == {"test"}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_an_image_whose_pair_is_not_in_the_lists_of_its_split_is_named(folder: Path, split: Split) -> None:
+    whole = load_benchmark(folder)
+    other = Sample("odd.jpg", ("never", "listed"))
+    odd = replace(whole, samples={**whole.samples, split: (*whole.samples[split], other)})
+    with pytest.raises(DatasetError, match=rf"odd\.jpg of the split '{split}' .* shows never listed"):
+        odd.label_space(split)
+    assert odd.label_space("test" if split != "test" else "val").pairs
 
 
 @pytest.mark.parametrize("text", ["ripe apple\n\ncut pear\n", "ripe  apple\r\ncut\tpear"])

@@ -77,9 +77,11 @@ def test_the_validation_loss_is_the_mean_over_images(
 
 
 def test_training_selects_by_the_validation_loss(cli: Cli, small_demo: Path, tmp_path: Path) -> None:
-    more = ("--set", "train.selection=loss", "--set", "train.batch_size=128", "--set", "train.epochs=2")
-    done = cli("-q", "train", small_demo, "--backbone", "tiny", "--method", "coop", "--out", tmp_path / "run",
+    more = ("--set", "train.selection=loss", "--set", "train.batch_size=500", "--set", "train.epochs=2")
+    done = cli("train", small_demo, "--backbone", "tiny", "--method", "coop", "--out", tmp_path / "run",
                "--json", *more)  # fmt: skip
     assert done.code == 0, done.err
     assert done.json["criterion"] == "validation loss"
     assert done.json["best_step"] > 0
+    assert "Validation has no" not in done.err  # AUC is defined, too
+    assert "memory: all 134 images at once" in done.err  # there are no more
