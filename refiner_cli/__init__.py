@@ -58,16 +58,18 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     Raises:
         ModelFileError: a file is missing, torn or does not fit.
         EnvironmentLacksError: the device is not there.
+        UsageError: an ONNX export has no such device or precision.
     """
     from refiner_cli.core.model_io.checkpoint import read_model
     from refiner_cli.core.model_io.onnx_files import is_onnx
-    from refiner_cli.core.model_io.onnx_model import read_onnx
+    from refiner_cli.core.model_io.onnx_model import check_runs_on, read_onnx
     from refiner_cli.core.runtime.device import pick_device, pick_precision
     from refiner_cli.inference.recogniser import Recogniser
     from refiner_cli.training.run_dir import model_folder
 
     folder = model_folder(Path(path))
     if is_onnx(folder):
+        check_runs_on(device, precision)
         return Recogniser(read_onnx(folder)[0])
     chosen, _ = pick_device(device)
     model, _ = read_model(folder)

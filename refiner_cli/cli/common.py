@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refiner_cli.cli.console import terminal
-from refiner_cli.errors import UsageError
 from refiner_cli.printable import quoted
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
     """
     from refiner_cli.core.model_io.checkpoint import read_model
     from refiner_cli.core.model_io.onnx_files import is_onnx
-    from refiner_cli.core.model_io.onnx_model import read_onnx
+    from refiner_cli.core.model_io.onnx_model import check_runs_on, read_onnx
     from refiner_cli.core.model_io.zero_shot import NO_LABELS, zero_shot_model
     from refiner_cli.core.runtime.device import pick_device
     from refiner_cli.training.run_dir import is_run, model_folder
@@ -76,8 +75,7 @@ def open_model(path: Path, device: str, benchmark: Benchmark | None = None) -> t
     path = one_run(path)
     folder = None if is_zero_shot(path) else model_folder(path)
     if folder and is_onnx(folder):
-        if device not in {"auto", "cpu"}:
-            raise UsageError(f"An ONNX export runs on the CPU, not on {device}.")
+        check_runs_on(device, "auto")
         terminal.note("device cpu (an ONNX export)")
         return read_onnx(folder)
     chosen, reason = pick_device(device)
@@ -151,15 +149,12 @@ def is_zero_shot(path: Path) -> bool:
 
 def runtime_options(model: Model, precision: str, workers: int, batch: int = 1) -> RuntimeOptions:
     """How to run on the model's device, logging the reasons."""
-    from refiner_cli.core.model_io.onnx_model import OnnxModel
+    from refiner_cli.core.model_io.onnx_model import OnnxModel, check_runs_on
     from refiner_cli.core.runtime.device import RuntimeOptions, pick_precision
     from refiner_cli.core.runtime.loader import pick_num_workers
 
-    if isinstance(model, OnnxModel) and precision not in {"auto", "fp32"}:
-        raise UsageError(
-            f"An ONNX export computes as it was exported, not in {precision}.",
-            hint="Leave --precision out; 'refiner export --dtype int8' makes a faster one.",
-        )
+    if isinstance(model, OnnxModel):
+        check_runs_on("auto", precision)
     dtype, why = pick_precision(precision, model.device)
     count, because = pick_num_workers(workers, model.device)
     terminal.note(

@@ -84,6 +84,9 @@ def test_export_makes_a_model_of_it_that_still_needs_a_vocabulary(
     cli: Cli, small_demo: Path, words: tuple[Path, Path], tmp_path: Path
 ) -> None:
     assert cli("export", "tiny", tmp_path / "model").code == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Nothing was measured on a validation split." in card
+    assert "were not chosen on any image" in card
     photos, (states, objects) = small_demo / "images", words
     refused = cli("predict", tmp_path / "model", photos)
     assert refused.code == 2

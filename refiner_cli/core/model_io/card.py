@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from refiner_cli._version import __version__
 from refiner_cli.core.model_io.checkpoint import ModelInfo
 from refiner_cli.core.models.base import Model
-from refiner_cli.core.models.calibration import ChosenOn
+from refiner_cli.core.models.calibration import Calibration, ChosenOn
 from refiner_cli.core.towers import tiny
 from refiner_cli.core.towers.architectures import split_language
 from refiner_cli.core.towers.backbone import BackboneSpec
+from refiner_cli.data.labels import LabelSpace
 from refiner_cli.metric_names import HEADLINE_METRICS, format_metric
 
 UNKNOWN_LICENCE = "not known to refiner"
@@ -61,10 +62,10 @@ with CLIP's words ({alpha:g}) and shifted views ({views}) were {chosen}.
 
 
 CHOSEN: dict[ChosenOn, str] = {
-    "": "chosen on the validation split",
+    "": "stored with the model, which does not say on which images they were chosen",
     "validation": "chosen on the validation split",
     "cross-validation": "chosen by cross-validation of the training images",
-    "nothing": "not chosen on any image: they are the training's settings",
+    "nothing": "not chosen on any image: they are the training's settings, or those of the plain model",
 }
 
 
@@ -101,12 +102,14 @@ class CardFacts:
     evaluation: EvaluationFigures | None = None
     weights: str = ""  # a sentence on how the weights are stored
     kind: str = "safetensors"
+    space: LabelSpace | None = None  # what an export recognises, if that is not what the model was made for
     hashes: Mapping[str, str] | None = None  # SHA-256 by file
 
 
 def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
     """The card in Markdown."""
-    spec, space, chosen = model.backbone.spec, model.space, model.calibration
+    spec, space, chosen = model.backbone.spec, facts.space or model.space, model.calibration
+    how = CHOSEN["nothing" if chosen == Calibration() else chosen.chosen_on]
     rows = [f"| SHA-256 of {name} | {value} |" for name, value in (facts.hashes or {}).items()]
     return CARD.format(
         kind=facts.kind,
@@ -129,7 +132,7 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
         strength=chosen.hubness_strength,
         alpha=chosen.wise_ft_alpha,
         views=chosen.tta_shifts,
-        chosen=CHOSEN[chosen.chosen_on],
+        chosen=how,
         data_licence=facts.data_licence,
         backbone_licence=licence_of_backbone(spec),
         data_fingerprint=info.dataset_fingerprint or "none",
@@ -141,6 +144,8 @@ def model_card(model: Model, info: ModelInfo, facts: CardFacts) -> str:
 def figures_table(info: ModelInfo, evaluation: EvaluationFigures | None) -> str:
     """The figures of an evaluation with 95 % intervals, else those of validation."""
     head = f"| %s | {' | '.join(HEADLINE_METRICS)} |\n{'|---' * (len(HEADLINE_METRICS) + 1)}|"
+    if evaluation is None and not info.metrics:
+        return "Nothing was measured on a validation split."
     if evaluation is None:
         values = " | ".join(format_metric(info.metrics.get(name)) for name in HEADLINE_METRICS)
         return f"{head % 'validation, closed world'}\n| after step {info.step} | {values} |"

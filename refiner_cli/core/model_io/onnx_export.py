@@ -107,6 +107,7 @@ def export_onnx(
         facts = dataclasses.replace(
             facts,
             kind="onnx",
+            space=space,
             weights=f"{agreement_sentence(agreement)}\nThe weights of the image tower are {precision}.",
             hashes={
                 file.name: sha256(file)

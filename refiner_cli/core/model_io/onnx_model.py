@@ -129,6 +129,17 @@ class OnnxModel(Model):
             raise ModelFileError(f"The ONNX graph cannot be run ({first_line(error)}).") from None
 
 
+def check_runs_on(device: str, precision: str) -> None:
+    """Raise UsageError for a device or a precision that an export does not have."""
+    if device not in {"auto", "cpu"}:
+        raise UsageError(f"An ONNX export runs on the CPU, not on {device}.")
+    if precision not in {"auto", "fp32"}:
+        raise UsageError(
+            f"An ONNX export computes as it was exported, not in {precision}.",
+            hint="'refiner export --format onnx --dtype int8' makes a faster one.",
+        )
+
+
 def open_session(file: Path) -> Any:
     """A graph, ready to run on as many threads as PyTorch uses. Raises ModelFileError."""
     import onnxruntime

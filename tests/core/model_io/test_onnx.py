@@ -138,11 +138,19 @@ def test_a_backbone_with_own_words_is_exported_and_kept_to_them(
     cli: Cli, tmp_path: Path, small_demo: Path
 ) -> None:
     (tmp_path / "pairs.txt").write_text("sliced apple\nrotten pear\n")
-    made = cli("export", "tiny", tmp_path / "model", "--format", "onnx", "--pairs", tmp_path / "pairs.txt")
+    photo, *others = (small_demo / "images").rglob("*.jpg")
+    single = tmp_path / "single"  # one image to check with, and a graph for any number
+    single.mkdir()
+    shutil.copy(photo, single)
+    words = ["--pairs", tmp_path / "pairs.txt", "--check-images", single]
+    made = cli("export", "tiny", tmp_path / "model", "--format", "onnx", *words)
     assert made.code == 0, made.err
-    photo = next((small_demo / "images").rglob("*.jpg"))
-    row = json.loads(cli("-q", "predict", tmp_path / "model", photo, "--format", "jsonl").out)
-    assert {p["object"] for p in row["predictions"]} == {"apple", "pear"}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Recognises 2 states of 2 objects (2 known pairs, 0 of them seen in training)." in card
+    done = cli("-q", "predict", tmp_path / "model", photo, *others[:4], "--format", "jsonl")
+    assert len(done.out.splitlines()) == 5
+    for row in map(json.loads, done.out.splitlines()):
+        assert {p["object"] for p in row["predictions"]} == {"apple", "pear"}
     other = cli("predict", tmp_path / "model", photo, "--pairs", tmp_path / "pairs.txt", "--world", "closed")
     assert other.code == 0, other.err  # the same pairs
     (tmp_path / "more.txt").write_text("wet dog\n")
@@ -298,3 +306,6 @@ def test_python_loads_an_export(exported: Path, small_demo: Path) -> None:
     photo = next((small_demo / "images").rglob("*.jpg"))
     (made,) = refiner_cli.load(exported).predict([photo])
     assert made.compositions
+    for option in ({"device": "cuda"}, {"precision": "bf16"}):
+        with pytest.raises(UsageError):
+            refiner_cli.load(exported, **option)
