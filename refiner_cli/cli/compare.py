@@ -70,7 +70,7 @@ def compare(
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise UsageError("At least two different runs are needed for a comparison.")
     check_feasibility(feasibility, world)
-    models = [run for run in runs if run.suffix != SCORES]
+    models = [run for run in runs if not is_score_file(run)]
     if not models and (dataset or feasibility != "none"):
         raise UsageError(
             "--dataset and --feasibility need a model and cannot be used with score files alone."
@@ -78,7 +78,7 @@ def compare(
     if models and len(models) < len(runs) and world == "both":
         raise UsageError("A score file holds one world.", hint="Add --world closed or --world open.")
     trained = describe_runs(models)  # all of them, before any is evaluated
-    check_score_files([run for run in runs if run.suffix == SCORES])
+    check_score_files([run for run in runs if is_score_file(run)])
     place = dataset or (common_dataset(trained) if models else None)
     request = EvalRequest(
         place, split, tuple(worlds_of(world)), protocol, (1,), bootstrap_samples, feasibility, None, device,
@@ -105,6 +105,11 @@ def compare(
         terminal.data(comparison_text(comparison, output_format, origin).rstrip("\n"))
 
 
+def is_score_file(run: Path) -> bool:
+    """Whether a side of a comparison is a file of scores."""
+    return run.suffix.lower() == SCORES
+
+
 def runs_of(given: Path) -> list[Path]:
     """What one argument stands for: the finished runs of a folder of seeds, or itself."""
     from refiner_cli.training.seeds import SeedRuns, is_seeds
@@ -127,7 +132,7 @@ def evaluate_side(request: EvalRequest, run: Path, *, mixed: bool) -> EvaluatedR
     from refiner_cli.evaluation.evaluate import SCORES_WORLD, evaluate_score_file
     from refiner_cli.training.run_dir import Run, is_run
 
-    if run.suffix == SCORES:
+    if is_score_file(run):
         name = request.worlds[0] if mixed else SCORES_WORLD
         with terminal.progress(str(run)) as progress:
             result = evaluate_score_file(run, eval_options(request), progress, world_name=name)

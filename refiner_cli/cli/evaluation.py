@@ -210,4 +210,4 @@ def show_confidence(result: Result) -> None:
         if measured := world.measured.confidence:
             terminal.table(calibration_error_table(f"Calibration error, {name} world, points", measured))
             if measured.confidence.promises:
-                terminal.table(threshold_table(f"Verdicts, {name} world", result.split, measured))
+                terminal.table(threshold_table(f"Verdicts, {name} world", result, measured))

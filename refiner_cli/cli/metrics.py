@@ -119,9 +119,12 @@ def calibration_error_table(title: str, measured: MeasuredConfidence) -> Table:
     return table
 
 
-def threshold_table(title: str, split: str, measured: MeasuredConfidence) -> Table:
+def threshold_table(title: str, result: Result, measured: MeasuredConfidence) -> Table:
     """For some promised precisions: from which probability on, coverage and precision."""
-    columns = ("probability", "val coverage", "precision", f"{split} coverage", "precision", "95 % interval")
+    found_on, split = result.calibration_images, result.split
+    columns = (
+        "probability", f"{found_on} coverage", "precision", f"{split} coverage", "precision", "95 % interval",
+    )  # fmt: skip
     table = new_table(title, "promised", *columns)
     for kept in measured.kept:
         if kept.precision in SHOWN_PROMISES:

@@ -127,7 +127,13 @@ class Result:
     images: Sequence[str]
     bootstrap_samples: int
     seed: int
-    calibration: Calibration | None = None  # fitted on validation in training; None for a score file
+    calibration: Calibration | None = None  # fitted after training; None for a score file
+
+    @property
+    def calibration_images(self) -> str:
+        """Which images the thresholds were found on, as a heading says it."""
+        crossed = self.calibration is not None and self.calibration.chosen_on == "cross-validation"
+        return "cross-validation" if crossed else "val"
 
     def to_json(self) -> dict[str, Any]:
         return {

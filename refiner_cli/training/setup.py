@@ -102,7 +102,7 @@ def describe_ranks(ranks: DistributedContext, device: torch.device, batch: int) 
     shared = f"{ranks.world_size} processes, {batch} images per step shared between them"
     if device.type == "cuda" or ranks.local_size == 1:
         return shared
-    return f"{shared}, and the free memory of this machine between its {ranks.local_size}"
+    return f"{shared}; {ranks.local_size} share the free memory of this machine"
 
 
 def build_trainer(

@@ -99,6 +99,7 @@ def write_report(
             chart for name, world in result.worlds.items() if (chart := feasibility_chart(name, world))
         ],
         split=result.split,
+        calibration_images=result.calibration_images,
         reliability=list(reliability_charts(result)),
         calibration_errors=[
             (f"{name} world, {level}", [(f"{before:.1f}", ""), (f"{after:.1f}", "")])

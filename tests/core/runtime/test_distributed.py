@@ -74,7 +74,7 @@ def test_two_processes_with_half_the_batch_equal_one(cli: Cli, small_demo: Path,
     said = [process.communicate() for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     assert said[1] == ("", "")  # the first process alone speaks
-    assert "between them, and the free memory of this machine between its 2" in said[0][1]
+    assert "shared between them; 2 share the free memory of this machine" in said[0][1]
     ours, theirs = (
         load_file(tmp_path / name / "checkpoints" / "step-00000020" / "model.safetensors")
         for name in ("one", "two")

@@ -63,6 +63,13 @@ def test_the_page_shows_what_eval_prints(cli: Cli, small_run: Path, page: Path) 
     assert text.count('<div class="photos"><img') == 2 * 12
 
 
+def test_thresholds_are_headed_by_the_images_they_were_found_on(tmp_path: Path, page: Path) -> None:
+    assert "<th>val coverage</th>" in page.read_text("utf-8")
+    result = evaluate_score_file(saved(tmp_path), EvalOptions(bootstrap_samples=2))
+    crossed = dataclasses.replace(result, calibration=Calibration(chosen_on="cross-validation"))
+    assert (result.calibration_images, crossed.calibration_images) == ("val", "cross-validation")
+
+
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     states = np.array(["<script>alert(1)</script>", "a&b", '"c"'])
     result = evaluate_score_file(saved(tmp_path, states=states), EvalOptions(bootstrap_samples=2))
