@@ -34,6 +34,7 @@ from refiner_cli.core.model_io.hub import hub_model
 from refiner_cli.core.towers.architectures import HF_HUB, similar_backbones
 from refiner_cli.data.benchmark import SPLIT_FOLDER
 from refiner_cli.errors import ConfigError, ModelFileError, UsageError
+from refiner_cli.evaluation.feasibility.fit import FIT_FILE
 from refiner_cli.files import atomic_file, write_json
 from refiner_cli.inference.labelled_index import LABELS
 from refiner_cli.printable import quoted
@@ -194,8 +195,9 @@ class Run:
         self.stored.discard_after(step)
 
     def forget_calibration(self) -> None:
-        """Remove the record of a calibration: training goes on."""
-        (self.folder / CALIBRATION).unlink(missing_ok=True)
+        """Remove the record of a calibration, and of what was chosen with it: another one follows."""
+        for name in (CALIBRATION, FIT_FILE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Remove what killed processes left while writing. Call it while holding the run."""

@@ -35,8 +35,10 @@ def test_a_finished_run_is_calibrated_again(cli: Cli, run: Path, tmp_path: Path)
     kept = {
         name: (model_folder(run) / name).read_bytes() for name in ("training.json", "training.safetensors")
     }
+    (run / "feasibility.json").write_text("{}")
     done = cli("-q", "calibrate", run, *ONE_VIEW, "--set", "calibration.hubness_strength=[1.0]", "--json")
     assert done.code == 0, done.err
+    assert not (run / "feasibility.json").exists()  # chosen with the scores before
     found, stored = done.json, read_config(model_folder(run))
     assert found["schema"] == "refiner.calibrate/1"
     assert before["calibration"]["hubness_strength"] == 0.5
