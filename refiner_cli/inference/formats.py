@@ -194,14 +194,15 @@ class ParquetFormat(RowFormat):
             ]
         )
         stream = map(flatten_row, rows)
-        with parquet.ParquetWriter(file, schema) as writer:
+        # pyarrow opens no path that is not UTF-8.
+        with file.open("wb") as target, parquet.ParquetWriter(target, schema) as writer:
             while group := list(islice(stream, ROW_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, schema))
 
     def read(self, file: Path) -> Iterator[RowDict]:
         from pyarrow import parquet
 
-        with parquet.ParquetFile(file) as table:
+        with file.open("rb") as source, parquet.ParquetFile(source) as table:
             for batch in table.iter_batches(ROW_GROUP):
                 yield from map(nest_row, batch.to_pylist())
 

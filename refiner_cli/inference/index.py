@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from refiner_cli.core.model_io.tensor_files import save_tensors
+from refiner_cli.core.model_io.tensor_files import load_tensors_from, save_tensors
 from refiner_cli.core.models.base import ImageVectors
 from refiner_cli.errors import ModelFileError, UsageError
 from refiner_cli.files import atomic_file, reason_of, write_json
@@ -206,7 +206,9 @@ class Index:
         with atomic_file(self._file(part, "safetensors")) as file:
             save_tensors(half, file)
         with atomic_file(self._file(part, "parquet")) as file:
-            pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], COLUMNS), file)
+            table = pa.Table.from_pylist([asdict(row) for row in rows], COLUMNS)
+            with file.open("wb") as stream:  # pyarrow opens no path that is not UTF-8
+                pq.write_table(table, stream)
 
     def rows(self, part: PartInfo, places: Sequence[int] | None = None) -> list[IndexRow]:
         """The images of a part, or some. Raises ModelFileError if its table is missing or torn."""
@@ -228,7 +230,8 @@ class Index:
     def _table(self, part: PartInfo, *columns: str) -> pa.Table:
         file = self._file(part, "parquet")
         try:
-            found = pq.read_table(file, schema=COLUMNS, columns=list(columns) or None)
+            with file.open("rb") as stream:
+                found = pq.read_table(stream, schema=COLUMNS, columns=list(columns) or None)
         except FileNotFoundError:
             raise self._missing(file) from None
         except (OSError, pa.ArrowException, TypeError) as error:
@@ -244,18 +247,14 @@ class Index:
         return found
 
     def vectors(self, part: PartInfo) -> ImageVectors:
-        """The vectors of a part, float16, memory-mapped.
-
-        Raises:
-            ModelFileError: they are missing or torn.
-        """
+        """The vectors of a part, float16, memory-mapped. Raises ModelFileError if missing or torn."""
         file = self._file(part, "safetensors")
         try:
-            with safe_open(file, "pt") as stream:
-                found = {role: stream.get_tensor(role) for role in self.info.roles}
+            stored = load_tensors_from(file)
+            found = {role: stored[role] for role in self.info.roles}
         except FileNotFoundError:
             raise self._missing(file) from None
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, KeyError) as error:
             raise ModelFileError(
                 f"The vectors {file} are damaged or cut short ({error}).", hint=self._advice()
             ) from None

@@ -6,11 +6,13 @@ import json
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import refiner_cli
+from refiner_cli.inference.formats import read_rows
 from refiner_cli.inference.index import Index
 from tests.conftest import Cli, parse_rows
 from tests.inference.check_index_kills import ORPHAN, compare_killed, contents
@@ -66,6 +68,19 @@ def test_an_index_stays_the_models_when_that_is_calibrated_again(
     for command in (["search", index, "apple"], ["suggest", index],
                     ["index", run, photos, *some, "-o", index]):  # fmt: skip
         assert cli("-q", *command).code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take only Unicode names")
+def test_a_folder_whose_name_is_not_utf8_holds_an_index_and_rows(
+    cli: Cli, small_export: Path, photos: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    index, rows = place / "index", place / "rows.parquet"
+    for _ in range(2):  # the second reads what the first wrote
+        assert cli("-q", "index", small_export, photos, "-o", index).code == 0
+        assert cli("-q", "predict", small_export, index, "-o", rows).code == 0
+    assert [row["path"] for row in read_rows(rows)] == sorted(photo.name for photo in photos.iterdir())
 
 
 def test_the_same_command_brings_an_index_up_to_date(
