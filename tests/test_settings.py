@@ -65,16 +65,19 @@ def test_a_bad_setting_is_named_with_its_source(assignment: str, says: str) -> N
 
 
 def test_settings_that_exclude_each_other_are_named_with_their_sources() -> None:
-    recipe = ("some.toml", {"train": {"val_per_epoch": 3, "epochs": 2}})
+    file = ("some.toml", {"train": {"val_per_epoch": 3, "epochs": 2}})
     with pytest.raises(OptionError) as raised:
-        resolve([from_assignments(["train.eval_every=2"])], recipe)
+        resolve([file, from_assignments(["train.eval_every=2"])])
     assert str(raised.value) == (
         "--set: train.val_per_epoch above 1 needs train.eval_every=1; "
         "train.val_per_epoch is 3 (some.toml), train.eval_every is 2 (--set)."
     )
     with pytest.raises(ConfigError, match=r"^environment: train\.val_per_epoch") as raised:
-        resolve([from_environment({"REFINER_TRAIN__EVAL_EVERY": "2"})], recipe)
+        resolve([file, from_environment({"REFINER_TRAIN__EVAL_EVERY": "2"})])
     assert raised.value.exit_code == 3
+    # A recipe gives way: nobody chose its value.
+    train = resolve([from_assignments(["train.eval_every=2"])], file).train
+    assert (train.eval_every, train.val_per_epoch, train.epochs) == (2, 1, 2)
 
 
 def some_values(annotation: Any, dice: random.Random) -> Iterator[Any]:

@@ -42,7 +42,8 @@ class FakeModel:
         self.weight = torch.nn.Parameter(torch.zeros(4, 4))
         self.config = method_section("clip")()
         spec = BackboneSpec("tiny", "built-in", tiny_config(), preprocess_config(tiny_config(), {}))
-        self.backbone = SimpleNamespace(spec=spec, fingerprint=lambda: "0" * 16)
+        prints = dict.fromkeys(("fingerprint", "fingerprint_by_name"), lambda: "0" * 16)
+        self.backbone = SimpleNamespace(spec=spec, **prints)
         self.space, self.calibration = SPACE, Calibration()
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
