@@ -11,6 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
 from typing import TypeVar
 
+from refiner_cli.machine import semaphores_work
+
 WorkItem = TypeVar("WorkItem")
 WorkResult = TypeVar("WorkResult")
 
@@ -27,7 +29,8 @@ def init_worker() -> None:
 def in_processes(
     work: Callable[[WorkItem], WorkResult], items: Iterable[WorkItem], workers: int, *, chunk: int = 1
 ) -> Generator[WorkResult, None, None]:
-    """``work`` on every item, in their order; with less than two ``workers`` in this process.
+    """``work`` on every item, in their order; in this process with less than two ``workers``, or where no
+    others can start.
 
     Args:
         chunk: items that a process is given at once.
@@ -35,7 +38,7 @@ def in_processes(
     Raises:
         BrokenExecutor: a process died.
     """
-    if workers < 2:
+    if workers < 2 or not semaphores_work():
         yield from map(work, items)
         return
     spawn = multiprocessing.get_context("spawn")

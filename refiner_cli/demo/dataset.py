@@ -27,7 +27,7 @@ from refiner_cli.demo import scenes
 from refiner_cli.demo.vocabulary import demo_split, feasible
 from refiner_cli.errors import RefinerError
 from refiner_cli.files import atomic_folder
-from refiner_cli.machine import cores, semaphores_work
+from refiner_cli.machine import cores
 
 JPEG_QUALITY = 92
 WORTH_A_PROCESS = 256  # images that take longer to draw than a process takes to start
@@ -67,7 +67,7 @@ def scene_of(task: DrawTask) -> scenes.Scene:
 
 def draw_all(tasks: Sequence[DrawTask]) -> None:
     """Draw many images, on all cores. Raises RefinerError if a process dies."""
-    workers = min(cores(), len(tasks) // WORTH_A_PROCESS) if semaphores_work() else 1
+    workers = min(cores(), len(tasks) // WORTH_A_PROCESS)
     try:
         for _ in in_processes(draw, tasks, workers, chunk=16):
             pass

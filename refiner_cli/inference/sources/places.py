@@ -7,10 +7,9 @@ starts with its place, so that no two images share one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -156,24 +155,22 @@ class Places:
 
     def locate(self, names: Sequence[str]) -> Iterator[ImageFile]:
         """The images that go by some names, in that order; without content where it cannot be read again."""
-        images: Callable[[], Iterator[ImageFile]] = self.images
+        images = self.images()
         if all(source.folder or not source.is_container for source in self.sources):
-            located = partial(located_images, self.noted())
+            # Their places say where they lie, without another pass over them.
+            noted = self.noted()
+            complete = dict.fromkeys(map(cropped_name, names)) if self.boxes else names
+            images = (image_at(noted.locate(name), name) for name in complete)
             if not self.boxes:
-                yield from located(names)
+                yield from images
                 return
-            images = partial(self.boxes.crops, located(dict.fromkeys(map(cropped_name, names))))
+            images = self.boxes.crops(images)
         wanted = set(names)
         again = Failed("it can only be read together with its archive")
         found = {image.name: replace(image, content=again) if isinstance(image.content, Loaded) else image
-                 for image in images() if image.name in wanted}  # fmt: skip
+                 for image in images if image.name in wanted}  # fmt: skip
         lost = Failed("its source does not have it any more")
         yield from (found.get(name) or ImageFile(Path(name), name, lost) for name in names)
-
-
-def located_images(noted: NotedPlaces, names: Iterable[str]) -> Iterator[ImageFile]:
-    """The images of some names, without another pass over their places."""
-    return (image_at(noted.locate(name), name) for name in names)
 
 
 def find_places(
